@@ -1,0 +1,257 @@
+//! The DNS over the network: hickory-resolver with our cache bounds, and its errors told apart.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
+use hickory_resolver::lookup::Lookup;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::proto::rr::{Name, RData, RecordType};
+
+use crate::{AddressAnswer, Error, MxAnswer, interleave};
+
+/// An answer is kept at least this long, whatever its time to live: a zone with TTL 0 would else be asked for every item.
+pub const POSITIVE_TTL_MIN: Duration = Duration::from_secs(5);
+/// An answer is kept at most this long: a moved mail host is found within the hour.
+pub const POSITIVE_TTL_MAX: Duration = Duration::from_secs(3600);
+/// "No such name" is kept at least this long, so that a dead domain's mail does not ask at every item.
+pub const NEGATIVE_TTL_MIN: Duration = Duration::from_secs(5);
+/// "No such name" is kept at most this long: mail bounces on it, and a new domain must not wait.
+pub const NEGATIVE_TTL_MAX: Duration = Duration::from_secs(300);
+/// Answers in the cache: MX and both address families of about ten thousand domains.
+pub const CACHE_ENTRIES_MAX: u64 = 32 * 1024;
+/// One question to one server; two attempts, so a lookup takes at most some ten seconds.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(4);
+/// Attempts for one question.
+const QUERY_ATTEMPTS: usize = 2;
+
+pub(crate) struct Network {
+    resolver: TokioResolver,
+}
+
+impl std::fmt::Debug for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Network")
+    }
+}
+
+impl Network {
+    pub(crate) fn system() -> Result<Network, Error> {
+        let builder = TokioResolver::builder_tokio().map_err(|e| Error::System(e.to_string()))?;
+        Network::build(builder)
+    }
+
+    pub(crate) fn with_name_servers(servers: &[SocketAddr]) -> Result<Network, Error> {
+        if servers.is_empty() {
+            return Err(Error::Build("no name server was given".into()));
+        }
+        let servers = servers.iter().map(|server| {
+            let connections =
+                [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
+                    connection.port = server.port();
+                    connection
+                });
+            NameServerConfig::new(server.ip(), true, connections.into())
+        });
+        let config = ResolverConfig::from_name_servers(servers.collect());
+        Network::build(TokioResolver::builder_with_config(
+            config,
+            TokioRuntimeProvider::default(),
+        ))
+    }
+
+    fn build(
+        mut builder: hickory_resolver::ResolverBuilder<TokioRuntimeProvider>,
+    ) -> Result<Network, Error> {
+        let options = builder.options_mut();
+        options.timeout = QUERY_TIMEOUT;
+        options.attempts = QUERY_ATTEMPTS;
+        options.edns0 = true;
+        options.try_tcp_on_error = true;
+        options.cache_size = CACHE_ENTRIES_MAX;
+        options.positive_min_ttl = Some(POSITIVE_TTL_MIN);
+        options.positive_max_ttl = Some(POSITIVE_TTL_MAX);
+        options.negative_min_ttl = Some(NEGATIVE_TTL_MIN);
+        options.negative_max_ttl = Some(NEGATIVE_TTL_MAX);
+        let resolver = builder.build().map_err(|e| Error::Build(e.to_string()))?;
+        Ok(Network { resolver })
+    }
+
+    pub(crate) async fn mx(&self, domain: &str) -> MxAnswer {
+        match self.lookup(domain, RecordType::MX).await {
+            Ok(lookup) => {
+                MxAnswer::of_records(lookup.answers().iter().filter_map(
+                    |record| match &record.data {
+                        RData::MX(mx) => Some((mx.preference, mx.exchange.to_ascii())),
+                        _ => None,
+                    },
+                ))
+            }
+            Err(Missing::Records) => MxAnswer::NoMx,
+            Err(Missing::Name) => MxAnswer::NoDomain,
+            Err(Missing::Answer(why)) => MxAnswer::TempFail(format!("MX of {domain}: {why}")),
+        }
+    }
+
+    pub(crate) async fn addresses(&self, host: &str) -> AddressAnswer {
+        let (v4, v6) = tokio::join!(
+            self.lookup(host, RecordType::A),
+            self.lookup(host, RecordType::AAAA)
+        );
+        answer_of(
+            host,
+            v4.map(|found| addresses_in(&found)),
+            v6.map(|found| addresses_in(&found)),
+        )
+    }
+
+    async fn lookup(&self, name: &str, kind: RecordType) -> Result<Lookup, Missing> {
+        let mut name = Name::from_ascii(name).map_err(|_| Missing::Name)?;
+        // Complete, so that resolv.conf's search list is never tried: example.com.cluster.local is another domain.
+        name.set_fqdn(true);
+        self.resolver
+            .lookup(name, kind)
+            .await
+            .map_err(|e| missing(&e))
+    }
+}
+
+/// Why there is no record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Missing {
+    Records,
+    Name,
+    Answer(String),
+}
+
+/// Only an answer that says so is taken for "does not exist"; everything else is no answer.
+fn missing(error: &NetError) -> Missing {
+    match error {
+        NetError::Dns(DnsError::NoRecordsFound(none)) => match none.response_code {
+            ResponseCode::NXDomain => Missing::Name,
+            ResponseCode::NoError => Missing::Records,
+            other => Missing::Answer(format!("the server answered {other}")),
+        },
+        other => Missing::Answer(other.to_string()),
+    }
+}
+
+fn addresses_in(lookup: &Lookup) -> Vec<IpAddr> {
+    let address = |data: &RData| match data {
+        RData::A(a) => Some(IpAddr::V4(a.0)),
+        RData::AAAA(a) => Some(IpAddr::V6(a.0)),
+        _ => None,
+    };
+    lookup
+        .answers()
+        .iter()
+        .filter_map(|record| address(&record.data))
+        .collect()
+}
+
+/// One family's failure does not hide the other's addresses; without any, a failure outweighs "there is none".
+fn answer_of(
+    host: &str,
+    v4: Result<Vec<IpAddr>, Missing>,
+    v6: Result<Vec<IpAddr>, Missing>,
+) -> AddressAnswer {
+    let found = interleave(
+        v4.clone().unwrap_or_default(),
+        v6.clone().unwrap_or_default(),
+    );
+    if !found.is_empty() {
+        return AddressAnswer::Found(found);
+    }
+    match (v4, v6) {
+        (Err(Missing::Answer(why)), _) | (_, Err(Missing::Answer(why))) => {
+            AddressAnswer::TempFail(format!("addresses of {host}: {why}"))
+        }
+        (Err(Missing::Name), Err(Missing::Name)) => AddressAnswer::NoDomain,
+        _ => AddressAnswer::NoAddress,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use tokio::net::UdpSocket;
+
+    /// A name server that answers every question with one response code and no record, in the twelve octets of a
+    /// header and the question as asked.
+    async fn server(rcode: u8) -> SocketAddr {
+        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.expect("loopback"));
+        let address = socket.local_addr().expect("bound");
+        tokio::spawn(async move {
+            let mut packet = [0u8; 1500];
+            while let Ok((len, from)) = socket.recv_from(&mut packet).await {
+                // The question ends before the OPT record: name, type, class.
+                let name = packet[12..len]
+                    .iter()
+                    .position(|octet| *octet == 0)
+                    .expect("a name's end")
+                    + 13;
+                let mut answer = packet[..name + 4].to_vec();
+                answer[2] = 0x81;
+                answer[3] = 0x80 | rcode;
+                answer[6..12].fill(0);
+                socket.send_to(&answer, from).await.expect("sent");
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn servfail_is_never_taken_for_nxdomain() {
+        const NOERROR: u8 = 0;
+        const SERVFAIL: u8 = 2;
+        const NXDOMAIN: u8 = 3;
+        const REFUSED: u8 = 5;
+        for (code, expected) in [
+            (NOERROR, "none"),
+            (SERVFAIL, "temp"),
+            (NXDOMAIN, "gone"),
+            (REFUSED, "temp"),
+        ] {
+            let resolver = Network::with_name_servers(&[server(code).await]).expect("a resolver");
+            let mx = match resolver.mx("example.test").await {
+                MxAnswer::NoMx => "none",
+                MxAnswer::NoDomain => "gone",
+                MxAnswer::TempFail(_) => "temp",
+                other => panic!("unexpected {other:?}"),
+            };
+            let addresses = match resolver.addresses("example.test").await {
+                AddressAnswer::NoAddress => "none",
+                AddressAnswer::NoDomain => "gone",
+                AddressAnswer::TempFail(_) => "temp",
+                other => panic!("unexpected {other:?}"),
+            };
+            assert_eq!((mx, addresses), (expected, expected), "rcode {code}");
+        }
+    }
+
+    #[test]
+    fn one_family_is_enough_and_a_failure_outweighs_absence() {
+        let ip: IpAddr = "192.0.2.1".parse().expect("an address");
+        let broken = || Err(Missing::Answer("timeout".into()));
+        assert_eq!(
+            answer_of("h", Ok(vec![ip]), broken()),
+            AddressAnswer::Found(vec![ip])
+        );
+        assert!(matches!(
+            answer_of("h", Err(Missing::Records), broken()),
+            AddressAnswer::TempFail(_)
+        ));
+        assert_eq!(
+            answer_of("h", Err(Missing::Name), Err(Missing::Name)),
+            AddressAnswer::NoDomain
+        );
+        assert_eq!(
+            answer_of("h", Err(Missing::Records), Err(Missing::Records)),
+            AddressAnswer::NoAddress
+        );
+    }
+}
