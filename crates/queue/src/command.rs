@@ -221,7 +221,8 @@ pub struct SettleItem {
     pub token: Token,
     /// Its lease session.
     pub session: LeaseSessionId,
-    /// Handed back unattempted: due at once, counts nothing.
+    /// Handed back unattempted: due at once, counts nothing. With `retry` it was denied (the node says that it does not
+    /// hold it): counts as a lost attempt, as in [`Command::ExpireSession`].
     pub release: bool,
     /// One a recipient that was tried.
     pub results: Vec<RecipientResult>,

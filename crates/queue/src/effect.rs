@@ -54,7 +54,8 @@ pub enum Effect {
         /// When it may be granted.
         due: Timestamp,
     },
-    /// An item that was Waiting is not any more (granted, held, dropped, expired, settled by a late success).
+    /// An item that was Waiting is not any more (held, dropped, expired, settled by a late success, due at another
+    /// time). A grant says so by [`Effect::Granted`] alone.
     LeftWaiting {
         /// Which.
         item: ItemId,
@@ -97,7 +98,15 @@ pub enum Effect {
         /// The node's name.
         node: Arc<str>,
         /// Items that it holds from before (past the final dot), with their new tokens.
-        kept: Vec<(ItemId, Token)>,
+        kept: Vec<KeptItem>,
+    },
+    /// A grant of a window that came to nothing: the item is not Waiting, not due, or the lease session is gone. Where
+    /// the item still waits, [`Effect::Waiting`] follows.
+    GrantSkipped {
+        /// Which.
+        item: ItemId,
+        /// To whom it was to go.
+        session: LeaseSessionId,
     },
     /// A lease session is gone.
     SessionEnded {
@@ -139,6 +148,19 @@ pub enum Effect {
         /// `stale success`, `ambiguous`, `lost attempt`.
         why: &'static str,
     },
+}
+
+/// An item that a delivery node keeps over its own restart.
+#[derive(Clone, PartialEq, Debug)]
+pub struct KeptItem {
+    /// Which.
+    pub item: ItemId,
+    /// Its new fencing number.
+    pub token: Token,
+    /// When the leader asks `still working?`.
+    pub deadline: Timestamp,
+    /// Where it goes.
+    pub destination: Destination,
 }
 
 /// The answer to a settle.

@@ -53,6 +53,8 @@ pub struct Message {
     pub items_left: u32,
     /// A report is never reported on.
     pub is_report: bool,
+    /// The worst end of its items so far.
+    pub ending: Ending,
     /// Who brought it.
     pub origin: Arc<Origin>,
     /// W3C traceparent.
@@ -80,7 +82,7 @@ pub struct Item {
     pub recipients_left: u32,
     /// The sender was told of the delay.
     pub notice_sent: bool,
-    /// The key of its row in `timers`: the next of notice and expiry.
+    /// The next of notice and expiry: the key of its row in `timers` while it is Waiting.
     pub timer: Timestamp,
     /// The last deferral, for people; at most [`crate::RESULT_TEXT_MAX`] octets.
     pub reason: Arc<str>,
@@ -199,7 +201,29 @@ pub struct Finished {
     /// Cluster time at which it is forgotten.
     pub forget: Timestamp,
     /// How it ended, for people.
-    pub outcome: Arc<str>,
+    pub ending: Ending,
+}
+
+/// How a message ended: the worst end of its recipients.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub enum Ending {
+    /// Every recipient was delivered.
+    #[default]
+    Delivered,
+    /// A recipient failed; a report was written if there was somebody to report to.
+    Failed,
+    /// A person deleted it.
+    Dropped,
+}
+
+/// Key of `forgets`: rows of `finished` that the sweep in order of ULIDs does not find in time, because the message
+/// is much younger than its ULID (a big one that came in slowly). Few.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct ForgetKey {
+    /// Cluster time.
+    pub at: Timestamp,
+    /// Which.
+    pub message: Ulid,
 }
 
 /// A big message that is still coming in.
@@ -213,7 +237,8 @@ pub struct Upload {
     pub last: Timestamp,
 }
 
-/// Key of `timers`: the next of notice and expiry of an item.
+/// Key of `timers`: the next of notice and expiry of an item. Only a Waiting item has a row: a Leased one expires at its
+/// next settle and a Held one not at all, so that none of them stands in the way of the leader's scan.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct TimerKey {
     /// Cluster time.
@@ -223,7 +248,7 @@ pub struct TimerKey {
 }
 
 /// One row a shard.
-#[derive(Clone, PartialEq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct ShardState {
     /// The highest cluster time applied.
     pub time: Timestamp,
@@ -233,6 +258,18 @@ pub struct ShardState {
     pub bytes: u64,
     /// Octets of uploads.
     pub upload_bytes: u64,
+    /// Items Waiting.
+    pub waiting: u64,
+    /// Items Leased.
+    pub leased: u64,
+    /// Items Held.
+    pub held: u64,
+    /// Where the sweep of `finished` goes on: no row below this ULID is its business.
+    pub sweep_from: Ulid,
+    /// Cluster time before which the sweep of `finished` finds nothing.
+    pub sweep_at: Timestamp,
+    /// Where the sweep of `forgets` goes on.
+    pub forget_from: Timestamp,
 }
 
 /// Key of a message's rows; here for symmetry of the tables.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use mail::{Destination, Ulid};
 
 use crate::{
-    DestinationCounts, DueKey, Finished, InFlight, Item, ItemId, LeaseSession, LeaseSessionId, Message, Recipient,
-    RecipientId, ShardState, TimerKey, Upload,
+    DestinationCounts, DueKey, Finished, ForgetKey, InFlight, Item, ItemId, LeaseSession,
+    LeaseSessionId, Message, Recipient, RecipientId, ShardState, TimerKey, Upload,
 };
 
 /// An ordered table. Rows are shared, never changed in place.
@@ -44,11 +44,13 @@ pub trait Rows {
     fn destinations(&mut self) -> &mut dyn Table<Destination, DestinationCounts>;
     /// Finished messages that are remembered.
     fn finished(&mut self) -> &mut dyn Table<Ulid, Finished>;
+    /// When some of `finished` are forgotten (see [`ForgetKey`]).
+    fn forgets(&mut self) -> &mut dyn Table<ForgetKey, ()>;
     /// Big messages that are coming in.
     fn uploads(&mut self) -> &mut dyn Table<Ulid, Upload>;
     /// Lease sessions that live.
     fn sessions(&mut self) -> &mut dyn Table<LeaseSessionId, LeaseSession>;
-    /// The next notice or expiry of each item.
+    /// The next notice or expiry of each Waiting item.
     fn timers(&mut self) -> &mut dyn Table<TimerKey, ()>;
 }
 
@@ -68,7 +70,10 @@ impl<K: Ord + Clone, V> Table<K, V> for BTreeMap<K, Arc<V>> {
     fn range(&self, from: Option<&K>, limit: usize) -> Vec<(K, Arc<V>)> {
         let copy = |(k, v): (&K, &Arc<V>)| (k.clone(), v.clone());
         match from {
-            Some(from) => BTreeMap::range(self, from..).take(limit).map(copy).collect(),
+            Some(from) => BTreeMap::range(self, from..)
+                .take(limit)
+                .map(copy)
+                .collect(),
             None => self.iter().take(limit).map(copy).collect(),
         }
     }
@@ -86,6 +91,7 @@ pub struct MemoryRows {
     held: BTreeMap<ItemId, Arc<()>>,
     destinations: BTreeMap<Destination, Arc<DestinationCounts>>,
     finished: BTreeMap<Ulid, Arc<Finished>>,
+    forgets: BTreeMap<ForgetKey, Arc<()>>,
     uploads: BTreeMap<Ulid, Arc<Upload>>,
     sessions: BTreeMap<LeaseSessionId, Arc<LeaseSession>>,
     timers: BTreeMap<TimerKey, Arc<()>>,
@@ -93,7 +99,7 @@ pub struct MemoryRows {
 
 impl Rows for MemoryRows {
     fn shard(&self) -> ShardState {
-        self.shard.clone()
+        self.shard
     }
     fn set_shard(&mut self, state: ShardState) {
         self.shard = state;
@@ -121,6 +127,9 @@ impl Rows for MemoryRows {
     }
     fn finished(&mut self) -> &mut dyn Table<Ulid, Finished> {
         &mut self.finished
+    }
+    fn forgets(&mut self) -> &mut dyn Table<ForgetKey, ()> {
+        &mut self.forgets
     }
     fn uploads(&mut self) -> &mut dyn Table<Ulid, Upload> {
         &mut self.uploads
