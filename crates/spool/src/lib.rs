@@ -1,1 +1,4 @@
 //! spool
+
+pub mod identity;
+pub mod log;
