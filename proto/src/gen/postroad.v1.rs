@@ -803,10 +803,13 @@ pub struct FetchRequest {
     #[prost(uint32, tag = "4")]
     pub length: u32,
 }
+/// Empty data without not_leader: the body is gone.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FetchResponse {
     #[prost(bytes = "bytes", tag = "1")]
     pub data: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "2")]
+    pub not_leader: ::core::option::Option<NotLeader>,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
