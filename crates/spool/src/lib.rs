@@ -2,3 +2,6 @@
 
 pub mod identity;
 pub mod log;
+pub mod node;
+pub mod storage;
+pub mod trace;
