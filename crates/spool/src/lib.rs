@@ -5,3 +5,4 @@ pub mod log;
 pub mod node;
 pub mod storage;
 pub mod trace;
+pub mod wire;
