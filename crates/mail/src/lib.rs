@@ -11,9 +11,13 @@ mod address;
 pub mod code;
 mod digest;
 mod domain;
+pub mod dsn;
 mod envelope;
+pub mod header;
 pub mod limits;
 mod reply;
+pub mod time;
+pub mod trace;
 
 pub use address::{AddressError, Mailbox, ReversePath};
 pub use digest::{Digest, Digester};

@@ -1,0 +1,230 @@
+//! Header scanning while the content streams: the block's length, `Received` fields, a few values. No MIME tree.
+
+use memchr::memchr;
+
+use crate::limits::{FIELD_BYTES_MAX, HEADER_BYTES_MAX, MESSAGE_ID_BYTES_MAX};
+use crate::reply::cut;
+
+/// What a header block says.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct HeaderFacts {
+    /// Octets of the block with its empty line.
+    pub size: usize,
+    /// `Received` fields.
+    pub received: u32,
+    /// Value of the first Message-ID, at most [`MESSAGE_ID_BYTES_MAX`] octets.
+    pub message_id: Option<String>,
+    /// Value of the first From, unfolded.
+    pub from: Option<String>,
+    /// Value of the first Subject, unfolded.
+    pub subject: Option<String>,
+    /// There is a Date.
+    pub has_date: bool,
+    /// Octets above 127 stand in it.
+    pub eight_bit: bool,
+}
+
+/// Above [`HEADER_BYTES_MAX`] without an end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the header block is longer than {HEADER_BYTES_MAX} octets")]
+pub struct HeaderTooLarge;
+
+/// Takes content in pieces and looks at its header block only.
+#[derive(Clone, Debug, Default)]
+pub struct HeaderScanner {
+    facts: HeaderFacts,
+    /// The present line as far as it came, cut at [`FIELD_BYTES_MAX`].
+    line: Vec<u8>,
+    /// Octets of the present line, uncut.
+    line_bytes: usize,
+    /// The value that continuation lines belong to.
+    open: Option<Field>,
+    done: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Field {
+    MessageId,
+    From,
+    Subject,
+}
+
+impl HeaderScanner {
+    /// Takes the next piece of content.
+    pub fn push(&mut self, mut piece: &[u8]) -> Result<(), HeaderTooLarge> {
+        while !self.done && !piece.is_empty() {
+            let end = memchr(b'\n', piece).map(|at| at + 1);
+            let part = &piece[..end.unwrap_or(piece.len())];
+            if end.is_some() && self.line_bytes == 0 {
+                self.line_bytes = part.len();
+                self.finish_line(&part[..part.len().min(FIELD_BYTES_MAX)]);
+            } else {
+                let room = FIELD_BYTES_MAX - self.line.len().min(FIELD_BYTES_MAX);
+                self.line.extend_from_slice(&part[..part.len().min(room)]);
+                self.line_bytes += part.len();
+                if end.is_some() {
+                    let line = std::mem::take(&mut self.line);
+                    self.finish_line(&line);
+                }
+            }
+            if !self.done && self.facts.size + self.line_bytes > HEADER_BYTES_MAX {
+                return Err(HeaderTooLarge);
+            }
+            piece = &piece[part.len()..];
+        }
+        Ok(())
+    }
+
+    /// `Received` fields so far.
+    pub fn received(&self) -> u32 {
+        self.facts.received
+    }
+
+    /// What was found; the block ends with the content if it did not end before.
+    pub fn finish(mut self) -> HeaderFacts {
+        if !self.done && self.line_bytes > 0 {
+            let line = std::mem::take(&mut self.line);
+            self.finish_line(&line);
+        }
+        for value in [
+            &mut self.facts.message_id,
+            &mut self.facts.from,
+            &mut self.facts.subject,
+        ] {
+            if let Some(text) = value {
+                *text = text.trim().to_owned();
+            }
+        }
+        if let Some(id) = &mut self.facts.message_id {
+            id.truncate(cut(id, MESSAGE_ID_BYTES_MAX).len());
+        }
+        self.facts
+    }
+
+    /// A whole line, with its end, perhaps cut.
+    fn finish_line(&mut self, line: &[u8]) {
+        let bytes = std::mem::take(&mut self.line_bytes);
+        let text = line.trim_ascii_end();
+        let blank = text.is_empty() && bytes <= 2;
+        let folded = matches!(line.first(), Some(b' ' | b'\t')) && self.facts.size > 0;
+        let name = field_name(text);
+        if !blank && !folded && name.is_none() {
+            // Content without an empty line before it: the block ends here.
+            self.done = true;
+            return;
+        }
+        self.facts.size += bytes;
+        self.facts.eight_bit |= !text.is_ascii();
+        self.done = blank;
+        if folded {
+            self.fold(text);
+        } else if let Some(name) = name {
+            self.begin(name, &text[name.len()..]);
+        }
+    }
+
+    fn begin(&mut self, name: &[u8], rest: &[u8]) {
+        self.open = None;
+        let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
+        if is("received") {
+            self.facts.received += 1;
+        } else if is("date") {
+            self.facts.has_date = true;
+        } else if is("message-id") {
+            self.open(Field::MessageId, rest);
+        } else if is("from") {
+            self.open(Field::From, rest);
+        } else if is("subject") {
+            self.open(Field::Subject, rest);
+        }
+    }
+
+    /// Only the first of a name counts.
+    fn open(&mut self, field: Field, rest: &[u8]) {
+        let value = self.value(field);
+        if value.is_none() {
+            let text = String::from_utf8_lossy(rest);
+            let text = text.trim_start();
+            *value = Some(text.strip_prefix(':').unwrap_or(text).to_owned());
+            self.open = Some(field);
+        }
+    }
+
+    fn fold(&mut self, text: &[u8]) {
+        let Some(field) = self.open else { return };
+        if let Some(value) = self.value(field)
+            && value.len() < FIELD_BYTES_MAX
+        {
+            value.push(' ');
+            value.push_str(String::from_utf8_lossy(text).trim());
+        }
+    }
+
+    fn value(&mut self, field: Field) -> &mut Option<String> {
+        match field {
+            Field::MessageId => &mut self.facts.message_id,
+            Field::From => &mut self.facts.from,
+            Field::Subject => &mut self.facts.subject,
+        }
+    }
+}
+
+/// RFC 5322 3.6.8: printable ASCII before a colon; white space before the colon is obsolete but seen (4.5).
+fn field_name(line: &[u8]) -> Option<&[u8]> {
+    let name = line[..memchr(b':', line)?].trim_ascii_end();
+    (!name.is_empty() && name.iter().all(u8::is_ascii_graphic)).then_some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scan(text: &str) -> HeaderFacts {
+        let mut scanner = HeaderScanner::default();
+        scanner.push(text.as_bytes()).unwrap();
+        let whole = scanner.finish();
+        let mut scanner = HeaderScanner::default();
+        text.bytes().for_each(|b| scanner.push(&[b]).unwrap());
+        assert_eq!(scanner.finish(), whole, "octet by octet");
+        whole
+    }
+
+    #[test]
+    fn values_are_unfolded_and_the_first_of_a_name_counts() {
+        let header = "RECEIVED: a\r\nreceived : b\r\n c\r\nMessage-ID:\r\n <1@x>\r\nmessage-id: <2@x>\r\n more\r\n\
+                      From: A\r\n\t<a@b>\r\nDate: now\r\nSubject: hi\r\n\r\n";
+        let facts = scan(&format!("{header}Received: no\r\n"));
+        assert_eq!(
+            (facts.size, facts.received, facts.has_date),
+            (header.len(), 2, true)
+        );
+        assert_eq!(facts.message_id.as_deref(), Some("<1@x>"));
+        assert_eq!(facts.from.as_deref(), Some("A <a@b>"));
+        assert_eq!(facts.subject.as_deref(), Some("hi"));
+    }
+
+    #[test]
+    fn a_block_ends_at_the_first_line_that_is_no_field() {
+        assert_eq!(scan("a: b\r\nno field\r\nc: d\r\n").size, 6);
+        assert_eq!(scan("\r\nbody: x\r\n").size, 2);
+        assert_eq!(scan("").size, 0);
+        assert_eq!(scan(" folded: first\r\n").size, 0, "nothing to continue");
+        assert_eq!(scan("a: b\r\n").size, 6);
+        assert_eq!(
+            scan("a: b\r\n \r\nc: d\r\n\r\n").size,
+            17,
+            "a line of white space is a fold"
+        );
+    }
+
+    #[test]
+    fn long_values_are_cut_and_long_blocks_refused() {
+        let facts = scan(&format!("Message-ID: <{}>\r\n\r\n", "é".repeat(2000)));
+        let id = facts.message_id.unwrap();
+        assert!(id.len() <= MESSAGE_ID_BYTES_MAX && id.starts_with("<é"));
+        let mut scanner = HeaderScanner::default();
+        let line = [b"x: ".as_slice(), &[b'y'; 1000]].concat();
+        let refused = (0..HEADER_BYTES_MAX / 1000 + 1).find(|_| scanner.push(&line).is_err());
+        assert!(refused.is_some() && scanner.line.len() <= FIELD_BYTES_MAX);
+    }
+}
