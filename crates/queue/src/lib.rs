@@ -15,16 +15,26 @@
 //! by the leader and stands in the [`Command`]. It has no clock, no random source and no I/O; a storage error is the
 //! business of whoever implements [`Rows`].
 
+mod admin;
+mod append;
 mod apply;
 mod command;
 mod effect;
+mod item;
+mod lease;
 pub mod retry;
 mod row;
 mod rows;
+mod settle;
+mod timer;
+mod upload;
 pub mod view;
 
+pub use append::DEDUPE_MS;
 pub use apply::apply;
 pub use command::*;
 pub use effect::*;
+pub use item::LOST_ATTEMPTS_MAX;
 pub use row::*;
 pub use rows::{MemoryRows, Rows, Table};
+pub use upload::{CHUNKS_MAX, UPLOAD_IDLE_MS};

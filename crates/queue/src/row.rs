@@ -160,6 +160,27 @@ pub struct DueKey {
     pub item: ItemId,
 }
 
+impl DueKey {
+    /// The key of an item of a message with this class and priority.
+    pub fn new(
+        item: ItemId,
+        class: &Arc<str>,
+        destination: &Destination,
+        priority: i8,
+        due: Timestamp,
+    ) -> DueKey {
+        let (minute, rank) = (due.0 / 60_000, priority.saturating_neg());
+        DueKey {
+            minute,
+            class: class.clone(),
+            destination: destination.clone(),
+            rank,
+            due,
+            item,
+        }
+    }
+}
+
 /// A delivery node's lease session on this shard.
 #[derive(Clone, PartialEq, Debug)]
 pub struct LeaseSession {
