@@ -375,6 +375,10 @@ impl GroupLog {
         self.fetched.insert(index, (context, data));
     }
 
+    pub(crate) fn lent(&self) -> bool {
+        !self.fetched.is_empty()
+    }
+
     /// Raft had its chance with what was lent.
     pub(crate) fn end_loan(&mut self) {
         self.fetched.clear();

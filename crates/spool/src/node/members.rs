@@ -1,0 +1,232 @@
+//! What a group knows of its other replicas: who lags, what of the log they still need, and how to help them.
+
+use raft::eraftpb::{Message, MessageType};
+use raft::{GetEntriesContext, ProgressState};
+
+use super::group::Fetching;
+use super::{Action, FetchEntry, Group, GroupStatus, PeerStatus};
+use crate::storage::Wanted;
+
+/// Reads under way for lagging followers of one group: each is a message long, so this bounds the memory.
+const FETCHES_MAX: usize = 4;
+/// Whom one read may be for. More could only be repetitions: a group has fewer replicas.
+const FETCH_CONTEXTS_MAX: usize = 16;
+
+impl Group {
+    /// A new leader knows nothing of the others yet: their silence begins now.
+    pub(super) fn begin_to_lead(&mut self) {
+        let peers: Vec<u64> = self.raw.raft.prs().iter().map(|(&peer, _)| peer).collect();
+        for peer in peers {
+            self.heard.insert(peer, self.ticks);
+            if self.full.contains(&peer) {
+                self.raw.raft.adjust_max_inflight_msgs(peer, 0);
+            }
+        }
+        self.needs_snapshot.clear();
+    }
+
+    pub(super) fn peer_full(&mut self, peer: u64, full: bool) {
+        let changed = if full {
+            self.full.insert(peer)
+        } else {
+            self.full.remove(&peer)
+        };
+        if changed {
+            let inflight = if full {
+                0
+            } else {
+                self.config.limits.inflight_messages
+            };
+            self.raw.raft.adjust_max_inflight_msgs(peer, inflight);
+        }
+    }
+
+    pub(super) fn transfer_leader(&mut self, to: Option<u64>) {
+        if !self.leads() {
+            return;
+        }
+        let voter = |peer: &u64| self.members.voters.contains(peer);
+        let to = to.or_else(|| self.furthest_follower());
+        if let Some(to) = to.filter(|to| *to != self.config.peer_id && voter(to)) {
+            self.raw.transfer_leader(to);
+        }
+    }
+
+    /// The voter with the longest log among those that answer.
+    fn furthest_follower(&self) -> Option<u64> {
+        let peers = self.raw.raft.prs().iter();
+        let others = peers.filter(|&(&peer, progress)| {
+            peer != self.config.peer_id
+                && progress.recent_active
+                && self.members.voters.contains(&peer)
+                && !self.full.contains(&peer)
+        });
+        // Ties go to the lower id, so that a run can be repeated.
+        others
+            .map(|(&peer, progress)| (progress.matched, u64::MAX - peer))
+            .max()
+            .map(|(_, peer)| u64::MAX - peer)
+    }
+
+    pub(super) fn truncate(&mut self, upto: u64, over_budget: bool) {
+        if self.leads() {
+            self.raise_floor(over_budget);
+        }
+        let upto = upto.min(self.raw.raft.raft_log.applied()).min(self.floor);
+        if upto >= self.raw.store().first() {
+            self.raw.mut_store().truncate_to(upto);
+            self.actions.push(Action::Truncated {
+                first: self.raw.store().first(),
+            });
+        }
+    }
+
+    /// Snapshots do not exist yet, so the log keeps what the slowest replica lacks; one that was silent for long no
+    /// longer counts once the disk needs the room.
+    fn raise_floor(&mut self, over_budget: bool) {
+        let silent = self.config.limits.silent_ticks;
+        let first = self.raw.store().first();
+        let mut floor = u64::MAX;
+        for (&peer, progress) in self.raw.raft.prs().iter() {
+            let quiet = self.ticks - self.heard.get(&peer).copied().unwrap_or(0);
+            if peer != self.config.peer_id && over_budget && quiet >= silent {
+                self.needs_snapshot.insert(peer);
+            } else if progress.matched + 1 >= first && quiet < silent {
+                self.needs_snapshot.remove(&peer);
+            }
+            if !self.needs_snapshot.contains(&peer) {
+                floor = floor.min(progress.matched);
+            }
+        }
+        if floor != u64::MAX {
+            self.floor = self.floor.max(floor);
+        }
+    }
+
+    /// Followers cannot see how far the others are. The leader's heartbeats carry it in a field that Raft uses only
+    /// for ReadIndex, which nothing here does.
+    pub(super) fn tell_floor(&self, message: &mut Message) {
+        if message.get_msg_type() == MessageType::MsgHeartbeat && self.floor > 0 {
+            message.context = self.floor.to_be_bytes().to_vec().into();
+        }
+    }
+
+    pub(super) fn hear_floor(&mut self, message: &mut Message) {
+        let told = std::mem::take(&mut message.context);
+        if message.term >= self.raw.raft.term
+            && let Ok(floor) = <[u8; 8]>::try_from(&told[..])
+        {
+            self.floor = self.floor.max(u64::from_be_bytes(floor));
+        }
+    }
+
+    /// Turns what Raft could not read into reads for the driver.
+    pub(super) fn collect_fetches(&mut self) {
+        for wanted in self.raw.mut_store().take_wanted() {
+            let under_way = self.fetches.len();
+            let same = self
+                .fetches
+                .values_mut()
+                .find(|fetching| fetching.low == wanted.low);
+            match same {
+                Some(fetching) if fetching.contexts.len() < FETCH_CONTEXTS_MAX => {
+                    fetching.contexts.push(wanted.context);
+                }
+                None if under_way < FETCHES_MAX => self.begin_fetch(wanted),
+                // Raft asks again at the follower's next heartbeat response.
+                _ => {}
+            }
+        }
+    }
+
+    fn begin_fetch(&mut self, wanted: Wanted) {
+        let Wanted {
+            low,
+            high,
+            max_bytes,
+            context,
+        } = wanted;
+        let log = self.raw.store();
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        for index in low..high {
+            // What has no location is not durable, so it is cached, and Raft reads it without us.
+            let Some((slot, location)) = log
+                .slot(index)
+                .and_then(|slot| Some((slot, slot.location?)))
+            else {
+                break;
+            };
+            bytes += slot.bytes();
+            if !entries.is_empty() && bytes > max_bytes {
+                break;
+            }
+            entries.push((index, slot.term, location));
+        }
+        if entries.is_empty() {
+            return;
+        }
+        let id = self.next_fetch;
+        self.next_fetch += 1;
+        let reads = entries
+            .iter()
+            .map(|&(index, _, location)| FetchEntry { index, location });
+        self.actions.push(Action::Fetch {
+            id,
+            entries: reads.collect(),
+        });
+        let contexts: Vec<GetEntriesContext> = vec![context];
+        self.fetches.insert(
+            id,
+            Fetching {
+                low,
+                entries,
+                contexts,
+            },
+        );
+    }
+
+    /// What Admin shows. Raft's own status copies more; this is cheap enough for any number of groups.
+    pub fn status(&self) -> GroupStatus {
+        let raft = &self.raw.raft;
+        let log = &raft.raft_log;
+        let mut peers: Vec<PeerStatus> = Vec::new();
+        if self.leads() {
+            let others = raft
+                .prs()
+                .iter()
+                .filter(|&(&peer, _)| peer != self.config.peer_id);
+            peers.extend(others.map(|(&peer, progress)| PeerStatus {
+                peer,
+                matched: progress.matched,
+                next: progress.next_idx,
+                state: match progress.state {
+                    ProgressState::Probe => "probe",
+                    ProgressState::Replicate => "replicate",
+                    ProgressState::Snapshot => "snapshot",
+                },
+                learner: self.members.learners.contains(&peer),
+                silent_ticks: self.ticks - self.heard.get(&peer).copied().unwrap_or(0),
+                needs_snapshot: self.needs_snapshot.contains(&peer),
+                full: self.full.contains(&peer),
+            }));
+            peers.sort_by_key(|peer| peer.peer);
+        }
+        GroupStatus {
+            group: self.config.group,
+            peer: self.config.peer_id,
+            role: self.standing.role,
+            term: raft.term,
+            leader: self.standing.leader,
+            first: self.raw.store().first(),
+            last: log.last_index(),
+            persisted: log.persisted,
+            committed: log.committed,
+            applied: log.applied(),
+            unapplied_bytes: self.unapplied_bytes,
+            disk_late: self.disk_late(),
+            members: self.members.clone(),
+            peers,
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! Bugs that the simulator must find. They exist only behind the feature `planted-bugs`; without it, asking for one is
+//! a constant `false`.
+
+/// A bug in the order of operations, each one made by some system in earnest.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Mutation {
+    /// A follower's append responses and votes leave before its fsync.
+    FollowerEarly,
+    /// A leader answers when its own disk has the entry.
+    AckLocal,
+    /// Proposals are answered in their order, whatever was committed.
+    Fifo,
+    /// The messages of a Ready without a write overtake the writes before it.
+    EmptyEarly,
+    /// A proposal is answered by its index alone, and waits on after a loss of leadership.
+    NoTermCheck,
+    /// A Ready with nothing but a new term or vote is not waited for.
+    TermVoteNotWaited,
+    /// A leader whose own vote is not durable sends at once.
+    NoGate,
+}
+
+impl super::Group {
+    /// Plants a bug, for the tests of the simulator.
+    #[cfg(feature = "planted-bugs")]
+    pub fn plant(&mut self, mutation: Option<Mutation>) {
+        self.mutation = mutation;
+    }
+
+    #[cfg(feature = "planted-bugs")]
+    pub(super) fn planted(&self, mutation: Mutation) -> bool {
+        self.mutation == Some(mutation)
+    }
+
+    #[cfg(not(feature = "planted-bugs"))]
+    pub(super) const fn planted(&self, _mutation: Mutation) -> bool {
+        false
+    }
+}

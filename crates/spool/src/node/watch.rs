@@ -1,0 +1,49 @@
+//! Watchdogs: a disk that does not answer behind a network that does makes a leader that commits through others but
+//! never applies. Ticks are the clock.
+
+use super::{AbortReason, Group};
+
+/// Election timeouts that a disk may owe us a write before the leadership goes elsewhere.
+const LATE_ELECTION_TIMEOUTS: u64 = 2;
+
+impl Group {
+    pub(super) fn tick(&mut self) {
+        self.ticks += 1;
+        // Another group may need the room that this one does not use any more.
+        self.raw.mut_store().evict();
+        let age = self.oldest_write_age();
+        if age >= self.config.limits.hung_disk_ticks
+            && let Some(oldest) = self.unpersisted.front()
+        {
+            let (group, number) = (self.config.group, oldest.number);
+            return self.abort(AbortReason::DiskHung {
+                group,
+                number,
+                ticks: age,
+            });
+        }
+        if self.disk_late() {
+            if !self.leads() {
+                // Without ticks it does not campaign; it still follows and votes, when its disk allows.
+                return;
+            }
+            if self.raw.raft.lead_transferee.is_none() {
+                self.transfer_leader(None);
+            }
+        }
+        self.raw.tick();
+    }
+
+    /// Ticks since the oldest write that is not durable was submitted.
+    fn oldest_write_age(&self) -> u64 {
+        self.unpersisted
+            .front()
+            .map_or(0, |oldest| self.ticks - oldest.since)
+    }
+
+    /// The disk owes us a write for longer than an election takes, twice.
+    pub(super) fn disk_late(&self) -> bool {
+        let election = self.config.election_ticks.start as u64;
+        self.oldest_write_age() >= LATE_ELECTION_TIMEOUTS * election
+    }
+}
