@@ -1,12 +1,15 @@
 //! The wire between nodes: its types, the TLS that carries it, and the client that finds the leader.
 //!
 //! * [`v1`]: messages and services, generated; also the schema of the log on disk.
+//! * [`client`]: appends, leases, settles, fetches and admin calls, at whichever node leads.
 //! * [`tls`], [`identity`], [`pki`]: mutual TLS, who is who, what each role may ask for, and making certificates.
 
+pub mod client;
 pub mod identity;
 pub mod pki;
 pub mod tls;
 
+pub use client::{AppendResult, CallError, ClientConfig, QueueClient, SettleOutcome, TopologyView};
 pub use identity::{Identity, Peer, Right, Role, allowed, require};
 pub use tls::{NodeTls, incoming};
 pub use ulid::Ulid;
