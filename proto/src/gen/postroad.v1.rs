@@ -332,6 +332,9 @@ pub struct CreateClusterCommand {
     pub shards: u32,
     #[prost(uint32, tag = "3")]
     pub replication_factor: u32,
+    /// each may announce itself once, in any order
+    #[prost(uint64, repeated, tag = "4")]
+    pub initial_nodes: ::prost::alloc::vec::Vec<u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AnnounceNodeCommand {
