@@ -224,3 +224,33 @@ fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), PkiError> {
         .and_then(|()| file.sync_all())
         .map_err(fail)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn nothing_is_overwritten_and_keys_are_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ca, out) = (dir.path().join("ca"), dir.path().join("node"));
+        init("mail.prod", &ca).unwrap();
+        assert!(matches!(init("mail.prod", &ca), Err(PkiError::Exists(_))));
+        let id = issue(&ca, Role::Queue, "3", &out).unwrap();
+        assert_eq!(id.uri(), "spiffe://mail.prod/queue/3");
+        assert!(matches!(
+            issue(&ca, Role::Queue, "3", &out),
+            Err(PkiError::Exists(_))
+        ));
+        for key in [ca.join(CA_KEY), out.join(NODE_KEY)] {
+            assert_eq!(
+                fs::metadata(key).unwrap().permissions().mode() & 0o777,
+                0o600
+            );
+        }
+        assert!(issue(&ca, Role::Queue, "three", &dir.path().join("x")).is_err());
+        assert!(issue(&ca, Role::Edge, "a/b", &dir.path().join("x")).is_err());
+        let error = issue(dir.path(), Role::Edge, "a", &dir.path().join("x")).unwrap_err();
+        assert!(error.to_string().contains("cannot read"), "{error}");
+    }
+}

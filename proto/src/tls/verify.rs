@@ -256,3 +256,79 @@ impl ServerCertVerifier for Verifier {
         self.algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::crypto::aws_lc_rs;
+    use rustls_pki_types::pem::PemObject;
+    use std::time::{Duration, SystemTime};
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    /// A certificate valid for ten hours from now, and its CA.
+    fn issued(
+        dir: &std::path::Path,
+        now: SystemTime,
+    ) -> (CertificateDer<'static>, TrustAnchor<'static>) {
+        crate::pki::init("mail", &dir.join("ca")).unwrap();
+        let out = dir.join("out");
+        crate::pki::issue_until(&dir.join("ca"), Role::Edge, "e", &out, now, HOUR * 10).unwrap();
+        let ca = CertificateDer::from_pem_file(dir.join("ca/ca.crt")).unwrap();
+        let anchor = webpki::anchor_from_trusted_cert(&ca).unwrap().to_owned();
+        (
+            CertificateDer::from_pem_file(out.join("tls.crt")).unwrap(),
+            anchor,
+        )
+    }
+
+    fn at(time: SystemTime) -> UnixTime {
+        UnixTime::since_unix_epoch(time.duration_since(SystemTime::UNIX_EPOCH).unwrap())
+    }
+
+    #[test]
+    fn time_cluster_and_role_are_checked_and_named() {
+        let (dir, now) = (tempfile::tempdir().unwrap(), SystemTime::now());
+        let (cert, anchor) = issued(dir.path(), now);
+        let provider = aws_lc_rs::default_provider();
+        let check = |cluster: &str, roles, time| {
+            Verifier::new(cluster.into(), roles, vec![anchor.clone()], &provider)
+                .check(&cert, &[], at(time), KeyUsage::client_auth())
+                .map_err(|refusal| refusal.to_string())
+        };
+        assert_eq!(
+            check("mail", &Role::ALL, now).unwrap().to_string(),
+            "spiffe://mail/edge/e"
+        );
+        let who = "the certificate of spiffe://mail/edge/e";
+        assert_eq!(
+            check("mail", &Role::ALL, now + HOUR * 13),
+            Err(format!("{who} expired 3 h ago"))
+        );
+        let early = check("mail", &Role::ALL, now - HOUR * 4).unwrap_err();
+        assert_eq!(
+            early,
+            format!("{who} is not valid for another 3 h; compare the machines' clocks")
+        );
+        let other = check("post", &Role::ALL, now).unwrap_err();
+        assert_eq!(
+            other,
+            r#"spiffe://mail/edge/e is of cluster "mail", this node is of "post""#
+        );
+        let role = check("mail", &[Role::Queue], now).unwrap_err();
+        assert!(role.contains("has the role edge, expected queue"), "{role}");
+    }
+
+    #[test]
+    fn an_expired_certificate_is_not_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        issued(dir.path(), SystemTime::now() - HOUR * 20);
+        let error = crate::NodeTls::load(&dir.path().join("out"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("expired 10 h ago") && error.contains("postroad pki issue --role edge"),
+            "{error}"
+        );
+    }
+}
