@@ -1,0 +1,49 @@
+//! What all SMTP sessions of an edge node share.
+
+use std::sync::Arc;
+
+use mail::Host;
+use resource::{Catalog, EdgeSettings};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::append::Appender;
+use crate::config::Config;
+use crate::permit::Permits;
+
+pub(crate) struct Node {
+    pub config: Config,
+    pub appender: Appender,
+    pub catalog: watch::Receiver<Option<Arc<Catalog>>>,
+    pub permits: Arc<Permits>,
+    /// No new sessions; those that exist end at their next command.
+    pub draining: CancellationToken,
+    /// The drain time is over: sessions end where they stand.
+    pub cut_off: CancellationToken,
+}
+
+impl Node {
+    /// What is declared now; `None`: no configuration has come yet.
+    pub fn catalog(&self) -> Option<Arc<Catalog>> {
+        self.catalog.borrow().clone()
+    }
+
+    /// Bounds of this node: of the EdgePool that was declared, else its own.
+    pub fn settings(&self) -> EdgeSettings {
+        let declared = self
+            .catalog
+            .borrow()
+            .as_ref()
+            .and_then(|catalog| catalog.edge().cloned());
+        declared.unwrap_or_else(|| self.config.settings.clone())
+    }
+
+    /// The settings of a session that begins now.
+    pub fn smtp_config(&self) -> Arc<smtp::server::Config> {
+        let settings = self.settings();
+        let mut config = smtp::server::Config::new(Host::Domain(self.config.hostname.clone()));
+        config.message_bytes_max = settings.message_size;
+        config.recipients_max = settings.recipients;
+        Arc::new(config)
+    }
+}
