@@ -202,6 +202,12 @@ impl Shard<'_> {
             },
             None => State::Waiting { due: self.now },
         };
+        if let (Some(express), None) = (express, grant) {
+            self.emit(Effect::GrantSkipped {
+                item: id,
+                session: express.session,
+            });
+        }
         let item = Item {
             destination: facts.destination.clone(),
             state,

@@ -100,7 +100,7 @@ pub enum Effect {
         /// Items that it holds from before (past the final dot), with their new tokens.
         kept: Vec<KeptItem>,
     },
-    /// A grant of a window that came to nothing: the item is not Waiting, not due, or the lease session is gone. Where
+    /// A grant that came to nothing: the item is not Waiting, not due, or the lease session is gone. Where
     /// the item still waits, [`Effect::Waiting`] follows.
     GrantSkipped {
         /// Which.

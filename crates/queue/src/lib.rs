@@ -26,6 +26,7 @@ mod lease;
 pub mod retry;
 mod row;
 mod rows;
+pub mod scheduler;
 mod settle;
 mod timer;
 mod upload;
