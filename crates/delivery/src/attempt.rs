@@ -1,0 +1,195 @@
+//! One attempt in the queue's words: a hand-out to a transaction, an outcome to a result per recipient.
+
+use mail::{Envelope, Mailbox, ReversePath};
+use proto::v1;
+use smtp::client::{Failure, Outcome, RecipientOutcome, Stage, Transaction, Verdict};
+
+use crate::item::ItemId;
+use crate::route::{Hop, NoRoute};
+
+/// Octets of reply text that travel to the queue (log.proto).
+const TEXT_BYTES_MAX: usize = 512;
+
+/// One leased item, on its way.
+#[derive(Debug)]
+pub(crate) struct Work {
+    pub(crate) item: ItemId,
+    pub(crate) shard: u32,
+    pub(crate) handout: Box<v1::Handout>,
+    /// Connections that were lost under it.
+    pub(crate) lost: u32,
+}
+
+impl Work {
+    /// The destination's canonical text.
+    pub(crate) fn destination(&self) -> &str {
+        self.handout
+            .message
+            .as_ref()
+            .map_or("", |message| &message.destination)
+    }
+
+    /// What to say to the next hop; the text says what is wrong with the hand-out.
+    pub(crate) fn transaction(&self) -> Result<Transaction, String> {
+        let message = self
+            .handout
+            .message
+            .as_ref()
+            .ok_or("the queue handed out an item without its message")?;
+        let return_path = ReversePath::parse(&message.return_path, true).map_err(|error| {
+            format!("the return path {:?} is none: {error}", message.return_path)
+        })?;
+        let mut envelope = Envelope::new(return_path);
+        for recipient in &self.handout.recipients {
+            let mailbox = Mailbox::parse(&recipient.address, true).map_err(|error| {
+                format!("the recipient {:?} is none: {error}", recipient.address)
+            })?;
+            envelope.recipients.push(mailbox);
+        }
+        if envelope.recipients.is_empty() {
+            return Err("the queue handed out an item without recipients".into());
+        }
+        envelope.eight_bit = message.eight_bit;
+        envelope.smtputf8 = message.smtputf8;
+        Ok(Transaction {
+            envelope,
+            size: message.size,
+        })
+    }
+
+    /// The same result for every recipient.
+    pub(crate) fn all(&self, result: &v1::RecipientResult) -> Vec<v1::RecipientResult> {
+        let one = |recipient: &v1::HandoutRecipient| v1::RecipientResult {
+            recipient: recipient.recipient,
+            ..result.clone()
+        };
+        self.handout.recipients.iter().map(one).collect()
+    }
+
+    /// The results of a transaction. A recipient that the outcome does not name is deferred.
+    pub(crate) fn results(&self, outcome: &Outcome, at: &At) -> Vec<v1::RecipientResult> {
+        let silent = at.deferred("4.3.0", "the attempt ended without a result");
+        let recipients = self.handout.recipients.iter().enumerate();
+        recipients
+            .map(|(n, recipient)| {
+                let result = outcome
+                    .recipients
+                    .get(n)
+                    .map_or_else(|| silent.clone(), |outcome| at.result(outcome));
+                v1::RecipientResult {
+                    recipient: recipient.recipient,
+                    ..result
+                }
+            })
+            .collect()
+    }
+}
+
+/// Where and how long: what all results of one attempt share.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct At {
+    pub(crate) host: String,
+    pub(crate) address: String,
+    pub(crate) connect_ms: u32,
+    pub(crate) total_ms: u32,
+}
+
+impl At {
+    pub(crate) fn hop(hop: &Hop, connect_ms: u32, total_ms: u32) -> At {
+        At {
+            host: hop.host.clone(),
+            address: hop.address.to_string(),
+            connect_ms,
+            total_ms,
+        }
+    }
+
+    fn base(&self) -> v1::RecipientResult {
+        v1::RecipientResult {
+            remote_host: self.host.clone(),
+            remote_address: self.address.clone(),
+            connect_ms: self.connect_ms,
+            total_ms: self.total_ms,
+            ..Default::default()
+        }
+    }
+
+    /// A deferral of our own making.
+    pub(crate) fn deferred(&self, enhanced: &str, text: &str) -> v1::RecipientResult {
+        let mut result = self.base();
+        result.set_verdict(v1::Verdict::Deferred);
+        result.enhanced = enhanced.to_string();
+        result.text = cut(text);
+        result
+    }
+
+    /// What stands in the journal while the reply to the final dot is waited for.
+    pub(crate) fn if_lost(&self) -> v1::RecipientResult {
+        // RFC 3463 X.4.2: bad connection.
+        let text = "this node ended after the final dot and before the reply: the message may have been delivered";
+        v1::RecipientResult {
+            ambiguous: true,
+            ..self.deferred("4.4.2", text)
+        }
+    }
+
+    fn result(&self, outcome: &RecipientOutcome) -> v1::RecipientResult {
+        let mut result = self.base();
+        result.set_verdict(verdict(outcome.verdict));
+        result.code = outcome.reply.as_ref().map_or(0, |reply| reply.code.into());
+        result.enhanced = outcome.enhanced.to_string();
+        result.text = cut(&outcome.text);
+        result.ambiguous = outcome.ambiguous;
+        result
+    }
+
+    /// No SMTP session came about with this host: it greeted with a refusal, or was lost before a transaction.
+    pub(crate) fn refused(&self, failure: &Failure) -> v1::RecipientResult {
+        let mut result = self.base();
+        result.set_verdict(verdict(failure.verdict));
+        result.code = failure.reply.as_ref().map_or(0, |reply| reply.code.into());
+        result.enhanced = failure.enhanced.to_string();
+        result.text = cut(&failure.text);
+        result
+    }
+}
+
+/// The result when there is nowhere to go.
+pub(crate) fn unroutable(no: &NoRoute) -> v1::RecipientResult {
+    let mut result = v1::RecipientResult {
+        code: no.code,
+        never_reached: true,
+        ..Default::default()
+    };
+    result.set_verdict(if no.permanent {
+        v1::Verdict::Failed
+    } else {
+        v1::Verdict::Deferred
+    });
+    result.enhanced = no.enhanced.to_string();
+    result.text = cut(&no.text);
+    result
+}
+
+/// The connection was lost before anything of the message could have been taken: another host, or the same one over a
+/// new connection, may try at once (RFC 5321 section 5.1).
+pub(crate) fn may_go_elsewhere(outcome: &Outcome) -> bool {
+    outcome.recipients.iter().all(|recipient| {
+        let closed = recipient.reply.as_ref().is_some_and(|reply| reply.closes())
+            && recipient.stage <= Stage::Mail;
+        let silent = recipient.reply.is_none() && recipient.stage < Stage::FinalDot;
+        recipient.verdict == Verdict::Deferred && !recipient.ambiguous && (closed || silent)
+    })
+}
+
+fn verdict(verdict: Verdict) -> v1::Verdict {
+    match verdict {
+        Verdict::Delivered => v1::Verdict::Delivered,
+        Verdict::Deferred => v1::Verdict::Deferred,
+        Verdict::Failed => v1::Verdict::Failed,
+    }
+}
+
+fn cut(text: &str) -> String {
+    text[..text.floor_char_boundary(TEXT_BYTES_MAX)].replace('\n', " ")
+}

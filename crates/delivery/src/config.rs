@@ -1,0 +1,51 @@
+//! The settings that must be known before a delivery node starts; the rest comes with the catalog.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use resource::DeliverySettings;
+
+/// What a delivery node is told at its start.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The node's name, for the queue and for people.
+    pub name: String,
+    /// What it calls itself in EHLO; MX records that name it are loops.
+    pub hostname: String,
+    /// Where the journal is. One process uses it.
+    pub data_dir: PathBuf,
+    /// Addresses that this relay listens on; MX hosts with one of them are loops.
+    pub own_addresses: Vec<IpAddr>,
+    /// Port of hosts found by MX, an address or an address literal: 25, but for tests.
+    pub smtp_port: u16,
+    /// How long a connection without work stays open for the next message.
+    pub idle: Duration,
+    /// Overrides the catalog's limits and timeouts; `None` but for tests.
+    pub settings: Option<DeliverySettings>,
+}
+
+/// A connection without work is closed after this: servers close them after minutes, and a burst's messages come sooner.
+pub const IDLE_DEFAULT: Duration = Duration::from_secs(10);
+
+/// Port of the SMTP relay service (RFC 5321 section 4.5.4.2).
+pub const SMTP_PORT: u16 = 25;
+
+impl Config {
+    /// With the defaults of a relay on the internet.
+    pub fn new(
+        name: impl Into<String>,
+        hostname: impl Into<String>,
+        data_dir: impl Into<PathBuf>,
+    ) -> Config {
+        Config {
+            name: name.into(),
+            hostname: hostname.into(),
+            data_dir: data_dir.into(),
+            own_addresses: Vec::new(),
+            smtp_port: SMTP_PORT,
+            idle: IDLE_DEFAULT,
+            settings: None,
+        }
+    }
+}

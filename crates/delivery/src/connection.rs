@@ -1,0 +1,186 @@
+//! The driver of one SMTP session: one socket, one `smtp::client::Session`. It knows no mail: questions go to its owner.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use smtp::client::{Answer, Config, Failure, Outcome, Output, Question, Session};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout_at;
+
+use crate::route::Hop;
+
+/// Replies are short; one read takes a pipeline's worth.
+const READ_BYTES: usize = 4 * 1024;
+/// Output is gathered up to here, so that a small message and its final dot leave in one write.
+const GATHER_BYTES_MAX: usize = 32 * 1024;
+
+/// What the session wants of its owner.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// Answer this, now or later.
+    Ask(Question),
+    /// A transaction has its outcome.
+    Done(Outcome),
+    /// The session ended without a transaction.
+    Broken(Failure),
+    /// The owner's `interrupt` came.
+    Interrupted,
+    /// It is over: drop it.
+    Closed,
+}
+
+/// A connection to a next hop.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    session: Session,
+    socket: TcpStream,
+    read: BytesMut,
+    gathered: BytesMut,
+    write_timeout: Duration,
+    /// The other end.
+    pub(crate) hop: Hop,
+    /// How long the TCP connection took.
+    pub(crate) connect_ms: u32,
+}
+
+impl Connection {
+    /// Connects.
+    ///
+    /// # Errors
+    /// What the system said, or that the time was up.
+    pub(crate) async fn open(
+        hop: Hop,
+        config: Arc<Config>,
+        connect: Duration,
+    ) -> Result<Connection, String> {
+        let start = now();
+        let socket = match tokio::time::timeout(connect, TcpStream::connect(hop.address)).await {
+            Ok(Ok(socket)) => socket,
+            Ok(Err(error)) => {
+                return Err(format!(
+                    "cannot connect to {} [{}]: {error}",
+                    hop.host, hop.address
+                ));
+            }
+            Err(_) => {
+                return Err(format!(
+                    "cannot connect to {} [{}]: no answer for {connect:?}",
+                    hop.host, hop.address
+                ));
+            }
+        };
+        // What is gathered is whole: waiting for more would only add delay. A failure costs speed and nothing else.
+        let _ = socket.set_nodelay(true);
+        let write_timeout = config.timeouts.block;
+        let session = Session::new(config, now());
+        let connect_ms = millis(now() - start);
+        let (read, gathered) = (BytesMut::new(), BytesMut::new());
+        Ok(Connection {
+            session,
+            socket,
+            read,
+            gathered,
+            write_timeout,
+            hop,
+            connect_ms,
+        })
+    }
+
+    /// Answers a question.
+    pub(crate) fn answer(&mut self, answer: Answer) {
+        self.session.answer(answer, now());
+    }
+
+    /// Goes on until the session wants something, or `interrupt` is ready while it waits.
+    pub(crate) async fn next(&mut self, interrupt: impl Future<Output = ()>) -> Event {
+        tokio::pin!(interrupt);
+        loop {
+            match self.session.drain() {
+                Output::Write(bytes) => self.write(&bytes).await,
+                Output::Ask(question) => return Event::Ask(question),
+                Output::Done(outcome) => return Event::Done(outcome),
+                Output::Broken(failure) => return Event::Broken(failure),
+                // Never asked for while no setting asks for TLS; without it the session cannot go on.
+                Output::StartTls => self.session.lost("TLS is not spoken yet", now()),
+                Output::Close => {
+                    self.flush().await;
+                    return Event::Closed;
+                }
+                Output::Wait(until) => {
+                    if !self.gathered.is_empty() {
+                        self.flush().await;
+                        continue;
+                    }
+                    self.read.reserve(READ_BYTES);
+                    tokio::select! {
+                        biased;
+                        got = self.socket.read_buf(&mut self.read) => self.took(got),
+                        () = tokio::time::sleep_until(until.into()) => self.session.tick(now()),
+                        () = &mut interrupt => return Event::Interrupted,
+                    }
+                }
+            }
+        }
+    }
+
+    fn took(&mut self, got: std::io::Result<usize>) {
+        match got {
+            Ok(0) => self
+                .session
+                .lost("the next hop closed the connection", now()),
+            Ok(_) => {
+                let bytes = self.read.split().freeze();
+                tracing::trace!(hop = %self.hop.address, bytes = %bytes.escape_ascii(), "received");
+                self.session.feed(bytes, now());
+            }
+            Err(error) => self
+                .session
+                .lost(&format!("the connection broke: {error}"), now()),
+        }
+    }
+
+    async fn write(&mut self, bytes: &Bytes) {
+        self.gathered.extend_from_slice(bytes);
+        if self.gathered.len() >= GATHER_BYTES_MAX {
+            self.flush().await;
+        }
+    }
+
+    /// Before a decision that must be fresh when the next octets leave: whatever could take long goes first.
+    pub(crate) async fn flush_if_long(&mut self) {
+        if self.gathered.len() > GATHER_BYTES_MAX / 2 {
+            self.flush().await;
+        }
+    }
+
+    /// Puts what is gathered on the wire. An error is told to the session.
+    pub(crate) async fn flush(&mut self) {
+        if self.gathered.is_empty() {
+            return;
+        }
+        let bytes = self.gathered.split();
+        tracing::trace!(hop = %self.hop.address, octets = bytes.len(), start = %bytes[..bytes.len().min(200)].escape_ascii(), "sent");
+        let until = tokio::time::Instant::now() + self.write_timeout;
+        match timeout_at(until, self.socket.write_all(&bytes)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => self
+                .session
+                .lost(&format!("the connection broke: {error}"), now()),
+            Err(_) => self
+                .session
+                .lost("the next hop took no octets for too long", now()),
+        }
+    }
+}
+
+/// The monotonic clock, the one that tests can turn.
+pub(crate) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// Whole milliseconds, for a result.
+pub(crate) fn millis(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,439 @@
+//! What this node has in hand: each item's token, how far its attempt is, and whether the lease session behind it still
+//! lives. Pure: the moment comes in as argument.
+//!
+//! Every step that the outside can see asks here first: [`Hand::begin`] before DATA, [`Hand::pass_dot`] before the final
+//! dot. A node that has not heard from a shard's leader for [`FENCE`] answers no to itself, so it has fallen silent before
+//! the leader gives its items to another node.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use proto::v1;
+
+use crate::item::ItemId;
+
+/// A lease session that was not proved for this long is dead for good. The leader waits 30 s from a later moment, so ten
+/// seconds are left for clocks that differ, a slow commit and a late scheduler.
+pub(crate) const FENCE: Duration = Duration::from_secs(20);
+
+/// How far the attempt of an item is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    /// Waits for a connection.
+    Queued,
+    /// In a transaction, before its final dot.
+    Sending,
+    /// The final dot is out, or about to go out: the mail may be delivered, whatever comes.
+    PastDot,
+    /// Its results are known and on their way to the queue.
+    Settling,
+}
+
+/// One item in hand.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) shard: u32,
+    pub(crate) token: u64,
+    pub(crate) session: u64,
+    pub(crate) stage: Stage,
+    pub(crate) bytes: u64,
+    /// Serial of the stream that handed it out, to which its credit goes back; 0: none.
+    pub(crate) link: u64,
+    recipients: Vec<u32>,
+    /// Its results, when settling, hold a success: another attempt would be a duplicate.
+    delivered: bool,
+    /// The queue or a newer grant took it away: stop, unless past the dot.
+    revoked: bool,
+}
+
+/// Why an attempt must stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// The lease session is dead or too long unproved: hand the item back.
+    Fenced,
+    /// The item is no longer ours: forget it.
+    Revoked,
+}
+
+/// What a hand-out means to what is in hand.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Take {
+    /// To be worked on.
+    New,
+    /// Already being worked on: under this token, or now under this one.
+    Known,
+    /// An older attempt with other recipients runs: it was told to stop, and the new grant must be handed back.
+    Refused,
+}
+
+#[derive(Debug)]
+struct Session {
+    id: u64,
+    /// When the youngest request was sent that the leader answered.
+    proved: Instant,
+}
+
+/// All items and lease sessions of this node.
+#[derive(Debug, Default)]
+pub(crate) struct Hand {
+    items: HashMap<ItemId, Held>,
+    sessions: HashMap<u32, Session>,
+    /// Handed back under this token, and not yet answered: a stream that reopens may send it once more.
+    released: HashMap<ItemId, u64>,
+    /// By the serial of the stream: credit that is free again.
+    freed: HashMap<u64, (u32, u64)>,
+}
+
+impl Hand {
+    /// A new lease session of a shard; `proved` is when it was asked for.
+    pub(crate) fn open(&mut self, shard: u32, id: u64, proved: Instant) {
+        self.sessions.insert(shard, Session { id, proved });
+    }
+
+    /// The leader answered what was sent at `sent`.
+    pub(crate) fn prove(&mut self, shard: u32, id: u64, sent: Instant) {
+        if let Some(session) = self
+            .sessions
+            .get_mut(&shard)
+            .filter(|session| session.id == id)
+        {
+            session.proved = session.proved.max(sent);
+        }
+    }
+
+    /// The shard's lease session is dead for good: nothing under it starts DATA or sends a final dot from now on.
+    pub(crate) fn end(&mut self, shard: u32) {
+        self.sessions.remove(&shard);
+    }
+
+    /// The shard's lease session, when it has not been unproved for too long.
+    pub(crate) fn live(&self, shard: u32, now: Instant) -> Option<u64> {
+        let session = self.sessions.get(&shard)?;
+        (now.saturating_duration_since(session.proved) < FENCE).then_some(session.id)
+    }
+
+    /// Takes a hand-out in.
+    pub(crate) fn take(
+        &mut self,
+        item: ItemId,
+        shard: u32,
+        link: u64,
+        handout: &v1::Handout,
+    ) -> Take {
+        let recipients: Vec<u32> = handout
+            .recipients
+            .iter()
+            .map(|recipient| recipient.recipient)
+            .collect();
+        if self.released.get(&item) == Some(&handout.token) {
+            return Take::Known;
+        }
+        // A deferral that the queue has, but not yet told us: the next attempt begins.
+        let next = |held: &Held| {
+            held.stage == Stage::Settling && !held.delivered && held.token < handout.token
+        };
+        if let Some(held) = self.items.get_mut(&item).filter(|held| !next(held)) {
+            if held.token > handout.token {
+                return Take::Known; // An older grant, sent again: ours is newer.
+            }
+            if held.recipients != recipients
+                && held.stage < Stage::PastDot
+                && held.token != handout.token
+            {
+                held.revoked = true;
+                return Take::Refused;
+            }
+            // The queue gave it to us again while we still work on it: go on, under the new token.
+            (held.token, held.session) = (handout.token, handout.session);
+            return Take::Known;
+        }
+        let bytes = handout.message.as_ref().map_or(0, |message| message.size);
+        let (token, session) = (handout.token, handout.session);
+        let held = Held {
+            shard,
+            token,
+            session,
+            stage: Stage::Queued,
+            bytes,
+            link,
+            recipients,
+            delivered: false,
+            revoked: false,
+        };
+        // The credit of an attempt that is replaced goes back.
+        self.drop_item(item);
+        self.items.insert(item, held);
+        Take::New
+    }
+
+    /// Takes in what the journal says: past the dot or settling, without a stream.
+    pub(crate) fn recall(&mut self, item: ItemId, request: &v1::SettleRequest, stage: Stage) {
+        let recipients = request
+            .results
+            .iter()
+            .map(|result| result.recipient)
+            .collect();
+        let held = Held {
+            shard: request.shard,
+            token: request.token,
+            session: request.session,
+            stage,
+            bytes: 0,
+            link: 0,
+            recipients,
+            delivered: false,
+            revoked: false,
+        };
+        self.items.insert(item, held);
+    }
+
+    /// May a transaction start for it?
+    pub(crate) fn begin(&mut self, item: ItemId, now: Instant) -> Result<(), Stop> {
+        self.advance(item, Stage::Sending, now).map(drop)
+    }
+
+    /// May its final dot be sent? From here on it counts as perhaps delivered. Gives its token and lease session.
+    pub(crate) fn pass_dot(&mut self, item: ItemId, now: Instant) -> Result<(u64, u64), Stop> {
+        self.advance(item, Stage::PastDot, now)
+    }
+
+    fn advance(&mut self, item: ItemId, stage: Stage, now: Instant) -> Result<(u64, u64), Stop> {
+        let held = self
+            .items
+            .get(&item)
+            .filter(|held| !held.revoked)
+            .ok_or(Stop::Revoked)?;
+        if self.live(held.shard, now) != Some(held.session) {
+            return Err(Stop::Fenced);
+        }
+        let held = self.items.get_mut(&item).ok_or(Stop::Revoked)?;
+        held.stage = stage;
+        Ok((held.token, held.session))
+    }
+
+    /// It waits for another connection.
+    pub(crate) fn requeue(&mut self, item: ItemId) {
+        if let Some(held) = self.items.get_mut(&item) {
+            held.stage = Stage::Queued;
+        }
+    }
+
+    /// Its results are known; `delivered`: one of them is a success. Gives the token and lease session to settle them
+    /// with; `None`: nobody waits for them.
+    pub(crate) fn settle(&mut self, item: ItemId, delivered: bool) -> Option<(u64, u64)> {
+        let held = self.items.get_mut(&item)?;
+        held.stage = Stage::Settling;
+        held.delivered = delivered;
+        Some((held.token, held.session))
+    }
+
+    /// One item.
+    pub(crate) fn get(&self, item: ItemId) -> Option<&Held> {
+        self.items.get(&item)
+    }
+
+    /// The queue answered what was settled under `token`. `Some`: the item came back under this newer token and lease
+    /// session while its results were on their way, so they must be settled again.
+    pub(crate) fn settled(&mut self, item: ItemId, token: u64) -> Option<(u64, u64)> {
+        let held = self.items.get(&item)?;
+        if held.token == token {
+            self.drop_item(item);
+            return None;
+        }
+        (held.stage == Stage::Settling).then_some((held.token, held.session))
+    }
+
+    /// It is no longer ours: its credit is free again.
+    pub(crate) fn drop_item(&mut self, item: ItemId) -> Option<Held> {
+        let held = self.items.remove(&item)?;
+        if held.link != 0 {
+            let (items, bytes) = self.freed.entry(held.link).or_default();
+            *items += 1;
+            *bytes += held.bytes;
+        }
+        Some(held)
+    }
+
+    /// It goes back unattempted. Gives shard, token and lease session.
+    pub(crate) fn release(&mut self, item: ItemId) -> Option<(u32, u64, u64)> {
+        let held = self.drop_item(item)?;
+        self.released.insert(item, held.token);
+        Some((held.shard, held.token, held.session))
+    }
+
+    /// The queue answered a release.
+    pub(crate) fn released(&mut self, item: ItemId) {
+        self.released.remove(&item);
+    }
+
+    /// Takes the credit that became free, by stream.
+    pub(crate) fn take_freed(&mut self) -> HashMap<u64, (u32, u64)> {
+        std::mem::take(&mut self.freed)
+    }
+
+    /// Items whose credit is free and not yet given.
+    pub(crate) fn freed_items(&self) -> u32 {
+        self.freed.values().map(|(items, _)| items).sum()
+    }
+
+    /// All that have not passed their dot.
+    pub(crate) fn before_dot(&self) -> Vec<ItemId> {
+        self.items
+            .iter()
+            .filter(|(_, held)| held.stage < Stage::PastDot)
+            .map(|(item, _)| *item)
+            .collect()
+    }
+
+    /// Another node delivered it, or an operator dropped it.
+    pub(crate) fn revoke(&mut self, item: ItemId) {
+        if let Some(held) = self.items.get_mut(&item) {
+            held.revoked = true;
+        }
+    }
+
+    /// A new lease session took over an item past the dot, under this token.
+    pub(crate) fn adopt(&mut self, item: ItemId, token: u64, session: u64) {
+        if let Some(held) = self.items.get_mut(&item) {
+            (held.token, held.session) = (token, session);
+        }
+    }
+
+    /// What is held under the shard's lease session `session`, for `Reattach`.
+    pub(crate) fn holding(&self, shard: u32, session: u64) -> Vec<v1::HeldItem> {
+        self.list(|held| held.shard == shard && held.session == session)
+    }
+
+    /// What must stay leased under a new lease session: perhaps delivered, or with results on their way.
+    pub(crate) fn past_dot(&self, shard: u32) -> Vec<v1::HeldItem> {
+        self.list(|held| held.shard == shard && held.stage >= Stage::PastDot)
+    }
+
+    fn list(&self, which: impl Fn(&Held) -> bool) -> Vec<v1::HeldItem> {
+        let held = self.items.iter().filter(|(_, held)| which(held));
+        held.map(|(item, held)| v1::HeldItem {
+            item: Some(item.to_wire()),
+            token: held.token,
+            past_dot: held.stage >= Stage::PastDot,
+        })
+        .collect()
+    }
+
+    /// Items in hand.
+    pub(crate) fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Nothing is in hand, and the queue has answered all that was handed back.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.items.is_empty() && self.released.is_empty()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use mail::Ulid;
+
+    pub(crate) fn item(number: u32) -> ItemId {
+        ItemId {
+            message: Ulid::from_bytes([1; 16]),
+            number,
+        }
+    }
+
+    pub(crate) fn handout(
+        number: u32,
+        token: u64,
+        session: u64,
+        recipients: &[u32],
+    ) -> v1::Handout {
+        let recipients = recipients.iter().map(|recipient| v1::HandoutRecipient {
+            recipient: *recipient,
+            address: format!("r{recipient}@d.example"),
+        });
+        let message = v1::HandoutMessage {
+            destination: "d.example".into(),
+            size: 10,
+            ..Default::default()
+        };
+        v1::Handout {
+            item: Some(item(number).to_wire()),
+            token,
+            session,
+            message: Some(message),
+            recipients: recipients.collect(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn without_an_answer_for_twenty_seconds_nothing_starts_and_no_dot_goes_out() {
+        let start = Instant::now();
+        let mut hand = Hand::default();
+        hand.open(0, 5, start);
+        for number in 1..=3 {
+            assert_eq!(
+                hand.take(item(number), 0, 1, &handout(number, 7, 5, &[0])),
+                Take::New
+            );
+        }
+        assert_eq!(hand.begin(item(1), start), Ok(()));
+        assert_eq!(hand.begin(item(2), start), Ok(()));
+        assert_eq!(hand.pass_dot(item(1), start + FENCE / 2), Ok((7, 5)));
+        let late = start + FENCE;
+        assert_eq!(hand.pass_dot(item(2), late), Err(Stop::Fenced));
+        assert_eq!(hand.begin(item(3), late), Err(Stop::Fenced));
+        // What is past its dot is kept under the next lease session.
+        assert_eq!(hand.past_dot(0).len(), 1);
+        // An answer counts from when its question was sent, not from when it came.
+        hand.prove(0, 5, start + Duration::from_secs(5));
+        assert_eq!(hand.begin(item(3), late), Ok(()));
+        assert_eq!(
+            hand.begin(item(3), late + Duration::from_secs(5)),
+            Err(Stop::Fenced)
+        );
+    }
+
+    #[test]
+    fn a_dead_session_stays_dead() {
+        let now = Instant::now();
+        let mut hand = Hand::default();
+        hand.open(0, 5, now);
+        hand.take(item(1), 0, 1, &handout(1, 7, 5, &[0]));
+        hand.end(0);
+        hand.prove(0, 5, now);
+        assert_eq!(hand.begin(item(1), now), Err(Stop::Fenced));
+        hand.open(0, 6, now);
+        assert_eq!(
+            hand.begin(item(1), now),
+            Err(Stop::Fenced),
+            "granted under another lease session"
+        );
+        // The queue grants it to us again: go on under the new token.
+        assert_eq!(
+            hand.take(item(1), 0, 1, &handout(1, 8, 6, &[0])),
+            Take::Known
+        );
+        assert_eq!(hand.begin(item(1), now), Ok(()));
+        assert_eq!(hand.settle(item(1), true), Some((8, 6)));
+    }
+
+    #[test]
+    fn other_recipients_end_an_old_attempt() {
+        let now = Instant::now();
+        let mut hand = Hand::default();
+        hand.open(0, 5, now);
+        hand.take(item(1), 0, 1, &handout(1, 7, 5, &[0, 1]));
+        hand.begin(item(1), now).expect("live");
+        assert_eq!(
+            hand.take(item(1), 0, 1, &handout(1, 7, 5, &[0, 1])),
+            Take::Known
+        );
+        assert_eq!(
+            hand.take(item(1), 0, 1, &handout(1, 9, 5, &[1])),
+            Take::Refused
+        );
+        assert_eq!(hand.pass_dot(item(1), now), Err(Stop::Revoked));
+    }
+}

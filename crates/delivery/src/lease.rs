@@ -1,0 +1,576 @@
+//! The lease side of a delivery node: which lease session to open, reattach or give up, and how much work to ask for.
+//! Pure: streams, the clock and the topology come in, requests and work go out; `node` is the driver.
+//!
+//! ```text
+//!              OpenSession          SessionOpened
+//!   (closed) ─────────────► opening ─────────────► open ◄──── Reattach (other leader, other stream)
+//!      ▲                                            │
+//!      └── SessionEnded, or 20 s without an answer ─┘
+//! ```
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use proto::v1;
+use v1::lease_event::What as Event;
+use v1::lease_request::What as Request;
+
+use crate::hand::{Hand, Take};
+use crate::item::ItemId;
+
+/// How often a lease session is kept alive: three may be lost before the fence.
+pub(crate) const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
+/// Items in hand at most, over all shards: more than are in flight at full speed, few enough to hand back at leaving.
+pub(crate) const ITEMS_IN_HAND_MAX: u32 = 2_000;
+/// Octets of bodies in hand at most, over all shards.
+pub(crate) const BYTES_IN_HAND_MAX: u64 = 64 * 1024 * 1024;
+/// What the queue hands out of a destination until told otherwise (queue.proto).
+pub(crate) const WINDOW_DEFAULT: u32 = 20;
+/// How long a request to open waits for its answer, and a refused shard for its next try.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// How long an unanswered OpenSession is waited for before it is sent again: longer than an election.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Destinations whose windows are remembered for a new stream; beyond, they start at the default.
+const WINDOWS_MAX: usize = 10_000;
+
+/// What the driver has to do.
+#[derive(Debug)]
+pub(crate) enum Effect {
+    /// Send this to the queue node at the address.
+    Send(String, Request),
+    /// Deliver this.
+    Work(u32, Box<v1::Handout>),
+    /// Settle this, which the journal knew of an item: the item is still ours.
+    Recalled(v1::SettleRequest),
+    /// The journal's item is no longer ours: forget it.
+    Forgotten(ItemId),
+    /// Hand this grant back.
+    Release {
+        shard: u32,
+        item: ItemId,
+        token: u64,
+        session: u64,
+    },
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    leader: Option<String>,
+    /// The serial of the stream that knows of the lease session.
+    link: Option<u64>,
+    session: Option<u64>,
+    opening: Option<Instant>,
+    retry_at: Option<Instant>,
+    sequence: u64,
+    last_keepalive: Option<Instant>,
+    unanswered: VecDeque<(u64, Instant)>,
+    /// Results of the journal that must reach the queue before a lease session is opened.
+    first: usize,
+}
+
+#[derive(Debug)]
+struct Link {
+    serial: u64,
+    items: u32,
+    bytes: u64,
+}
+
+/// The leases of this node.
+#[derive(Debug)]
+pub(crate) struct Leases {
+    hello: v1::LeaseHello,
+    shards: Vec<Shard>,
+    links: HashMap<String, Link>,
+    last_serial: u64,
+    nodes: u32,
+    windows: HashMap<String, u32>,
+    busy: HashMap<String, Instant>,
+    /// Items that only the journal knows, until the new lease session says whether it kept them.
+    recalled: HashMap<u32, Vec<(ItemId, v1::SettleRequest)>>,
+    leaving: bool,
+}
+
+impl Leases {
+    /// Without shards: the topology brings them.
+    pub(crate) fn new(hello: v1::LeaseHello) -> Leases {
+        Leases {
+            hello,
+            shards: Vec::new(),
+            links: HashMap::new(),
+            last_serial: 0,
+            nodes: 1,
+            windows: HashMap::new(),
+            busy: HashMap::new(),
+            recalled: HashMap::new(),
+            leaving: false,
+        }
+    }
+
+    /// The journal's results of this shard go before its first lease session.
+    pub(crate) fn settle_first(&mut self, shard: u32) {
+        self.shard(shard).first += 1;
+    }
+
+    /// One of those results has its outcome.
+    pub(crate) fn settled_first(&mut self, shard: u32) {
+        let shard = self.shard(shard);
+        shard.first = shard.first.saturating_sub(1);
+    }
+
+    /// The journal knows an item past its dot; it is in the hand as such.
+    pub(crate) fn recall(&mut self, shard: u32, item: ItemId, if_lost: v1::SettleRequest) {
+        self.recalled
+            .entry(shard)
+            .or_default()
+            .push((item, if_lost));
+    }
+
+    /// Who leads, by shard, and how many queue nodes share this node's credit. Gives the addresses to have streams to.
+    pub(crate) fn topology(
+        &mut self,
+        leaders: &[(u32, Option<String>)],
+        nodes: usize,
+    ) -> Vec<String> {
+        self.nodes = u32::try_from(nodes).unwrap_or(u32::MAX).max(1);
+        for (shard, leader) in leaders {
+            let shard = self.shard(*shard);
+            if shard.leader != *leader {
+                shard.leader.clone_from(leader);
+                shard.link = None;
+                shard.retry_at = None;
+            }
+        }
+        let mut addresses: Vec<String> = self
+            .shards
+            .iter()
+            .filter_map(|shard| shard.leader.clone())
+            .collect();
+        addresses.sort();
+        addresses.dedup();
+        addresses
+    }
+
+    /// A stream to a queue node stands. Gives its serial.
+    pub(crate) fn link_up(&mut self, address: &str, now: Instant, out: &mut Vec<Effect>) -> u64 {
+        self.last_serial += 1;
+        let (items, bytes) = (
+            ITEMS_IN_HAND_MAX / self.nodes,
+            BYTES_IN_HAND_MAX / u64::from(self.nodes),
+        );
+        let link = Link {
+            serial: self.last_serial,
+            items: items.max(1),
+            bytes: bytes.max(1),
+        };
+        self.links.insert(address.to_string(), link);
+        let mut send = |what| out.push(Effect::Send(address.to_string(), what));
+        send(Request::Hello(self.hello.clone()));
+        for (destination, items) in &self.windows {
+            send(Request::Window(v1::DestinationWindow {
+                destination: destination.clone(),
+                items: *items,
+            }));
+        }
+        self.busy.retain(|_, until| *until > now);
+        for (destination, until) in &self.busy {
+            send(Request::Busy(busy(destination, *until - now)));
+        }
+        self.last_serial
+    }
+
+    /// The stream with this serial is gone.
+    pub(crate) fn link_down(&mut self, address: &str, serial: u64) {
+        if self
+            .links
+            .get(address)
+            .is_some_and(|link| link.serial == serial)
+        {
+            self.links.remove(address);
+        }
+        for shard in self
+            .shards
+            .iter_mut()
+            .filter(|shard| shard.link == Some(serial))
+        {
+            shard.link = None;
+            shard.opening = None;
+        }
+    }
+
+    /// No new work from now on: no lease session is opened and no credit is given.
+    pub(crate) fn leave(&mut self) {
+        self.leaving = true;
+    }
+
+    /// It was told to leave.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving
+    }
+
+    /// This much of a stream's credit is free again.
+    fn returned(&mut self, serial: u64, items: u32, bytes: u64) {
+        if let Some(link) = self.links.values_mut().find(|link| link.serial == serial) {
+            link.items += items;
+            link.bytes += bytes;
+        }
+    }
+
+    /// This many unsettled items of a destination are wanted from each shard.
+    pub(crate) fn window(&mut self, destination: &str, items: u32, out: &mut Vec<Effect>) {
+        let before = self
+            .windows
+            .get(destination)
+            .copied()
+            .unwrap_or(WINDOW_DEFAULT);
+        if before == items {
+            return;
+        }
+        if items == WINDOW_DEFAULT {
+            self.windows.remove(destination);
+        } else if self.windows.len() < WINDOWS_MAX || self.windows.contains_key(destination) {
+            self.windows.insert(destination.to_string(), items);
+        }
+        for address in self.links.keys() {
+            let window = v1::DestinationWindow {
+                destination: destination.to_string(),
+                items,
+            };
+            out.push(Effect::Send(address.clone(), Request::Window(window)));
+        }
+    }
+
+    /// A destination is backing off: hand out nothing of it for so long.
+    pub(crate) fn busy(
+        &mut self,
+        destination: &str,
+        pause: Duration,
+        now: Instant,
+        out: &mut Vec<Effect>,
+    ) {
+        self.busy.insert(destination.to_string(), now + pause);
+        for address in self.links.keys() {
+            out.push(Effect::Send(
+                address.clone(),
+                Request::Busy(busy(destination, pause)),
+            ));
+        }
+    }
+
+    /// What time it is: fences, opens, reattaches, keeps alive, gives credit. Called after every input and every
+    /// half second.
+    pub(crate) fn tick(&mut self, hand: &mut Hand, now: Instant, out: &mut Vec<Effect>) {
+        for number in 0..self.shards.len() {
+            self.tick_shard(number, hand, now, out);
+        }
+        for (serial, (items, bytes)) in hand.take_freed() {
+            self.returned(serial, items, bytes);
+        }
+        if self.leaving {
+            return;
+        }
+        for (address, link) in &mut self.links {
+            // The first credit goes out with the first open lease session: until then nothing could be handed out.
+            let open = self
+                .shards
+                .iter()
+                .any(|shard| shard.link == Some(link.serial) && shard.session.is_some());
+            if open && link.items > 0 {
+                let credit = v1::Credit {
+                    items: link.items,
+                    bytes: link.bytes,
+                    classes: Vec::new(),
+                };
+                (link.items, link.bytes) = (0, 0);
+                out.push(Effect::Send(address.clone(), Request::Credit(credit)));
+            }
+        }
+    }
+
+    fn tick_shard(&mut self, number: usize, hand: &mut Hand, now: Instant, out: &mut Vec<Effect>) {
+        let (id, leaving) = (number as u32, self.leaving);
+        let shard = &mut self.shards[number];
+        if let Some(session) = shard
+            .session
+            .filter(|session| hand.live(id, now) != Some(*session))
+        {
+            tracing::warn!(
+                shard = id,
+                session,
+                "the shard's leader has not answered for 20 s: this node stops sending under its lease session; a new one is opened"
+            );
+            metrics::counter!("postroad_lease_sessions_fenced_total").increment(1);
+            hand.end(id);
+            shard.close();
+        }
+        if shard
+            .opening
+            .is_some_and(|since| now - since >= OPEN_TIMEOUT)
+        {
+            (shard.opening, shard.link) = (None, None);
+        }
+        let Some(link) = shard
+            .leader
+            .as_ref()
+            .and_then(|leader| self.links.get(leader))
+        else {
+            return;
+        };
+        let address = shard.leader.clone().unwrap_or_default();
+        let waits = shard.retry_at.is_some_and(|at| now < at);
+        match (shard.session, shard.link == Some(link.serial)) {
+            (None, false) if leaving || waits || shard.first > 0 => {}
+            (None, false) => {
+                let open = v1::OpenSession {
+                    shard: id,
+                    holding: hand.past_dot(id),
+                };
+                out.push(Effect::Send(address, Request::Open(open)));
+                (shard.link, shard.opening) = (Some(link.serial), Some(now));
+            }
+            (None, true) => {}
+            (Some(_), false) if waits => {}
+            (Some(session), false) => {
+                let holding = hand.holding(id, session);
+                let reattach = v1::Reattach {
+                    shard: id,
+                    session,
+                    holding,
+                };
+                out.push(Effect::Send(address.clone(), Request::Reattach(reattach)));
+                shard.link = Some(link.serial);
+                out.push(Effect::Send(address, shard.keepalive(id, session, now)));
+            }
+            (Some(session), true) => {
+                if shard
+                    .last_keepalive
+                    .is_none_or(|last| now - last >= KEEPALIVE_EVERY)
+                {
+                    out.push(Effect::Send(address, shard.keepalive(id, session, now)));
+                }
+            }
+        }
+    }
+
+    /// What came on the stream with this serial.
+    pub(crate) fn event(
+        &mut self,
+        serial: u64,
+        event: v1::LeaseEvent,
+        hand: &mut Hand,
+        now: Instant,
+        out: &mut Vec<Effect>,
+    ) {
+        let id = event.shard;
+        if id as usize >= self.shards.len() {
+            return;
+        }
+        match event.what {
+            Some(Event::Handout(handout)) => self.handout(serial, id, handout, hand, out),
+            Some(Event::Opened(opened)) => self.opened(serial, id, &opened, hand, out),
+            Some(Event::KeptAlive(kept)) => {
+                let shard = &mut self.shards[id as usize];
+                while let Some((sequence, sent)) = shard.unanswered.front().copied() {
+                    if sequence > kept.sequence || shard.session != Some(kept.session) {
+                        break;
+                    }
+                    shard.unanswered.pop_front();
+                    if sequence == kept.sequence {
+                        hand.prove(id, kept.session, sent);
+                    }
+                }
+            }
+            Some(Event::Ended(ended)) => {
+                let shard = &mut self.shards[id as usize];
+                if shard.session == Some(ended.session) {
+                    tracing::warn!(
+                        shard = id,
+                        session = ended.session,
+                        reason = ended.reason,
+                        "the queue ended a lease session; a new one is opened"
+                    );
+                    metrics::counter!("postroad_lease_sessions_ended_total").increment(1);
+                    hand.end(id);
+                    shard.close();
+                    shard.retry_at = Some(now + RETRY_AFTER);
+                }
+            }
+            Some(Event::Revoke(item)) => {
+                if let Some(item) = ItemId::from_wire(Some(&item)) {
+                    hand.revoke(item);
+                }
+            }
+            Some(Event::StillWorking(asked)) => self.still_working(id, &asked, hand, out),
+            Some(Event::NotLeader(_)) => {
+                let shard = &mut self.shards[id as usize];
+                if shard.link == Some(serial) {
+                    (shard.link, shard.opening) = (None, None);
+                    shard.retry_at = Some(now + RETRY_AFTER);
+                }
+            }
+            None => {}
+        }
+    }
+
+    fn handout(
+        &mut self,
+        serial: u64,
+        id: u32,
+        handout: v1::Handout,
+        hand: &mut Hand,
+        out: &mut Vec<Effect>,
+    ) {
+        let bytes = handout.message.as_ref().map_or(0, |message| message.size);
+        let shard = &self.shards[id as usize];
+        let Some(item) = ItemId::from_wire(handout.item.as_ref()) else {
+            return;
+        };
+        if shard.session != Some(handout.session) {
+            // Granted under a lease session that died here meanwhile.
+            self.returned(serial, 1, bytes);
+            out.push(Effect::Release {
+                shard: id,
+                item,
+                token: handout.token,
+                session: handout.session,
+            });
+            return;
+        }
+        match hand.take(item, id, serial, &handout) {
+            Take::New => out.push(Effect::Work(id, Box::new(handout))),
+            Take::Known => self.returned(serial, 1, bytes),
+            Take::Refused => {
+                self.returned(serial, 1, bytes);
+                out.push(Effect::Release {
+                    shard: id,
+                    item,
+                    token: handout.token,
+                    session: handout.session,
+                });
+            }
+        }
+    }
+
+    fn opened(
+        &mut self,
+        serial: u64,
+        id: u32,
+        opened: &v1::SessionOpened,
+        hand: &mut Hand,
+        out: &mut Vec<Effect>,
+    ) {
+        let shard = &mut self.shards[id as usize];
+        let (Some(asked), true) = (shard.opening, shard.link == Some(serial)) else {
+            return;
+        };
+        shard.opening = None;
+        shard.session = Some(opened.session);
+        shard.last_keepalive = Some(asked);
+        hand.open(id, opened.session, asked);
+        tracing::info!(
+            shard = id,
+            session = opened.session,
+            kept = opened.kept.len(),
+            "lease session opened"
+        );
+        let mut recalled = self.recalled.remove(&id).unwrap_or_default();
+        for kept in &opened.kept {
+            let Some(item) = ItemId::from_wire(kept.item.as_ref()) else {
+                continue;
+            };
+            hand.adopt(item, kept.token, opened.session);
+            if let Some(at) = recalled.iter().position(|(known, _)| *known == item) {
+                let (_, if_lost) = recalled.swap_remove(at);
+                hand.settle(item, false);
+                out.push(Effect::Recalled(v1::SettleRequest {
+                    token: kept.token,
+                    session: opened.session,
+                    ..if_lost
+                }));
+            }
+        }
+        out.extend(
+            recalled
+                .into_iter()
+                .map(|(item, _)| Effect::Forgotten(item)),
+        );
+    }
+
+    fn still_working(
+        &mut self,
+        id: u32,
+        asked: &v1::StillWorking,
+        hand: &Hand,
+        out: &mut Vec<Effect>,
+    ) {
+        let shard = &self.shards[id as usize];
+        let (Some(session), Some(address)) = (shard.session, shard.leader.clone()) else {
+            return;
+        };
+        let Some(item) = ItemId::from_wire(asked.item.as_ref()) else {
+            return;
+        };
+        match hand.get(item).filter(|held| held.token == asked.token) {
+            Some(held) => {
+                let past_dot = held.stage >= crate::hand::Stage::PastDot;
+                let items = vec![v1::HeldItem {
+                    item: Some(item.to_wire()),
+                    token: asked.token,
+                    past_dot,
+                }];
+                out.push(Effect::Send(
+                    address,
+                    Request::Extend(v1::ExtendItems {
+                        shard: id,
+                        session,
+                        items,
+                    }),
+                ));
+            }
+            None => out.push(Effect::Release {
+                shard: id,
+                item,
+                token: asked.token,
+                session,
+            }),
+        }
+    }
+
+    /// Every known shard has a lease session.
+    pub(crate) fn ready(&self) -> bool {
+        !self.shards.is_empty() && self.shards.iter().all(|shard| shard.session.is_some())
+    }
+
+    fn shard(&mut self, number: u32) -> &mut Shard {
+        let number = number as usize;
+        if self.shards.len() <= number {
+            self.shards.resize_with(number + 1, Shard::default);
+        }
+        &mut self.shards[number]
+    }
+}
+
+impl Shard {
+    fn keepalive(&mut self, id: u32, session: u64, now: Instant) -> Request {
+        self.sequence += 1;
+        self.last_keepalive = Some(now);
+        self.unanswered.push_back((self.sequence, now));
+        Request::Keepalive(v1::Keepalive {
+            shard: id,
+            session,
+            sequence: self.sequence,
+        })
+    }
+
+    fn close(&mut self) {
+        (self.session, self.link, self.opening, self.last_keepalive) = (None, None, None, None);
+        self.unanswered.clear();
+    }
+}
+
+fn busy(destination: &str, pause: Duration) -> v1::DestinationBusy {
+    let for_ms = u32::try_from(pause.as_millis()).unwrap_or(u32::MAX);
+    v1::DestinationBusy {
+        destination: destination.to_string(),
+        for_ms,
+    }
+}

@@ -1,0 +1,307 @@
+//! From a destination to the hosts that may take its mail, in the order to try them (RFC 5321 section 5.1). Pure: what
+//! the DNS said and the random source come in as arguments; `resolve` asks.
+
+use std::net::{IpAddr, SocketAddr};
+
+use dns::{AddressAnswer, MxAnswer, MxHost};
+
+/// Addresses tried for one connection, over all hosts: "at least two" (RFC 5321 section 5.1), and few enough that a
+/// site of silent hosts is given up within minutes.
+pub(crate) const ADDRESSES_MAX: usize = 8;
+
+/// A place to connect to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Hop {
+    /// The host's name, for logs, results and certificates; an address literal for one.
+    pub(crate) host: String,
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+}
+
+/// Why there is no hop, in the words of a recipient's result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NoRoute {
+    /// The mail fails now; else it waits.
+    pub(crate) permanent: bool,
+    /// Reply code to report, 0 when there is no apt one.
+    pub(crate) code: u32,
+    /// Enhanced status code (RFC 3463).
+    pub(crate) enhanced: &'static str,
+    /// For people.
+    pub(crate) text: String,
+}
+
+impl NoRoute {
+    fn permanent(code: u32, enhanced: &'static str, text: String) -> NoRoute {
+        NoRoute {
+            permanent: true,
+            code,
+            enhanced,
+            text,
+        }
+    }
+
+    fn temporary(text: String) -> NoRoute {
+        // RFC 3463 X.4.3: directory server failure, for which the DNS is the example.
+        NoRoute {
+            permanent: false,
+            code: 0,
+            enhanced: "4.4.3",
+            text,
+        }
+    }
+}
+
+/// What we are called and where we listen: mail is never sent there by an MX record.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Own {
+    /// Host names, lower case.
+    pub(crate) names: Vec<String>,
+    /// Addresses.
+    pub(crate) addresses: Vec<IpAddr>,
+}
+
+/// The address in an address literal such as `[192.0.2.1]` or `[IPv6:2001:db8::1]` (RFC 5321 section 4.1.3); `None` when the
+/// destination is a domain or another kind of literal.
+pub(crate) fn literal(destination: &str) -> Option<IpAddr> {
+    let inner = destination.strip_prefix('[')?.strip_suffix(']')?;
+    match inner.get(..5) {
+        Some(tag) if tag.eq_ignore_ascii_case("ipv6:") => inner[5..].parse().ok().map(IpAddr::V6),
+        _ => inner.parse().ok().map(IpAddr::V4),
+    }
+}
+
+/// The hosts to ask for addresses, best first, from a domain's MX answer.
+pub(crate) fn hosts(
+    domain: &str,
+    answer: MxAnswer,
+    own: &Own,
+    random: &mut impl rand::Rng,
+) -> Result<Vec<MxHost>, NoRoute> {
+    match answer {
+        MxAnswer::Hosts(mut hosts) => {
+            dns::order(&mut hosts, random);
+            let own_at = hosts
+                .iter()
+                .find(|host| own.names.contains(&host.host))
+                .map(|host| host.preference);
+            let left = before(hosts, own_at);
+            if left.is_empty() {
+                Err(loops(domain))
+            } else {
+                Ok(left)
+            }
+        }
+        // RFC 7505 section 4: 556 and 5.1.10 are made for it.
+        MxAnswer::Null => Err(NoRoute::permanent(
+            556,
+            "5.1.10",
+            format!("{domain} accepts no mail (null MX)"),
+        )),
+        MxAnswer::NoMx if own.names.iter().any(|name| name == domain) => Err(loops(domain)),
+        MxAnswer::NoMx => Ok(vec![MxHost {
+            preference: 0,
+            host: domain.to_string(),
+        }]),
+        // RFC 3463 X.1.2: bad destination system address.
+        MxAnswer::NoDomain => Err(NoRoute::permanent(
+            0,
+            "5.1.2",
+            format!("the domain {domain} does not exist"),
+        )),
+        MxAnswer::TempFail(why) => Err(NoRoute::temporary(why)),
+    }
+}
+
+/// The hops from the hosts and their addresses, in the hosts' order.
+pub(crate) fn hops(
+    domain: &str,
+    found: Vec<(MxHost, AddressAnswer)>,
+    port: u16,
+    own: &Own,
+) -> Result<Vec<Hop>, NoRoute> {
+    let own_at = found.iter().find_map(|(host, answer)| match answer {
+        AddressAnswer::Found(ips) if ips.iter().any(|ip| own.addresses.contains(ip)) => {
+            Some(host.preference)
+        }
+        _ => None,
+    });
+    let mut lookup_failed = None;
+    let mut hops = Vec::new();
+    let mut looped = false;
+    for (host, answer) in found {
+        if own_at.is_some_and(|own| host.preference >= own) {
+            looped = true;
+            continue;
+        }
+        match answer {
+            AddressAnswer::Found(ips) => {
+                hops.extend(ips.into_iter().map(|ip| Hop {
+                    host: host.host.clone(),
+                    address: (ip, port).into(),
+                }));
+            }
+            AddressAnswer::TempFail(why) => lookup_failed = Some(why),
+            AddressAnswer::NoAddress | AddressAnswer::NoDomain => {}
+        }
+    }
+    hops.truncate(ADDRESSES_MAX);
+    match (hops.is_empty(), lookup_failed, looped) {
+        (false, ..) => Ok(hops),
+        (true, Some(why), _) => Err(NoRoute::temporary(why)),
+        (true, None, true) => Err(loops(domain)),
+        // RFC 3463 X.4.4: unable to route.
+        (true, None, false) => Err(NoRoute::permanent(
+            0,
+            "5.4.4",
+            format!("no mail host of {domain} has an address"),
+        )),
+    }
+}
+
+/// Only better hosts than ourselves may take it: "all MX records with a preference value equal to or greater than ours
+/// MUST be discarded" (RFC 5321 section 5.1).
+fn before(mut hosts: Vec<MxHost>, own: Option<u16>) -> Vec<MxHost> {
+    if let Some(own) = own {
+        hosts.retain(|host| host.preference < own);
+    }
+    hosts
+}
+
+fn loops(domain: &str) -> NoRoute {
+    // RFC 3463 X.4.6: routing loop detected.
+    let text = format!(
+        "mail for {domain} loops back to this relay: it is the domain's best MX and has no route for it"
+    );
+    NoRoute::permanent(0, "5.4.6", text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    fn mx(list: &[(u16, &str)]) -> MxAnswer {
+        MxAnswer::of_records(
+            list.iter()
+                .map(|(preference, host)| (*preference, host.to_string())),
+        )
+    }
+
+    fn own() -> Own {
+        Own {
+            names: vec!["us.example".into()],
+            addresses: vec![ip("192.0.2.99")],
+        }
+    }
+
+    fn names(answer: MxAnswer) -> Result<Vec<String>, (bool, u32, &'static str)> {
+        let mut random = rand::rngs::SmallRng::seed_from_u64(7);
+        hosts("d.example", answer, &own(), &mut random)
+            .map(|hosts| hosts.into_iter().map(|host| host.host).collect())
+            .map_err(|no| (no.permanent, no.code, no.enhanced))
+    }
+
+    #[test]
+    fn what_the_dns_says_becomes_hosts_or_a_reason() {
+        let ok = |list: &[&str]| Ok(list.iter().map(|name| name.to_string()).collect());
+        let table = [
+            (mx(&[(20, "b"), (10, "a")]), ok(&["a", "b"])),
+            (MxAnswer::NoMx, ok(&["d.example"])),
+            (MxAnswer::Null, Err((true, 556, "5.1.10"))),
+            (MxAnswer::NoDomain, Err((true, 0, "5.1.2"))),
+            (
+                MxAnswer::TempFail("SERVFAIL".into()),
+                Err((false, 0, "4.4.3")),
+            ),
+            // We are the backup: only the better one is left.
+            (
+                mx(&[(10, "a"), (20, "us.example"), (20, "c"), (30, "d")]),
+                ok(&["a"]),
+            ),
+            // We are the best: it would come straight back.
+            (
+                mx(&[(10, "us.example"), (20, "b")]),
+                Err((true, 0, "5.4.6")),
+            ),
+        ];
+        for (answer, expected) in table {
+            assert_eq!(names(answer.clone()), expected, "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_follow_their_hosts_and_ours_end_the_list() {
+        let host = |preference, name: &str| MxHost {
+            preference,
+            host: name.into(),
+        };
+        let found =
+            |list: &[&str]| AddressAnswer::Found(list.iter().map(|text| ip(text)).collect());
+        let of = |list: Vec<(MxHost, AddressAnswer)>| {
+            hops("d.example", list, 25, &own())
+                .map(|hops| {
+                    hops.into_iter()
+                        .map(|hop| format!("{} {}", hop.host, hop.address))
+                        .collect::<Vec<_>>()
+                })
+                .map_err(|no| (no.permanent, no.enhanced))
+        };
+        assert_eq!(
+            of(vec![
+                (host(1, "a"), found(&["192.0.2.1", "2001:db8::1"])),
+                (host(2, "b"), found(&["192.0.2.2"]))
+            ]),
+            Ok(vec![
+                "a 192.0.2.1:25".into(),
+                "a [2001:db8::1]:25".into(),
+                "b 192.0.2.2:25".into()
+            ])
+        );
+        assert_eq!(
+            of(vec![
+                (host(1, "a"), found(&["192.0.2.1"])),
+                (host(2, "b"), found(&["192.0.2.99"])),
+                (host(2, "c"), found(&["192.0.2.3"]))
+            ]),
+            Ok(vec!["a 192.0.2.1:25".into()]),
+            "our own address ends the list"
+        );
+        assert_eq!(
+            of(vec![(host(1, "b"), found(&["192.0.2.99"]))]),
+            Err((true, "5.4.6"))
+        );
+        assert_eq!(
+            of(vec![(host(1, "a"), AddressAnswer::NoDomain)]),
+            Err((true, "5.4.4"))
+        );
+        let mixed = vec![
+            (host(1, "a"), AddressAnswer::NoDomain),
+            (host(2, "b"), AddressAnswer::TempFail("x".into())),
+        ];
+        assert_eq!(
+            of(mixed),
+            Err((false, "4.4.3")),
+            "a lookup that failed is not an absence"
+        );
+    }
+
+    #[test]
+    fn literals() {
+        assert_eq!(literal("[192.0.2.1]"), Some(ip("192.0.2.1")));
+        assert_eq!(literal("[ipv6:2001:db8::1]"), Some(ip("2001:db8::1")));
+        for not in [
+            "192.0.2.1",
+            "[2001:db8::1]",
+            "[tag:text]",
+            "example.com",
+            "[]",
+        ] {
+            assert_eq!(literal(not), None, "{not}");
+        }
+    }
+}

@@ -1,0 +1,501 @@
+//! One connection's task: finds a host of the site, then serves the site's items over the connection until none comes.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use mail::{Digest, Digester};
+use proto::v1;
+use resource::DeliverySettings;
+use smtp::client::{Answer, Config, Question, Timeouts, Verdict};
+
+use crate::attempt::{self, At, Work};
+use crate::connection::{Connection, Event, millis, now};
+use crate::hand::Stop;
+use crate::node::Node;
+use crate::resolve;
+use crate::route::Hop;
+use crate::site::Site;
+
+/// Connections that may be lost under one item in one attempt before it is deferred.
+const LOST_MAX: u32 = 3;
+/// A range of a large body: what one Fetch gives at most.
+const FETCH_BYTES: u32 = 1024 * 1024;
+
+/// How serving a connection ended.
+enum Served {
+    /// Nothing is left to do, or the node leaves.
+    Enough,
+    /// It had its number of messages.
+    Worn,
+    /// It broke; `used`: after at least one transaction, so the host may well take a new connection.
+    Broken { used: bool },
+}
+
+/// An item that lost its connection, and the results if no other connection serves it.
+type Carry = Option<(Work, Vec<v1::RecipientResult>)>;
+
+/// Runs until the site needs this connection no more. The site counted it as dialing.
+pub(crate) async fn run(node: Arc<Node>, site: Arc<Site>) {
+    let mut worker = Worker {
+        settings: node.settings(),
+        node,
+        site,
+        dialing: true,
+        carry: None,
+    };
+    worker.visit().await;
+    if let Some((work, results)) = worker.carry.take() {
+        worker.node.settle(work, results, None);
+    }
+    let Worker {
+        node,
+        site,
+        dialing,
+        ..
+    } = worker;
+    if site.ended(dialing, now()) {
+        node.connect(&site);
+    }
+    node.disconnected();
+}
+
+struct Worker {
+    node: Arc<Node>,
+    site: Arc<Site>,
+    settings: DeliverySettings,
+    dialing: bool,
+    carry: Carry,
+}
+
+impl Worker {
+    async fn visit(&mut self) {
+        let config = &self.node.config;
+        let found = resolve::hops(
+            &self.site.via,
+            &self.node.resolver,
+            &self.node.own,
+            config.smtp_port,
+        )
+        .await;
+        let hops = match found {
+            Ok(hops) => hops,
+            Err(no) => {
+                // The DNS spoke of the destination, not of one connection: it holds for all that wait.
+                let pause = if no.permanent {
+                    None
+                } else {
+                    self.site.failed(now(), rand::random())
+                };
+                return self.fail(&attempt::unroutable(&no), true, pause);
+            }
+        };
+        let mut last: Option<v1::RecipientResult> = None;
+        let mut next = 0;
+        while let Some(hop) = hops.get(next) {
+            match self.dial(hop).await {
+                Err(failure) => {
+                    next += 1;
+                    last = Some(worse(last, *failure));
+                }
+                Ok(connection) => {
+                    last = None;
+                    self.stand(true);
+                    let served = self.serve(connection).await;
+                    self.stand(false);
+                    match served {
+                        Served::Enough => return,
+                        Served::Worn if self.site.is_empty() => return,
+                        Served::Worn => {}
+                        Served::Broken { used } if self.carry.is_some() => {
+                            next += usize::from(!used)
+                        }
+                        Served::Broken { .. } => return,
+                    }
+                }
+            }
+        }
+        // Every host refused, or died under the item.
+        let died = self
+            .carry
+            .as_ref()
+            .and_then(|(_, results)| results.first().cloned());
+        if let Some(failure) = last.or(died) {
+            let pause = self.site.failed(now(), rand::random());
+            self.fail(&failure, pause.is_some(), pause);
+        }
+    }
+
+    /// Nothing can be reached: settles the item that this connection was for, or all that wait.
+    fn fail(
+        &mut self,
+        result: &v1::RecipientResult,
+        all: bool,
+        pause: Option<std::time::Duration>,
+    ) {
+        if let Some(pause) = pause {
+            tracing::warn!(site = ?self.site.via, ?pause, reason = result.text, "the site is left alone for a while");
+            metrics::counter!("postroad_dead_sites_total").increment(1);
+            let mut destinations = self.site.waiting_destinations();
+            destinations.extend(
+                self.carry
+                    .iter()
+                    .map(|(work, _)| work.destination().to_string()),
+            );
+            for destination in destinations {
+                self.node.say_busy(destination, pause);
+            }
+        }
+        // An item that reached a host reports what happened there.
+        let carried = self
+            .carry
+            .take()
+            .map(|(work, results)| self.node.settle(work, results, None))
+            .is_some();
+        let mut waiting = if all { self.site.drain() } else { Vec::new() };
+        if !carried && !all {
+            waiting.extend(self.site.pop());
+        }
+        for work in waiting {
+            let results = work.all(result);
+            self.node.settle(work, results, None);
+        }
+    }
+
+    /// Connects and speaks until the first transaction could start.
+    async fn dial(&self, hop: &Hop) -> Result<Connection, Box<v1::RecipientResult>> {
+        let start = now();
+        let config = Arc::new(self.client_config());
+        let opened = Connection::open(hop.clone(), config, self.settings.connect_timeout).await;
+        let mut connection = opened.map_err(|text| {
+            let took = millis(now() - start);
+            metrics::counter!("postroad_connections_failed_total").increment(1);
+            tracing::debug!(hop = %hop.address, text, "no connection");
+            // RFC 3463 X.4.1: no answer from host.
+            let result = At::hop(hop, took, took).deferred("4.4.1", &text);
+            Box::new(v1::RecipientResult {
+                never_reached: true,
+                ..result
+            })
+        })?;
+        metrics::counter!("postroad_connections_total").increment(1);
+        let at =
+            |connection: &Connection| At::hop(hop, connection.connect_ms, millis(now() - start));
+        loop {
+            match connection.next(std::future::pending()).await {
+                Event::Ask(Question::Next) => return Ok(connection),
+                Event::Broken(failure) => {
+                    tracing::debug!(hop = %hop.address, text = failure.text, stage = ?failure.stage, "no SMTP session");
+                    connection.flush().await;
+                    return Err(Box::new(at(&connection).refused(&failure)));
+                }
+                Event::Closed => {
+                    return Err(Box::new(
+                        at(&connection).deferred("4.4.2", "the session ended at its start"),
+                    ));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Serves items until there are none for a while. The session has asked for the next transaction.
+    async fn serve(&mut self, mut connection: Connection) -> Served {
+        let mut sent = 0;
+        loop {
+            let worn = sent >= self.settings.messages_per_connection;
+            let work = if worn {
+                None
+            } else {
+                self.next_work(&mut connection).await
+            };
+            let Some(work) = work else {
+                connection.answer(Answer::Quit);
+                while !matches!(connection.next(std::future::pending()).await, Event::Closed) {}
+                return if worn { Served::Worn } else { Served::Enough };
+            };
+            if let Some(used) = self.attempt(&mut connection, work, sent > 0).await {
+                return Served::Broken { used };
+            }
+            sent += 1;
+        }
+    }
+
+    /// The next item that may be begun; `None` when the connection is to be closed.
+    async fn next_work(&mut self, connection: &mut Connection) -> Option<Work> {
+        let until = tokio::time::Instant::now() + self.node.config.idle;
+        loop {
+            while let Some(work) = self
+                .carry
+                .take()
+                .map(|(work, _)| work)
+                .or_else(|| self.site.pop())
+            {
+                let begun = self.node.hand().begin(work.item, now());
+                match begun {
+                    Ok(()) => return Some(work),
+                    Err(stop) => self.node.give_up(work.item, stop),
+                }
+            }
+            if self.node.leaving.is_cancelled() {
+                return None;
+            }
+            self.site.idle(true);
+            let event = connection.next(async {
+                tokio::select! {
+                    () = self.site.wake.notified() => {}
+                    () = self.node.leaving.cancelled() => {}
+                    () = tokio::time::sleep_until(until) => {}
+                }
+            });
+            let event = event.await;
+            self.site.idle(false);
+            let over = tokio::time::Instant::now() >= until;
+            if over || !matches!(event, Event::Interrupted) {
+                // Closed by the other end, or long enough without work. An item that came just now is left to the
+                // connection that the site starts for it.
+                return None;
+            }
+        }
+    }
+
+    /// Sends one item. `Some(used)`: the connection is over.
+    async fn attempt(
+        &mut self,
+        connection: &mut Connection,
+        mut work: Work,
+        used: bool,
+    ) -> Option<bool> {
+        let start = now();
+        let transaction = match work.transaction() {
+            Ok(transaction) => transaction,
+            Err(text) => {
+                tracing::error!(item = %work.item, text, "the queue's item cannot be sent; look at it with `postroad queue show`");
+                let results = work.all(&At::default().deferred("4.3.0", &text));
+                self.node.settle(work, results, None);
+                return None;
+            }
+        };
+        connection.answer(Answer::Send(Box::new(transaction)));
+        let mut body = Body::new(&work);
+        let mut stopped: Option<Halt> = None;
+        loop {
+            let at = |connection: &Connection| {
+                At::hop(
+                    &connection.hop,
+                    connection.connect_ms,
+                    millis(now() - start),
+                )
+            };
+            match connection.next(std::future::pending()).await {
+                Event::Ask(Question::Next) => {}
+                Event::Ask(Question::Body) => match body.next(&self.node, &work).await {
+                    Ok((bytes, last)) => connection.answer(Answer::Body { bytes, last }),
+                    Err(text) => {
+                        stopped = Some(Halt::Trouble(text));
+                        connection.answer(Answer::Abort);
+                    }
+                },
+                Event::Ask(Question::PastDot) => {
+                    connection.flush_if_long().await;
+                    match self.pass_dot(&work, &body, &at(connection)) {
+                        Ok(()) => connection.answer(Answer::Proceed),
+                        Err(halt) => {
+                            stopped = Some(halt);
+                            connection.answer(Answer::Abort);
+                        }
+                    }
+                }
+                Event::Done(outcome) => {
+                    match stopped.take() {
+                        Some(Halt::Stop(stop)) => self.node.give_up(work.item, stop),
+                        Some(Halt::Trouble(text)) => {
+                            let results = work.all(&at(connection).deferred("4.3.0", &text));
+                            self.node.settle(work, results, Some(&connection.hop));
+                        }
+                        None if attempt::may_go_elsewhere(&outcome) && work.lost < LOST_MAX => {
+                            work.lost += 1;
+                            self.node.hand().requeue(work.item);
+                            let results = work.results(&outcome, &at(connection));
+                            self.carry = Some((work, results));
+                        }
+                        None => {
+                            let results = work.results(&outcome, &at(connection));
+                            if outcome
+                                .recipients
+                                .iter()
+                                .any(|r| r.verdict == Verdict::Delivered || r.reply.is_some())
+                            {
+                                self.site.succeeded();
+                            }
+                            self.node.settle(work, results, Some(&connection.hop));
+                        }
+                    }
+                    return self.after(connection, used).await;
+                }
+                Event::Broken(_) | Event::Closed | Event::Interrupted => {
+                    // The session says what became of a transaction before it ends; this is for a defect in it.
+                    let results = work.all(
+                        &at(connection).deferred("4.4.2", "the session ended without an outcome"),
+                    );
+                    self.node.settle(work, results, Some(&connection.hop));
+                    return Some(used);
+                }
+            }
+        }
+    }
+
+    /// After an outcome: `None` when the connection may serve another item.
+    async fn after(&self, connection: &mut Connection, used: bool) -> Option<bool> {
+        loop {
+            match connection.next(std::future::pending()).await {
+                // An item on its way elsewhere (421) does not come back over this connection.
+                Event::Ask(Question::Next) if self.carry.is_none() => return None,
+                Event::Ask(Question::Next) => connection.answer(Answer::Quit),
+                Event::Closed => return Some(used),
+                _ => {}
+            }
+        }
+    }
+
+    /// May the final dot be sent? Written down first.
+    fn pass_dot(&self, work: &Work, body: &Body, at: &At) -> Result<(), Halt> {
+        body.check(work).map_err(Halt::Trouble)?;
+        let (token, session) = self
+            .node
+            .hand()
+            .pass_dot(work.item, now())
+            .map_err(Halt::Stop)?;
+        let request = v1::SettleRequest {
+            request: 0,
+            shard: work.shard,
+            item: Some(work.item.to_wire()),
+            token,
+            session,
+            release: false,
+            results: work.all(&at.if_lost()),
+        };
+        self.node.journal().sent_dot(&request).map_err(|error| {
+            tracing::error!(item = %work.item, %error, "no final dot is sent without the journal");
+            Halt::Trouble("this node cannot write its journal".into())
+        })
+    }
+
+    fn stand(&mut self, standing: bool) {
+        if self.dialing == standing {
+            self.site.standing(standing);
+            self.dialing = !standing;
+        }
+    }
+
+    fn client_config(&self) -> Config {
+        let reply = self.settings.reply_timeout;
+        let timeouts = Timeouts {
+            greeting: reply,
+            hello: reply,
+            mail: reply,
+            rcpt: reply,
+            data: reply,
+            block: reply,
+            final_dot: self.settings.final_reply_timeout,
+            ..Timeouts::default()
+        };
+        Config {
+            timeouts,
+            ..Config::new(self.node.host.clone())
+        }
+    }
+}
+
+/// Why the final dot was held back.
+enum Halt {
+    Stop(Stop),
+    Trouble(String),
+}
+
+/// Of two hosts' failures the one to report: a host that spoke, then one that was reached; a host that defers outweighs one
+/// that fails, for it may still take the mail.
+fn worse(before: Option<v1::RecipientResult>, now: v1::RecipientResult) -> v1::RecipientResult {
+    let rank = |result: &v1::RecipientResult| {
+        (
+            result.verdict() == v1::Verdict::Deferred,
+            result.code != 0,
+            !result.never_reached,
+        )
+    };
+    let Some(before) = before else { return now };
+    let reached = !before.never_reached || !now.never_reached;
+    let mut kept = if rank(&now) >= rank(&before) {
+        now
+    } else {
+        before
+    };
+    kept.never_reached = !reached;
+    kept
+}
+
+/// The body, from the hand-out or fetched piece by piece.
+struct Body {
+    digester: Digester,
+    offset: u64,
+    size: u64,
+    started: Instant,
+}
+
+impl Body {
+    fn new(work: &Work) -> Body {
+        let size = work
+            .handout
+            .message
+            .as_ref()
+            .map_or(0, |message| message.size);
+        Body {
+            digester: Digester::default(),
+            offset: 0,
+            size,
+            started: now(),
+        }
+    }
+
+    /// The next piece, and whether it is the last one.
+    async fn next(&mut self, node: &Node, work: &Work) -> Result<(Bytes, bool), String> {
+        let inline = &work.handout.body;
+        let bytes = if !inline.is_empty() || self.size == 0 {
+            inline.clone()
+        } else {
+            let length = u32::try_from(self.size - self.offset)
+                .unwrap_or(u32::MAX)
+                .min(FETCH_BYTES);
+            let fetched = node
+                .queue
+                .fetch(work.shard, work.item.message, self.offset, length)
+                .await;
+            fetched.map_err(|error| format!("the body cannot be read from the queue: {error}"))?
+        };
+        self.digester.update(&bytes);
+        self.offset += bytes.len() as u64;
+        if bytes.is_empty() && self.offset < self.size {
+            return Err(format!(
+                "the queue's body ends at {} of {} octets",
+                self.offset, self.size
+            ));
+        }
+        Ok((bytes, self.offset >= self.size))
+    }
+
+    /// Everything written so far is the message that the edge took.
+    fn check(&self, work: &Work) -> Result<(), String> {
+        let declared = work
+            .handout
+            .message
+            .as_ref()
+            .and_then(|message| Digest::from_slice(&message.digest));
+        if declared == Some(self.digester.finish()) && self.offset == self.size {
+            return Ok(());
+        }
+        metrics::counter!("postroad_bodies_damaged_total").increment(1);
+        tracing::error!(item = %work.item, shard = work.shard, octets = self.offset, seconds = (now() - self.started).as_secs(),
+            "the body does not have the digest that it was accepted with: it is not sent; check the queue nodes' disks");
+        Err("the message's body is damaged in the queue".into())
+    }
+}
