@@ -16,7 +16,7 @@ use queue::{Facts, Timestamp};
 
 mod door;
 mod from_wire;
-mod intern;
+pub(crate) mod intern;
 mod to_wire;
 
 #[cfg(test)]

@@ -44,11 +44,11 @@ fn slot_of(text: &str) -> usize {
     (hash ^ (hash >> 32)) as usize % SLOTS
 }
 
-pub(super) fn text(text: &str) -> Arc<str> {
+pub(crate) fn text(text: &str) -> Arc<str> {
     TEXTS.with(|slots| shared(slots, text, |known| known, |text| Arc::from(text)))
 }
 
-pub(super) fn destination(text: &str) -> Destination {
+pub(crate) fn destination(text: &str) -> Destination {
     DESTINATIONS.with(|slots| {
         shared(
             slots,

@@ -1,0 +1,349 @@
+//! The database of a node: opening, flushing, what is durable.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch};
+
+use super::bodies::SegmentLive;
+use super::codec::{self, put_number};
+use super::flush::{Flush, Flushed};
+use super::group::{Fixed, GroupState};
+use super::{BLOCK_CACHE_BYTES, JOURNAL_BYTES, MEMTABLE_BYTES, StoreError, journal, key};
+
+/// Octets of a blob in one value, so that values stay below [`super::ROW_MAX`].
+const BLOB_PART: usize = 2048;
+
+/// fjall's own threads: flushes of memtables and compaction.
+const WORKERS: usize = 2;
+
+/// How a store is opened.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// Octets of fjall's block cache.
+    pub block_cache_bytes: u64,
+    /// Octets of a table's memtable.
+    pub memtable_bytes: u64,
+}
+
+impl Default for StoreConfig {
+    fn default() -> StoreConfig {
+        StoreConfig {
+            block_cache_bytes: BLOCK_CACHE_BYTES,
+            memtable_bytes: MEMTABLE_BYTES,
+        }
+    }
+}
+
+/// The tables.
+#[derive(Clone)]
+pub(super) struct Keyspaces {
+    pub(super) messages: Keyspace,
+    pub(super) items: Keyspace,
+    pub(super) recipients: Keyspace,
+    pub(super) due: Keyspace,
+    pub(super) inflight: Keyspace,
+    pub(super) held: Keyspace,
+    pub(super) destinations: Keyspace,
+    pub(super) finished: Keyspace,
+    pub(super) forgets: Keyspace,
+    pub(super) uploads: Keyspace,
+    pub(super) sessions: Keyspace,
+    pub(super) timers: Keyspace,
+    /// Body locations; local.
+    pub(super) kept: Keyspace,
+    /// Live octets a segment; local.
+    pub(super) segments: Keyspace,
+    /// Applied index, ConfState, shard row, blob.
+    pub(super) fixed: Keyspace,
+}
+
+/// What is durable.
+#[derive(Default)]
+struct Durable {
+    applied: BTreeMap<u32, u64>,
+    segments: BTreeMap<u32, BTreeMap<u64, SegmentLive>>,
+}
+
+/// The metadata of all replicas on this node.
+pub struct Store {
+    dir: PathBuf,
+    database: Database,
+    keyspaces: Keyspaces,
+    durable: Mutex<Durable>,
+}
+
+impl Store {
+    /// Opens `<dir>/meta`, or makes it. What is found is exactly what the last complete flush wrote. The caller
+    /// compares each group's applied index with the first index of its log: a gap between them means that durable
+    /// metadata were lost, which is [`StoreError::Lost`] for that node too.
+    ///
+    /// # Errors
+    /// [`StoreError::InUse`], [`StoreError::NoSpace`] (close nothing, try again later), [`StoreError::Lost`] when what
+    /// was durable cannot be read (a torn last batch is no loss: it is cut off and Raft replays it), otherwise
+    /// [`StoreError::Fatal`].
+    pub fn open(dir: &Path, config: StoreConfig) -> Result<Store, StoreError> {
+        let dir = dir.join("meta");
+        let database = match database(&dir, &config) {
+            Err(fjall::Error::JournalRecovery(problem)) => {
+                let lost = |reason| StoreError::Lost {
+                    dir: dir.clone(),
+                    reason,
+                };
+                let cut = journal::cut_torn_batch(&dir)?
+                    .map_err(|reason| lost(format!("{problem}; {reason}")))?;
+                tracing::warn!(journal = %cut.path.display(), octets = cut.octets,
+                    "cut a torn batch off the metadata journal; Raft replays what it held");
+                database(&dir, &config)
+            }
+            other => other,
+        };
+        let database = database.map_err(|error| StoreError::opening(&dir, error))?;
+        let keyspaces = Keyspaces::open(&database, &config)
+            .map_err(|error| StoreError::opening(&dir, error))?;
+        let store = Store {
+            dir,
+            database,
+            keyspaces,
+            durable: Mutex::default(),
+        };
+        store.load()?;
+        Ok(store)
+    }
+
+    /// The groups that have rows here.
+    pub fn groups(&self) -> BTreeSet<u32> {
+        self.durable().applied.keys().copied().collect()
+    }
+
+    /// The rows of a group, as of its last flush; a group that is not known is empty. To be called once a group: two
+    /// states of one group would overwrite each other.
+    ///
+    /// # Errors
+    /// [`StoreError`] when its small values cannot be read.
+    pub fn group(&self, group: u32) -> Result<GroupState, StoreError> {
+        let fixed = read_fixed(group, &self.keyspaces.fixed)?;
+        let segments = self
+            .durable()
+            .segments
+            .get(&group)
+            .cloned()
+            .unwrap_or_default();
+        Ok(GroupState::new(group, &self.keyspaces, fixed, segments))
+    }
+
+    /// Begins a flush of what these groups (all of the node) changed; `None`: nothing did, or a flush is under way.
+    /// Not while an entry is being applied: the rows and the applied index must agree.
+    pub fn freeze<'a>(
+        &self,
+        groups: impl IntoIterator<Item = &'a mut GroupState>,
+    ) -> Option<Flush> {
+        let mut groups: Vec<_> = groups.into_iter().collect();
+        if groups.iter().any(|group| group.is_flushing()) {
+            return None;
+        }
+        let groups: Vec<_> = groups
+            .iter_mut()
+            .filter_map(|group| group.freeze())
+            .collect();
+        let (database, keyspaces) = (self.database.clone(), self.keyspaces.clone());
+        (!groups.is_empty()).then_some(Flush {
+            database,
+            keyspaces,
+            groups,
+        })
+    }
+
+    /// Ends it: drops the frozen overlays and moves on what is durable.
+    pub fn flushed<'a>(
+        &self,
+        flushed: Flushed,
+        groups: impl IntoIterator<Item = &'a mut GroupState>,
+    ) {
+        let mut done = BTreeSet::new();
+        let mut durable = self.durable();
+        for (group, applied, segments) in flushed.groups {
+            done.insert(group);
+            durable.applied.insert(group, applied);
+            durable.segments.insert(group, segments);
+        }
+        groups
+            .into_iter()
+            .filter(|group| done.contains(&group.group()))
+            .for_each(GroupState::thaw);
+    }
+
+    /// The index up to which a group's rows would survive a crash: its log may be truncated up to here. 0: none.
+    pub fn durable_applied(&self, group: u32) -> u64 {
+        self.durable().applied.get(&group).copied().unwrap_or(0)
+    }
+
+    /// What the bodies of all groups need of each segment, as of each group's last flush. A segment that is not named
+    /// holds nothing live among entries up to the groups' [`Store::durable_applied`]; later entries may lie in it.
+    pub fn segments_live(&self) -> BTreeMap<u64, SegmentLive> {
+        let mut sum: BTreeMap<u64, SegmentLive> = BTreeMap::new();
+        for (segment, live) in self.durable().segments.values().flatten() {
+            let total = sum.entry(*segment).or_default();
+            total.bytes += live.bytes;
+            total.count += live.count;
+        }
+        sum
+    }
+
+    /// Octets of the metadata on disk.
+    ///
+    /// # Errors
+    /// [`StoreError::Fatal`] when the file system does not tell.
+    pub fn disk_bytes(&self) -> Result<u64, StoreError> {
+        self.database.disk_space().map_err(StoreError::of)
+    }
+
+    /// Where it lies.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    fn durable(&self) -> MutexGuard<'_, Durable> {
+        self.durable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn load(&self) -> Result<(), StoreError> {
+        let mut durable = self.durable();
+        for guard in self.keyspaces.fixed.iter() {
+            let (key, value) = guard.into_inner().map_err(StoreError::of)?;
+            if let Some((group, FIXED_APPLIED)) = fixed_key(&key) {
+                let (index, _) = read_applied(&value)
+                    .ok_or_else(|| StoreError::unreadable("fixed", group, &key))?;
+                durable.applied.insert(group, index);
+            }
+        }
+        for guard in self.keyspaces.segments.iter() {
+            let (bytes, value) = guard.into_inner().map_err(StoreError::of)?;
+            let parsed = bytes
+                .first_chunk()
+                .map(|group| u32::from_be_bytes(*group))
+                .zip(key::parse::<u64>(&bytes));
+            let row = parsed.zip(codec::decode::<SegmentLive>(&value));
+            let ((group, segment), live) =
+                row.ok_or_else(|| StoreError::unreadable("segments", 0, &bytes))?;
+            durable
+                .segments
+                .entry(group)
+                .or_default()
+                .insert(segment, live);
+        }
+        Ok(())
+    }
+}
+
+/// The compression of journals is off, so that [`journal`] can check them, and rows are small.
+fn database(dir: &Path, config: &StoreConfig) -> fjall::Result<Database> {
+    Database::builder(dir)
+        .cache_size(config.block_cache_bytes)
+        .max_journaling_size(JOURNAL_BYTES)
+        .journal_compression(CompressionType::None)
+        .worker_threads(WORKERS)
+        .open()
+}
+
+impl Keyspaces {
+    fn open(database: &Database, config: &StoreConfig) -> fjall::Result<Keyspaces> {
+        let options = || KeyspaceCreateOptions::default().max_memtable_size(config.memtable_bytes);
+        let open = |name| database.keyspace(name, options);
+        Ok(Keyspaces {
+            messages: open("messages")?,
+            items: open("items")?,
+            recipients: open("recipients")?,
+            due: open("due")?,
+            inflight: open("inflight")?,
+            held: open("held")?,
+            destinations: open("destinations")?,
+            finished: open("finished")?,
+            forgets: open("forgets")?,
+            uploads: open("uploads")?,
+            sessions: open("sessions")?,
+            timers: open("timers")?,
+            kept: open("bodies")?,
+            segments: open("segments")?,
+            fixed: open("fixed")?,
+        })
+    }
+}
+
+const FIXED_APPLIED: u8 = b'a';
+const FIXED_BLOB: u8 = b'b';
+const FIXED_CONF_STATE: u8 = b'c';
+const FIXED_SHARD: u8 = b's';
+
+fn fixed_key(key: &[u8]) -> Option<(u32, u8)> {
+    let (group, rest) = key.split_first_chunk()?;
+    Some((u32::from_be_bytes(*group), *rest.first()?))
+}
+
+/// A blob is cut into parts; part 0 begins with their count, so that longer ones from before are not read.
+fn blob_key(group: u32, part: u16) -> Vec<u8> {
+    [&group.to_be_bytes()[..], &[FIXED_BLOB], &part.to_be_bytes()].concat()
+}
+
+pub(super) fn encode_fixed(
+    group: u32,
+    fixed: &Fixed,
+    table: &Keyspace,
+    batch: &mut OwnedWriteBatch,
+) -> usize {
+    let key = |tag: u8| [&group.to_be_bytes()[..], &[tag]].concat();
+    let mut applied = Vec::with_capacity(20);
+    put_number(&mut applied, fixed.applied.0);
+    put_number(&mut applied, fixed.applied.1);
+    batch.insert(table, key(FIXED_APPLIED), applied);
+    batch.insert(table, key(FIXED_SHARD), codec::encode(&fixed.shard));
+    batch.insert(table, key(FIXED_CONF_STATE), &fixed.conf_state[..]);
+    let parts = fixed.blob.chunks(BLOB_PART);
+    let count = (parts.len() as u16).to_be_bytes();
+    for (number, part) in (0_u16..).zip(parts) {
+        let head: &[u8] = if number == 0 { &count } else { &[] };
+        batch.insert(table, blob_key(group, number), [head, part].concat());
+    }
+    3 + fixed.blob.len().div_ceil(BLOB_PART)
+}
+
+fn read_applied(value: &[u8]) -> Option<(u64, u64)> {
+    let mut from = codec::Reader(value);
+    Some((from.number()?, from.number()?))
+}
+
+fn read_fixed(group: u32, table: &Keyspace) -> Result<Fixed, StoreError> {
+    let get = |key: Vec<u8>| {
+        table
+            .get(&key)
+            .map(|value| (key, value))
+            .map_err(StoreError::of)
+    };
+    let key = |tag: u8| [&group.to_be_bytes()[..], &[tag]].concat();
+    let mut fixed = Fixed::default();
+    if let (key, Some(value)) = get(key(FIXED_APPLIED))? {
+        fixed.applied =
+            read_applied(&value).ok_or_else(|| StoreError::unreadable("fixed", group, &key))?;
+    }
+    if let (key, Some(value)) = get(key(FIXED_SHARD))? {
+        fixed.shard =
+            codec::decode(&value).ok_or_else(|| StoreError::unreadable("fixed", group, &key))?;
+    }
+    if let (_, Some(value)) = get(key(FIXED_CONF_STATE))? {
+        fixed.conf_state = Bytes::copy_from_slice(&value);
+    }
+    let mut blob = Vec::new();
+    if let (key, Some(first)) = get(blob_key(group, 0))? {
+        let unreadable = |key: &[u8]| StoreError::unreadable("fixed", group, key);
+        let (count, part) = first.split_first_chunk().ok_or_else(|| unreadable(&key))?;
+        blob.extend_from_slice(part);
+        for number in 1..u16::from_be_bytes(*count) {
+            let (key, part) = get(blob_key(group, number))?;
+            blob.extend_from_slice(&part.ok_or_else(|| unreadable(&key))?);
+        }
+    }
+    fixed.blob = blob.into();
+    Ok(fixed)
+}
