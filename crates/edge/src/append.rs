@@ -228,7 +228,7 @@ impl Incoming {
     async fn send_chunk(&mut self) {
         self.chunk_stored().await;
         self.since = Instant::now();
-        if self.failed.is_some() {
+        if self.failed.is_some() || self.gathered.is_empty() {
             return;
         }
         if self.upload.is_none() {
