@@ -1,37 +1,264 @@
-//! Which segments exist, which are spare, and how much room is left.
+//! Which segments exist, which are released, and how much room is left.
 
-use super::{DiskUse, SegmentInfo};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use super::record::segment_name;
+use super::spare::Spares;
+use super::{Disk, DiskFile, DiskUse, SegmentInfo};
+
+/// Segment files that readers keep open at most; beyond it all are closed and opened again as needed.
+const OPEN_FILES: usize = 512;
+/// Less free space than this is full, unless the disk is small (queue.md 4.8).
+const RESERVE_BYTES: u64 = 256 << 20;
 
 /// The log's segments, shared by the writer, the readers and the owner of the live counters.
-#[derive(Clone, Debug)]
-pub struct Segments {}
+#[derive(Clone)]
+pub struct Segments(pub(super) Arc<Shared>);
+
+/// What the handles share.
+pub(super) struct Shared {
+    pub disk: Arc<dyn Disk>,
+    pub dir: PathBuf,
+    /// Length of a segment file, bytes.
+    pub capacity: u64,
+    pub disk_bytes: Option<u64>,
+    pub table: Mutex<Table>,
+    /// Signalled when the filler hands a spare back.
+    pub returned: Condvar,
+    /// Wakes the thread that prepares spares; None without one.
+    pub wake: Option<SyncSender<()>>,
+    /// Bytes flushed so far, by which the filler knows whether the disk is busy.
+    pub flushed: AtomicU64,
+}
+
+/// The state of all segments.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    pub segments: BTreeMap<u64, Segment>,
+    /// The segment that is written into; all others are sealed.
+    pub active: Option<u64>,
+    /// True once the first batch of the active segment, with its STATE records, is durable.
+    pub active_durable: bool,
+    /// Truncations that owners asked for.
+    pub wanted: BTreeMap<u32, (u64, u64)>,
+    /// Truncations that a durable STATE record says.
+    pub durable: BTreeMap<u32, (u64, u64)>,
+    /// Released by the owner of the live counters, not yet recycled.
+    pub released: BTreeSet<u64>,
+    pub spares: Spares,
+    /// Bytes that others use of the same budget.
+    pub other_bytes: u64,
+    /// The disk failed outside the writer; its next write says so.
+    pub failed: Option<io::Error>,
+}
+
+/// One segment that holds records.
+#[derive(Debug, Default)]
+pub(super) struct Segment {
+    pub last: BTreeMap<u32, u64>,
+    pub file: Option<Arc<dyn DiskFile>>,
+}
+
+impl fmt::Debug for Segments {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Segments")
+            .field("dir", &self.0.dir)
+            .finish_non_exhaustive()
+    }
+}
 
 impl Segments {
-    /// The last index and term of `group` that is logically gone; the next STATE record says so.
-    pub fn set_truncated(&self, _group: u32, _truncated: (u64, u64)) {}
+    /// The last index and term of `group` that is logically gone; the next STATE record says so. Never goes back.
+    pub fn set_truncated(&self, group: u32, truncated: (u64, u64)) {
+        let mut table = self.0.lock();
+        let wanted = table.wanted.entry(group).or_default();
+        *wanted = (*wanted).max(truncated);
+    }
 
     /// Nothing in the segment lives and everything in it is applied durably: recycle it. The log itself waits until a
-    /// newer STATE record that covers it is durable.
-    pub fn release(&self, _segment: u64) {}
+    /// newer STATE record that covers it is durable. Unknown and active segments are ignored.
+    pub fn release(&self, segment: u64) {
+        let mut table = self.0.lock();
+        if table.segments.contains_key(&segment) && table.active != Some(segment) {
+            table.released.insert(segment);
+        }
+        drop(table);
+        self.0.wake();
+    }
 
     /// Sealed segments, not yet released, whose entries are all truncated in every group.
     pub fn truncatable(&self) -> Vec<u64> {
-        Vec::new()
+        let table = self.0.lock();
+        let covered = |id: &u64, segment: &Segment| {
+            table.active != Some(*id)
+                && !table.released.contains(id)
+                && covers(&table.wanted, segment)
+        };
+        table
+            .segments
+            .iter()
+            .filter(|(id, segment)| covered(id, segment))
+            .map(|(id, _)| *id)
+            .collect()
     }
 
     /// All segments that hold records, oldest first.
     pub fn list(&self) -> Vec<SegmentInfo> {
-        Vec::new()
+        let table = self.0.lock();
+        let info = |(id, segment): (&u64, &Segment)| SegmentInfo {
+            id: *id,
+            sealed: table.active != Some(*id),
+            last: segment.last.clone(),
+        };
+        table.segments.iter().map(info).collect()
     }
 
-    /// How much room there is.
+    /// How much room there is. Asks the file system, so a call costs a few microseconds.
     pub fn disk(&self) -> DiskUse {
-        DiskUse::default()
+        self.0.disk_use(&self.0.lock())
     }
 
     /// Bytes that others (the metadata store) use of the same `disk_bytes`.
-    pub fn set_other_bytes(&self, _bytes: u64) {}
+    pub fn set_other_bytes(&self, bytes: u64) {
+        self.0.lock().other_bytes = bytes;
+    }
 
     /// Recycles released segments and keeps spares ready. Only needed when the log was opened without `background`.
-    pub fn maintain(&self) {}
+    pub fn maintain(&self) {
+        self.0.maintain();
+    }
+}
+
+/// Are all entries of the segment truncated?
+fn covers(truncated: &BTreeMap<u32, (u64, u64)>, segment: &Segment) -> bool {
+    segment
+        .last
+        .iter()
+        .all(|(group, last)| truncated.get(group).is_some_and(|(index, _)| index >= last))
+}
+
+impl Table {
+    /// Takes out the released segments of which a newer, durable STATE record says all that must be remembered.
+    pub fn take_recyclable(&mut self) -> Vec<u64> {
+        let Some(active) = self.active.filter(|_| self.active_durable) else {
+            return Vec::new();
+        };
+        let ready = |id: &u64| {
+            *id < active
+                && self
+                    .segments
+                    .get(id)
+                    .is_some_and(|segment| covers(&self.durable, segment))
+        };
+        let ids: Vec<u64> = self.released.iter().copied().filter(ready).collect();
+        for id in &ids {
+            self.released.remove(id);
+            self.segments.remove(id);
+        }
+        ids
+    }
+
+    /// Does a released segment wait for STATE records that are not written yet?
+    pub fn wants_state(&self) -> bool {
+        let waits =
+            |segment: &Segment| covers(&self.wanted, segment) && !covers(&self.durable, segment);
+        self.released
+            .iter()
+            .any(|id| self.segments.get(id).is_some_and(waits))
+    }
+}
+
+impl Shared {
+    pub fn lock(&self) -> MutexGuard<'_, Table> {
+        // The table is changed by assignments that cannot stop half way, so a panic elsewhere leaves it usable.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes the thread that prepares spares.
+    pub fn wake(&self) {
+        if let Some(wake) = &self.wake {
+            // A full channel has a wake-up under way already.
+            let _ = wake.try_send(());
+        }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// The file of a segment, opened when it is not; None when the segment was recycled.
+    pub fn file(&self, id: u64) -> io::Result<Option<Arc<dyn DiskFile>>> {
+        let mut table = self.lock();
+        match table.segments.get(&id) {
+            None => return Ok(None),
+            Some(Segment {
+                file: Some(file), ..
+            }) => return Ok(Some(file.clone())),
+            Some(_) => {}
+        }
+        let file = self.disk.open(&self.path(&segment_name(id)))?;
+        if table
+            .segments
+            .values()
+            .filter(|segment| segment.file.is_some())
+            .count()
+            >= OPEN_FILES
+        {
+            table
+                .segments
+                .values_mut()
+                .for_each(|segment| segment.file = None);
+        }
+        if let Some(segment) = table.segments.get_mut(&id) {
+            segment.file = Some(file.clone());
+        }
+        Ok(Some(file))
+    }
+
+    /// Is the segment still one that holds records?
+    pub fn holds(&self, id: u64) -> bool {
+        self.lock().segments.contains_key(&id)
+    }
+
+    /// Space in bytes: (limit, free). Spares are free.
+    fn space(&self, table: &Table) -> (u64, u64) {
+        let (fs_free, fs_total) = self.disk.space(&self.dir).unwrap_or((0, 0));
+        let limit = self
+            .disk_bytes
+            .map_or(fs_total, |bytes| bytes.min(fs_total.max(1)));
+        let in_use = table.segments.len() as u64 * self.capacity + table.other_bytes;
+        let spare = table.spares.count() as u64 * self.capacity;
+        (limit, limit.saturating_sub(in_use).min(fs_free + spare))
+    }
+
+    /// May another segment file be made?
+    pub fn may_grow(&self, table: &Table) -> bool {
+        let (_, free) = self.space(table);
+        free >= (table.spares.count() as u64 + 1) * self.capacity
+    }
+
+    pub fn disk_use(&self, table: &Table) -> DiskUse {
+        let (limit, free) = self.space(table);
+        let used = limit.saturating_sub(free);
+        let free_segments = free / self.capacity;
+        let reserve = (limit / 20).max(RESERVE_BYTES.min(limit / 8));
+        DiskUse {
+            limit,
+            used,
+            free_segments,
+            full: free_segments <= super::spare::RESERVED as u64 || free < reserve,
+            percent: (used.saturating_mul(100) / limit.max(1)).min(100) as u8,
+        }
+    }
+
+    /// Counts a flush.
+    pub fn count_flushed(&self, bytes: u64) {
+        self.flushed.fetch_add(bytes, Ordering::Relaxed);
+    }
 }

@@ -1,25 +1,182 @@
 //! The one writer of a device: tasks of all groups into batches, one `pwrite` and one `fdatasync` each.
 
-use super::{Segments, WriteError, WriteTask, Written};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::mem;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::batch::{Batch, GroupState};
+use super::record::{
+    BLOCK, END_RECORD, HARD_STATE_PAYLOAD, HEADER, Position, STATE_PAYLOAD, SegmentHeader,
+    segment_name,
+};
+use super::segments::Segment;
+use super::spare::is_no_space;
+use super::{DiskFile, Entry, HardState, LogConfig, Segments, WriteError, WriteTask, Written};
+
+/// How long after the last flush an idle log says that it was durable: it separates a torn tail from damage.
+const IDLE_MARK: Duration = Duration::from_millis(50);
 
 /// Writes the log. One thread owns it.
 #[derive(Debug)]
 pub struct LogWriter {
-    segments: Segments,
+    pub(super) segments: Segments,
+    pub(super) config: LogConfig,
+    pub(super) active: Option<Active>,
+    pub(super) groups: BTreeMap<u32, GroupState>,
+    pub(super) next_segment: u64,
+    pub(super) next_batch: u64,
+    /// All before it is durable.
+    pub(super) durable: Position,
+    /// No batch says yet that the last one is durable.
+    pub(super) unmarked: bool,
+    pub(super) batch: Batch,
+    pub(super) last_flush: Instant,
+    /// Set by the first failure; nothing is written any more.
+    pub(super) dead: bool,
+}
+
+/// The segment that is written into.
+#[derive(Debug)]
+pub(super) struct Active {
+    pub id: u64,
+    pub file: Arc<dyn DiskFile>,
+    /// Offset of the next batch.
+    pub tail: u64,
+    /// Taken from the two reserved ones: only urgent tasks go in.
+    pub reserved: bool,
+    /// Its header and STATE records are yet to be written.
+    pub fresh: bool,
+}
+
+/// Who asks for room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rank {
+    /// New mail: neither the reserved segments nor the end of a segment.
+    Normal,
+    /// What frees space: the reserved segments as well.
+    Urgent,
+    /// STATE records that released segments wait for: also the end of a segment, so that a full disk can recover.
+    State,
+}
+
+impl Rank {
+    fn of(task: &WriteTask) -> Self {
+        if task.urgent {
+            Self::Urgent
+        } else {
+            Self::Normal
+        }
+    }
+}
+
+/// Why a record found no place.
+enum Stop {
+    NoSpace,
+    Fatal(io::Error),
+}
+
+impl From<io::Error> for Stop {
+    fn from(error: io::Error) -> Self {
+        Self::Fatal(error)
+    }
+}
+
+/// Tasks on their way through `write`.
+#[derive(Default)]
+struct Progress {
+    done: Vec<Written>,
+    /// Complete in the batch that is not flushed yet, with their positions.
+    buffered: Vec<(usize, Written)>,
+    unwritten: Vec<usize>,
+    /// Groups with an unwritten task: what follows must wait as well.
+    blocked: BTreeSet<u32>,
 }
 
 impl LogWriter {
-    /// Makes all tasks durable, in the order given.
-    pub fn write(&mut self, _tasks: &[WriteTask]) -> Result<Vec<Written>, WriteError> {
-        Err(WriteError::Fatal(std::io::ErrorKind::Unsupported.into()))
+    /// Makes all tasks durable, in the order given. When it returns, so they are; [`WriteError::NoSpace`] names those
+    /// that are not; after [`WriteError::Fatal`] the writer refuses everything.
+    pub fn write(&mut self, tasks: &[WriteTask]) -> Result<Vec<Written>, WriteError> {
+        self.check_alive()?;
+        let mut progress = Progress::default();
+        self.begin_batch();
+        for (at, task) in tasks.iter().enumerate() {
+            if progress.blocked.contains(&task.group) {
+                progress.unwritten.push(at);
+                continue;
+            }
+            match self.add_task(at, task, &mut progress) {
+                Ok(()) => {}
+                Err(Stop::NoSpace) => {
+                    progress.unwritten.push(at);
+                    progress.blocked.insert(task.group);
+                }
+                Err(Stop::Fatal(error)) => return Err(self.die(error)),
+            }
+        }
+        match self.flush(&mut progress) {
+            Ok(()) | Err(Stop::NoSpace) => {}
+            Err(Stop::Fatal(error)) => return Err(self.die(error)),
+        }
+        let Progress {
+            done,
+            mut unwritten,
+            ..
+        } = progress;
+        if unwritten.is_empty() {
+            return Ok(done);
+        }
+        unwritten.sort_unstable();
+        Err(WriteError::NoSpace {
+            written: done,
+            unwritten,
+        })
     }
 
-    /// When the last flush was at least 50 ms ago and nothing says yet that it was durable, says so.
+    /// When the last flush was at least 50 ms ago and no batch says yet that it was durable, writes one that does. Also
+    /// writes the STATE records that a released segment waits for. Call it when there is nothing to write.
     pub fn mark_if_idle(&mut self) -> Result<(), WriteError> {
-        Ok(())
+        if self.last_flush.elapsed() < IDLE_MARK {
+            Ok(())
+        } else {
+            self.mark()
+        }
     }
 
-    /// The last index and term of `group` that is logically gone.
+    /// [`LogWriter::mark_if_idle`] without the clock.
+    pub fn mark(&mut self) -> Result<(), WriteError> {
+        self.check_alive()?;
+        let wants_state = self.segments.0.lock().wants_state();
+        if self.active.as_ref().is_none_or(|active| active.fresh) || !(self.unmarked || wants_state)
+        {
+            return Ok(());
+        }
+        self.begin_batch();
+        let rank = if wants_state {
+            Rank::State
+        } else {
+            Rank::Urgent
+        };
+        if !wants_state && !self.fits(0, rank) {
+            // The head of the next segment will say it.
+            return Ok(());
+        }
+        // A full disk may wait for these STATE records, so they may take a reserved segment.
+        let added = self.make_room(0, rank).map(|()| self.batch.mark());
+        match added.and_then(|()| self.flush(&mut Progress::default())) {
+            Ok(()) => {
+                self.unmarked = false;
+                Ok(())
+            }
+            // The next batch will say it.
+            Err(Stop::NoSpace) => Ok(()),
+            Err(Stop::Fatal(error)) => Err(self.die(error)),
+        }
+    }
+
+    /// The last index and term of `group` that is logically gone. Snapshots set it beyond the log's end, which empties
+    /// the group's log.
     pub fn set_group_state(&mut self, group: u32, truncated: (u64, u64)) {
         self.segments.set_truncated(group, truncated);
     }
@@ -28,4 +185,333 @@ impl LogWriter {
     pub fn segments(&self) -> Segments {
         self.segments.clone()
     }
+
+    fn check_alive(&mut self) -> Result<(), WriteError> {
+        let failed = self.segments.0.lock().failed.take();
+        match failed {
+            Some(error) => Err(self.die(error)),
+            None if self.dead => Err(WriteError::Fatal(io::Error::other(
+                "the disk failed earlier",
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    fn die(&mut self, error: io::Error) -> WriteError {
+        self.dead = true;
+        WriteError::Fatal(error)
+    }
+
+    fn add_task(
+        &mut self,
+        at: usize,
+        task: &WriteTask,
+        progress: &mut Progress,
+    ) -> Result<(), Stop> {
+        self.adopt_truncation(task, progress)?;
+        if let Some(wanted) = task.hard_state {
+            // First, so that no entry of a term is durable before the term; with the commit that is durable already.
+            let state = self.groups.get(&task.group).copied().unwrap_or_default();
+            let commit = wanted.commit.min(state.last).max(state.hard_state.commit);
+            self.add_hard_state(task, HardState { commit, ..wanted }, progress)?;
+        }
+        let mut locations = Vec::with_capacity(task.entries.len());
+        for entry in &task.entries {
+            let len = entry.context.len() + entry.data.len();
+            if len > self.config.max_entry_bytes as usize {
+                let text = format!(
+                    "group {}: entry {} has {len} bytes, more than the log takes",
+                    task.group, entry.index
+                );
+                return Err(Stop::Fatal(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    text,
+                )));
+            }
+            self.make_room_for(len, Rank::of(task), progress)?;
+            self.check_order(task.group, entry)?;
+            locations.push((entry.index, self.batch.entry(task.group, entry)));
+            self.state_in_batch(task.group).last = entry.index;
+        }
+        if let Some(wanted) = task.hard_state {
+            let state = self.groups.get(&task.group).copied().unwrap_or_default();
+            let commit = wanted.commit.min(state.last);
+            if commit > state.hard_state.commit {
+                self.add_hard_state(task, HardState { commit, ..wanted }, progress)?;
+            }
+        }
+        progress.buffered.push((
+            at,
+            Written {
+                group: task.group,
+                number: task.number,
+                locations,
+            },
+        ));
+        Ok(())
+    }
+
+    fn add_hard_state(
+        &mut self,
+        task: &WriteTask,
+        state: HardState,
+        progress: &mut Progress,
+    ) -> Result<(), Stop> {
+        self.make_room_for(HARD_STATE_PAYLOAD, Rank::of(task), progress)?;
+        self.batch.hard_state(task.group, state);
+        self.state_in_batch(task.group).hard_state = state;
+        Ok(())
+    }
+
+    /// The group's state, which is put back when the batch is not written.
+    fn state_in_batch(&mut self, group: u32) -> &mut GroupState {
+        let state = self.groups.entry(group).or_default();
+        self.batch.before.entry(group).or_insert(*state);
+        state
+    }
+
+    /// A hole would make the log unreadable at the next start; better to stop at the bug.
+    fn check_order(&self, group: u32, entry: &Entry) -> Result<(), Stop> {
+        let state = self.groups.get(&group).copied().unwrap_or_default();
+        if entry.index > state.last + 1 || entry.index <= state.truncated.0 {
+            let text = format!(
+                "group {group}: entry {} follows {} (truncated to {})",
+                entry.index, state.last, state.truncated.0
+            );
+            return Err(Stop::Fatal(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                text,
+            )));
+        }
+        Ok(())
+    }
+
+    /// A truncation beyond the end (a new group that begins at a snapshot) must be in the log before what follows it.
+    fn adopt_truncation(&mut self, task: &WriteTask, progress: &mut Progress) -> Result<(), Stop> {
+        let wanted = self
+            .segments
+            .0
+            .lock()
+            .wanted
+            .get(&task.group)
+            .copied()
+            .unwrap_or_default();
+        if wanted.0
+            > self
+                .groups
+                .get(&task.group)
+                .copied()
+                .unwrap_or_default()
+                .last
+        {
+            self.make_room_for(STATE_PAYLOAD, Rank::of(task), progress)?;
+            let state = self.state_in_batch(task.group);
+            state.adopt(wanted);
+            let state = *state;
+            self.batch.state(task.group, &state);
+        }
+        Ok(())
+    }
+
+    fn make_room_for(
+        &mut self,
+        payload: usize,
+        rank: Rank,
+        progress: &mut Progress,
+    ) -> Result<(), Stop> {
+        let full =
+            self.batch.len_with(payload) > self.config.batch_bytes as u64 && !self.batch.is_empty();
+        if full || !self.fits(payload, rank) {
+            self.flush(progress)?;
+        }
+        self.make_room(payload, rank)
+    }
+
+    /// Is there room in the active segment for one more record and the end of its batch, and may it go there?
+    fn fits(&mut self, payload: usize, rank: Rank) -> bool {
+        let states = self.groups.len() * (HEADER + STATE_PAYLOAD) + END_RECORD;
+        let kept = if rank == Rank::State {
+            0
+        } else {
+            (states as u64).next_multiple_of(BLOCK)
+        };
+        let needed = self.batch.len_with(payload).next_multiple_of(BLOCK) + kept;
+        let capacity = self.segments.0.capacity;
+        let Some(active) = &mut self.active else {
+            return false;
+        };
+        if active.reserved && rank == Rank::Normal {
+            active.reserved = !self.segments.0.reserve_is_whole();
+        }
+        (rank != Rank::Normal || !active.reserved) && active.tail + needed <= capacity
+    }
+
+    /// Begins a new segment when the active one has no room. Only called with an empty batch in that case.
+    fn make_room(&mut self, payload: usize, rank: Rank) -> Result<(), Stop> {
+        if self.fits(payload, rank) {
+            return Ok(());
+        }
+        if self.active.as_ref().is_some_and(|active| active.fresh) {
+            // A fresh one is too small only for a record beyond `max_entry_bytes`, or is reserved.
+            return Err(Stop::NoSpace);
+        }
+        let Some((spare, reserved)) = self.segments.0.take_spare(rank != Rank::Normal)? else {
+            return Err(Stop::NoSpace);
+        };
+        let shared = &self.segments.0;
+        let id = self.next_segment;
+        shared
+            .disk
+            .rename(&shared.path(&spare.name), &shared.path(&segment_name(id)))?;
+        // Before the first byte: a crash must not bring back the file under its old name with new content.
+        shared.disk.sync_dir(&shared.dir)?;
+        self.next_segment += 1;
+        let mut table = shared.lock();
+        let segment = Segment {
+            file: Some(spare.file.clone()),
+            ..Segment::default()
+        };
+        table.segments.insert(id, segment);
+        table.active = Some(id);
+        table.active_durable = false;
+        drop(table);
+        self.active = Some(Active {
+            id,
+            file: spare.file,
+            tail: 0,
+            reserved,
+            fresh: true,
+        });
+        self.begin_batch();
+        Ok(())
+    }
+
+    /// An empty batch at the tail; at the head of a segment its header and the STATE of all groups.
+    fn begin_batch(&mut self) {
+        let Some(active) = &self.active else {
+            self.batch.begin(0, 0, self.next_batch);
+            return;
+        };
+        self.batch.begin(active.id, active.tail, self.next_batch);
+        if active.fresh {
+            let now = SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default();
+            self.batch.lead(&SegmentHeader {
+                segment: active.id,
+                created_ms: now.as_millis() as u64,
+                cluster: self.config.cluster_id,
+                incarnation: self.config.incarnation,
+                capacity: self.segments.0.capacity,
+                durable: self.durable,
+            });
+            self.add_due_states(true);
+        } else {
+            let wanted = self.segments.0.lock().wants_state();
+            self.add_due_states(wanted);
+        }
+    }
+
+    /// STATE records: of all groups at the head of a segment, else of those whose truncation a release waits for.
+    fn add_due_states(&mut self, wanted: bool) {
+        if !wanted {
+            return;
+        }
+        let head = self.active.as_ref().is_some_and(|active| active.fresh);
+        let table = self.segments.0.lock();
+        for (group, truncated) in &table.wanted {
+            self.groups.entry(*group).or_default().adopt(*truncated);
+        }
+        let stale = |group: &u32, state: &GroupState| {
+            table.durable.get(group).copied().unwrap_or_default() < state.truncated
+        };
+        let due: Vec<(u32, GroupState)> = self
+            .groups
+            .iter()
+            .filter(|(group, state)| head || stale(group, state))
+            .map(|(group, state)| (*group, *state))
+            .collect();
+        drop(table);
+        for (group, state) in due {
+            if head || self.fits(STATE_PAYLOAD, Rank::State) {
+                self.batch.state(group, &state);
+            }
+        }
+    }
+
+    /// One `pwrite`, one `fdatasync`; then what is in the batch is durable, and a new batch is begun.
+    fn flush(&mut self, progress: &mut Progress) -> Result<(), Stop> {
+        let Some(active) = self.active.as_mut().filter(|_| !self.batch.is_empty()) else {
+            progress
+                .done
+                .extend(progress.buffered.drain(..).map(|(_, written)| written));
+            return Ok(());
+        };
+        let (bytes, start) = self.batch.finish(self.durable);
+        if let Err(error) = active.file.write_at(bytes, start) {
+            if !is_no_space(&error) {
+                return Err(Stop::Fatal(error));
+            }
+            // Nothing of it counts without its end, and the next batch goes to the same place: no hole.
+            for (at, written) in progress.buffered.drain(..) {
+                progress.unwritten.push(at);
+                progress.blocked.insert(written.group);
+            }
+            self.groups.append(&mut self.batch.before);
+            self.begin_batch();
+            return Err(Stop::NoSpace);
+        }
+        active.file.sync_data()?;
+        active.tail = start + bytes.len() as u64;
+        self.segments.0.count_flushed(bytes.len() as u64);
+        self.durable = (active.id, active.tail);
+        let freshly = mem::take(&mut active.fresh);
+        let id = active.id;
+        self.next_batch += 1;
+        self.unmarked = true;
+        self.last_flush = Instant::now();
+        progress
+            .done
+            .extend(progress.buffered.drain(..).map(|(_, written)| written));
+        self.publish(id, freshly);
+        self.begin_batch();
+        Ok(())
+    }
+
+    /// Tells the others what the flush made durable.
+    fn publish(&mut self, id: u64, head: bool) {
+        let mut table = self.segments.0.lock();
+        table.active_durable = true;
+        for (group, truncated) in &self.batch.truncated {
+            let durable = table.durable.entry(*group).or_default();
+            *durable = (*durable).max(*truncated);
+        }
+        if let Some(segment) = table.segments.get_mut(&id) {
+            for (group, index) in &self.batch.last {
+                let last = segment.last.entry(*group).or_default();
+                *last = (*last).max(*index);
+            }
+        }
+        let released = !table.released.is_empty() && (head || !self.batch.truncated.is_empty());
+        drop(table);
+        if released {
+            self.segments.0.wake();
+        }
+    }
 }
+
+impl GroupState {
+    /// Takes over a truncation; one beyond the end empties the group's log.
+    fn adopt(&mut self, truncated: (u64, u64)) {
+        self.truncated = self.truncated.max(truncated);
+        self.last = self.last.max(truncated.0);
+        self.hard_state.commit = self.hard_state.commit.max(truncated.0);
+    }
+}
+
+/// Room that the head of a segment needs besides one largest entry, bytes: header, STATE of 256 shards and the control
+/// group, hard states and the end.
+pub(super) const HEAD_ROOM: u64 = 2 * BLOCK
+    + 257 * (HEADER + STATE_PAYLOAD) as u64
+    + 4 * (HEADER + HARD_STATE_PAYLOAD) as u64
+    + END_RECORD as u64;

@@ -1,0 +1,155 @@
+//! Batches back from a segment's bytes, with every checksum verified.
+
+use std::io;
+
+use super::DiskFile;
+use super::record::{BLOCK, BatchEnd, HEADER, RecordHeader, RecordType};
+
+/// Read at once while scanning, bytes: sequential, and little beside the largest batch.
+const WINDOW: usize = 1 << 20;
+
+/// A sliding view of a file.
+#[derive(Debug)]
+pub(super) struct Window<'a> {
+    file: &'a dyn DiskFile,
+    size: u64,
+    buffer: Vec<u8>,
+    start: u64,
+}
+
+/// A record of a valid batch: its header, the offset of that, and the payload when it is small.
+#[derive(Debug)]
+pub(super) struct ScannedRecord {
+    pub header: RecordHeader,
+    pub offset: u64,
+    /// Payload of STATE and HARDSTATE; empty for entries, whose bodies are not kept.
+    pub payload: Vec<u8>,
+}
+
+/// A batch that counts.
+#[derive(Debug)]
+pub(super) struct ScannedBatch {
+    pub records: Vec<ScannedRecord>,
+    pub end: BatchEnd,
+    /// Offset of the block after the batch.
+    pub next: u64,
+}
+
+/// What stands at an offset.
+#[derive(Debug)]
+pub(super) enum Scan {
+    /// A whole batch.
+    Batch(ScannedBatch),
+    /// Not a batch; `valid_until` is the offset of the first invalid record, equal to the start when nothing is valid.
+    Invalid { valid_until: u64 },
+}
+
+impl<'a> Window<'a> {
+    pub fn new(file: &'a dyn DiskFile) -> io::Result<Self> {
+        Ok(Self {
+            file,
+            size: file.size()?,
+            buffer: Vec::new(),
+            start: 0,
+        })
+    }
+
+    /// `len` bytes at `at`, or None when the file ends before.
+    pub fn get(&mut self, at: u64, len: usize) -> io::Result<Option<&[u8]>> {
+        if at.checked_add(len as u64).is_none_or(|end| end > self.size) {
+            return Ok(None);
+        }
+        let held = self.start..=self.start + self.buffer.len() as u64;
+        if !(held.contains(&at) && held.contains(&(at + len as u64))) {
+            let want = (self.size - at).min(len.max(WINDOW) as u64) as usize;
+            self.buffer.resize(want, 0);
+            let read = self.file.read_at(&mut self.buffer, at)?;
+            self.buffer.truncate(read);
+            self.start = at;
+            if read < len {
+                return Ok(None);
+            }
+        }
+        let from = (at - self.start) as usize;
+        Ok(Some(&self.buffer[from..from + len]))
+    }
+
+    /// Reads the batch at `start` of segment `segment`.
+    pub fn batch(&mut self, segment: u64, start: u64) -> io::Result<Scan> {
+        let mut records: Vec<ScannedRecord> = Vec::new();
+        let mut chain_crc = 0;
+        let mut at = start;
+        loop {
+            let invalid = Ok(Scan::Invalid { valid_until: at });
+            let Some(bytes) = self.get(at, HEADER)? else {
+                return invalid;
+            };
+            let Some(header) = RecordHeader::decode(bytes) else {
+                return invalid;
+            };
+            let header_crc = [bytes[44], bytes[45], bytes[46], bytes[47]];
+            let same_batch = records
+                .first()
+                .is_none_or(|first| first.header.batch == header.batch);
+            if header.segment != segment as u32 || !same_batch {
+                return invalid;
+            }
+            let Some(payload) = self.get(at + HEADER as u64, header.len as usize)? else {
+                return invalid;
+            };
+            if crc32c::crc32c(payload) != header.payload_crc {
+                return invalid;
+            }
+            let next = at + HEADER as u64 + u64::from(header.len);
+            if header.kind == RecordType::BatchEnd {
+                let Some(end) = BatchEnd::decode(payload) else {
+                    return invalid;
+                };
+                let fits = end.records as usize == records.len()
+                    && u64::from(end.bytes) == at - start
+                    && end.chain_crc == chain_crc
+                    && end.batch as u32 == header.batch;
+                if !fits {
+                    return invalid;
+                }
+                return Ok(Scan::Batch(ScannedBatch {
+                    records,
+                    end,
+                    next: next.next_multiple_of(BLOCK),
+                }));
+            }
+            let payload = if header.kind == RecordType::Entry {
+                Vec::new()
+            } else {
+                payload.to_vec()
+            };
+            chain_crc = crc32c::crc32c_append(chain_crc, &header_crc);
+            records.push(ScannedRecord {
+                header,
+                offset: at,
+                payload,
+            });
+            at = next;
+        }
+    }
+
+    /// The furthest `durable` that any valid batch at or after `from` claims.
+    pub fn durable_claims(
+        &mut self,
+        segment: u64,
+        from: u64,
+    ) -> io::Result<Option<super::record::Position>> {
+        let mut furthest = None;
+        let mut at = from.next_multiple_of(BLOCK);
+        while at < self.size {
+            match self.batch(segment, at)? {
+                Scan::Batch(batch) => {
+                    furthest = furthest.max(Some(batch.end.durable));
+                    at = batch.next;
+                }
+                Scan::Invalid { .. } => at += BLOCK,
+            }
+        }
+        Ok(furthest)
+    }
+}

@@ -1,0 +1,420 @@
+//! A disk in memory that loses what was not synced: any subset of 4 KiB sectors, torn sectors, late directory entries.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{Disk, DiskFile};
+
+/// What a disk writes as one; a torn one is cut at a multiple of [`TORN_AT`].
+const SECTOR: usize = 4096;
+const TORN_AT: usize = 512;
+
+/// The disk; clones share it.
+#[derive(Clone, Debug)]
+pub struct SimDisk {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+struct State {
+    chance: u64,
+    capacity: u64,
+    /// Taken by something else, bytes.
+    foreign: u64,
+    files: Vec<Inode>,
+    names: BTreeMap<PathBuf, usize>,
+    durable_names: BTreeMap<PathBuf, usize>,
+    pending: Vec<Change>,
+    /// Handles of an earlier life are dead.
+    life: u64,
+    crash_in: Option<u64>,
+    down: bool,
+    fail_sync: bool,
+    fail_write: Option<io::ErrorKind>,
+}
+
+#[derive(Debug, Default)]
+struct Inode {
+    now: Vec<u8>,
+    durable: Vec<u8>,
+    dirty: BTreeSet<usize>,
+}
+
+#[derive(Debug)]
+enum Change {
+    Link(PathBuf, usize),
+    Unlink(PathBuf),
+    Rename(PathBuf, PathBuf),
+}
+
+#[derive(Debug)]
+struct SimFile {
+    disk: SimDisk,
+    inode: usize,
+    life: u64,
+}
+
+impl SimDisk {
+    /// An empty disk of `capacity` bytes; `seed` decides what a crash loses.
+    pub fn new(capacity: u64, seed: u64) -> Self {
+        let state = State {
+            chance: seed,
+            capacity,
+            foreign: 0,
+            files: Vec::new(),
+            names: BTreeMap::new(),
+            durable_names: BTreeMap::new(),
+            pending: Vec::new(),
+            life: 0,
+            crash_in: None,
+            down: false,
+            fail_sync: false,
+            fail_write: None,
+        };
+        Self {
+            state: Arc::new(Mutex::new(state)),
+        }
+    }
+
+    /// The power fails in the middle of the operation after `operations` more; all fail until [`SimDisk::restart`].
+    pub fn crash_after(&self, operations: u64) {
+        self.lock().crash_in = Some(operations);
+    }
+
+    /// Did the power fail?
+    pub fn is_down(&self) -> bool {
+        self.lock().down
+    }
+
+    /// Power is back; what was not synced is lost in part. Without a failure before, it fails now.
+    pub fn restart(&self) {
+        self.lock().lose_unsynced();
+    }
+
+    /// The process died, the system did not: all that was written stays, open files close.
+    pub fn kill_process(&self) {
+        let mut state = self.lock();
+        state.life += 1;
+        state.crash_in = None;
+        state.fail_sync = false;
+        state.fail_write = None;
+    }
+
+    /// The next sync fails with EIO and the pages that it should have written are lost.
+    pub fn fail_next_sync(&self) {
+        self.lock().fail_sync = true;
+    }
+
+    /// The next write fails after half of its bytes.
+    pub fn fail_next_write(&self, kind: io::ErrorKind) {
+        self.lock().fail_write = Some(kind);
+    }
+
+    /// Something else takes this much of the disk, bytes.
+    pub fn set_foreign_bytes(&self, bytes: u64) {
+        self.lock().foreign = bytes;
+    }
+
+    /// Turns one bit of a file over, behind everybody's back. False when there is no such byte.
+    pub fn flip(&self, path: &Path, at: usize) -> bool {
+        let mut state = self.lock();
+        let Some(inode) = state.names.get(path).copied() else {
+            return false;
+        };
+        let file = &mut state.files[inode];
+        let (Some(now), Some(durable)) = (file.now.get_mut(at), file.durable.get_mut(at)) else {
+            return false;
+        };
+        *now ^= 1;
+        *durable ^= 1;
+        true
+    }
+
+    /// Everything is gone, as on a new disk.
+    pub fn wipe(&self) {
+        let mut state = self.lock();
+        state.life += 1;
+        state.names.clear();
+        state.durable_names.clear();
+        state.pending.clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts an operation; `Err(())` when the power fails during it.
+    fn step(&self) -> io::Result<(MutexGuard<'_, State>, bool)> {
+        let mut state = self.lock();
+        if state.down {
+            return Err(power());
+        }
+        let fails = state.crash_in == Some(0);
+        state.crash_in = state.crash_in.map(|left| left.saturating_sub(1));
+        Ok((state, fails))
+    }
+
+    fn change(&self, check: impl FnOnce(&mut State) -> io::Result<Change>) -> io::Result<()> {
+        let (mut state, fails) = self.step()?;
+        let change = check(&mut state)?;
+        apply(&mut state.names, &change);
+        state.pending.push(change);
+        if fails { state.fail() } else { Ok(()) }
+    }
+
+    fn handle(&self, inode: usize) -> Arc<dyn DiskFile> {
+        let life = self.lock().life;
+        Arc::new(SimFile {
+            disk: self.clone(),
+            inode,
+            life,
+        })
+    }
+}
+
+impl State {
+    /// splitmix64: small, and good enough to choose what is lost.
+    fn next(&mut self) -> u64 {
+        self.chance = self.chance.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.chance;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn fail<T>(&mut self) -> io::Result<T> {
+        self.down = true;
+        Err(power())
+    }
+
+    fn free(&self) -> u64 {
+        let used: u64 = self
+            .names
+            .values()
+            .map(|inode| self.files[*inode].now.len() as u64)
+            .sum();
+        self.capacity.saturating_sub(used + self.foreign)
+    }
+
+    fn lose_unsynced(&mut self) {
+        // A file system's journal keeps the order of changes: some prefix of them survives.
+        let kept = (self.next() % (self.pending.len() as u64 + 1)) as usize;
+        for change in std::mem::take(&mut self.pending).into_iter().take(kept) {
+            apply(&mut self.durable_names, &change);
+        }
+        self.names = self.durable_names.clone();
+        for at in 0..self.files.len() {
+            let mut file = std::mem::take(&mut self.files[at]);
+            if file.durable.len() != file.now.len() && self.next().is_multiple_of(2) {
+                file.durable.resize(file.now.len(), 0);
+            }
+            for sector in std::mem::take(&mut file.dirty) {
+                let from = (sector * SECTOR).min(file.now.len());
+                let to = (from + SECTOR).min(file.now.len()).min(file.durable.len());
+                let keep = match self.next() % 8 {
+                    0..=3 => 0,
+                    4..=6 => SECTOR,
+                    _ => (self.next() as usize % (SECTOR / TORN_AT)) * TORN_AT,
+                };
+                let to = to.min(from + keep);
+                if from < to {
+                    file.durable[from..to].copy_from_slice(&file.now[from..to]);
+                }
+            }
+            file.now = file.durable.clone();
+            self.files[at] = file;
+        }
+        self.life += 1;
+        self.down = false;
+        self.crash_in = None;
+        self.fail_sync = false;
+        self.fail_write = None;
+    }
+}
+
+impl Inode {
+    fn write(&mut self, bytes: &[u8], at: usize) {
+        let end = at + bytes.len();
+        if self.now.len() < end {
+            self.now.resize(end, 0);
+        }
+        self.now[at..end].copy_from_slice(bytes);
+        self.dirty.extend(at / SECTOR..end.div_ceil(SECTOR));
+    }
+
+    fn sync(&mut self) {
+        self.durable.resize(self.now.len(), 0);
+        for sector in std::mem::take(&mut self.dirty) {
+            let from = (sector * SECTOR).min(self.now.len());
+            let to = (from + SECTOR).min(self.now.len());
+            self.durable[from..to].copy_from_slice(&self.now[from..to]);
+        }
+    }
+
+    /// What a failed sync does on common file systems: pages count as clean, and are dropped sooner or later.
+    fn lose(&mut self) {
+        self.dirty.clear();
+        self.now = self.durable.clone();
+    }
+}
+
+fn apply(names: &mut BTreeMap<PathBuf, usize>, change: &Change) {
+    match change {
+        Change::Link(path, inode) => {
+            names.insert(path.clone(), *inode);
+        }
+        Change::Unlink(path) => {
+            names.remove(path);
+        }
+        Change::Rename(from, to) => {
+            if let Some(inode) = names.remove(from) {
+                names.insert(to.clone(), inode);
+            }
+        }
+    }
+}
+
+fn power() -> io::Error {
+    io::Error::other("the power failed")
+}
+
+impl Disk for SimDisk {
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let mut inode = 0;
+        self.change(|state| {
+            if state.names.contains_key(path) {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            inode = state.files.len();
+            state.files.push(Inode::default());
+            Ok(Change::Link(path.to_owned(), inode))
+        })?;
+        Ok(self.handle(inode))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let (state, _) = self.step()?;
+        let inode = state
+            .names
+            .get(path)
+            .copied()
+            .ok_or(io::ErrorKind::NotFound)?;
+        drop(state);
+        Ok(self.handle(inode))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.change(|state| match state.names.contains_key(from) {
+            true => Ok(Change::Rename(from.to_owned(), to.to_owned())),
+            false => Err(io::ErrorKind::NotFound.into()),
+        })
+    }
+
+    fn unlink(&self, path: &Path) -> io::Result<()> {
+        self.change(|state| match state.names.contains_key(path) {
+            true => Ok(Change::Unlink(path.to_owned())),
+            false => Err(io::ErrorKind::NotFound.into()),
+        })
+    }
+
+    fn create_dir(&self, _path: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync_dir(&self, _path: &Path) -> io::Result<()> {
+        let (mut state, fails) = self.step()?;
+        if fails {
+            return state.fail();
+        }
+        state.pending.clear();
+        state.durable_names = state.names.clone();
+        Ok(())
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        let (state, _) = self.step()?;
+        let here = state
+            .names
+            .keys()
+            .filter(|name| name.parent() == Some(path));
+        Ok(here
+            .filter_map(|name| name.file_name()?.to_str().map(str::to_owned))
+            .collect())
+    }
+
+    fn space(&self, _path: &Path) -> io::Result<(u64, u64)> {
+        let state = self.lock();
+        Ok((state.free(), state.capacity))
+    }
+}
+
+impl SimFile {
+    fn step(&self) -> io::Result<(MutexGuard<'_, State>, bool)> {
+        let (state, fails) = self.disk.step()?;
+        if state.life != self.life {
+            return Err(io::Error::other("the file was opened before the crash"));
+        }
+        Ok((state, fails))
+    }
+}
+
+impl DiskFile for SimFile {
+    fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        let (mut state, fails) = self.step()?;
+        let grows =
+            (at + bytes.len() as u64).saturating_sub(state.files[self.inode].now.len() as u64);
+        if grows > state.free() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        if let Some(kind) = state.fail_write.take() {
+            state.files[self.inode].write(&bytes[..bytes.len() / 2], at as usize);
+            return Err(kind.into());
+        }
+        state.files[self.inode].write(bytes, at as usize);
+        if fails { state.fail() } else { Ok(()) }
+    }
+
+    fn read_at(&self, into: &mut [u8], at: u64) -> io::Result<usize> {
+        let (state, _) = self.step()?;
+        let file = &state.files[self.inode].now;
+        let from = (at as usize).min(file.len());
+        let len = into.len().min(file.len() - from);
+        into[..len].copy_from_slice(&file[from..from + len]);
+        Ok(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let (mut state, fails) = self.step()?;
+        if fails {
+            return state.fail();
+        }
+        if std::mem::take(&mut state.fail_sync) {
+            state.files[self.inode].lose();
+            return Err(io::Error::other("input/output error"));
+        }
+        state.files[self.inode].sync();
+        Ok(())
+    }
+
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        let (mut state, fails) = self.step()?;
+        let grows = len.saturating_sub(state.files[self.inode].now.len() as u64);
+        if grows > state.free() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let file = &mut state.files[self.inode];
+        let len = file.now.len().max(len as usize);
+        file.now.resize(len, 0);
+        if fails { state.fail() } else { Ok(()) }
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.step()?.0.files[self.inode].now.len() as u64)
+    }
+
+    fn drop_cache(&self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,97 @@
+//! Damage that is told from a torn tail.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::super::{Log, OpenError, ReadError, SimDisk, WriteError};
+use super::{entry, open, small, task, voted};
+
+/// Two batches, a mark, a restart: every bit of them that is turned over is noticed, and nothing is dropped silently.
+#[test]
+fn a_flipped_bit_in_what_was_acknowledged_is_damage() -> Result<(), Box<dyn std::error::Error>> {
+    let disk = SimDisk::new(4 << 20, 1);
+    let (mut writer, _, _) = open(&disk);
+    let written = writer.write(&[voted(1, 1, 1, 1), task(1, 2, vec![entry(1, 1, 3_000, 0)])])?;
+    writer.write(&[task(1, 3, vec![entry(2, 1, 500, 0)])])?;
+    writer.mark()?;
+    let record = written[1].locations[0].1.offset as usize;
+    let segment = Path::new("/log/seg-0000000000000001.g0");
+    for at in (0..100).chain(record..record + 3_000).step_by(7) {
+        disk.kill_process();
+        assert!(disk.flip(segment, at));
+        let opened = Log::open_on(Arc::new(disk.clone()), "/log".as_ref(), small());
+        assert!(
+            matches!(opened, Err(OpenError::Corrupt { segment: 1, .. })),
+            "byte {at}: {opened:?}"
+        );
+        assert!(disk.flip(segment, at));
+    }
+    disk.kill_process();
+    assert_eq!(open(&disk).2.groups[&1].last_index(), 2);
+    Ok(())
+}
+
+#[test]
+fn a_batch_that_nothing_vouches_for_is_a_torn_tail() -> Result<(), Box<dyn std::error::Error>> {
+    let disk = SimDisk::new(4 << 20, 1);
+    let (mut writer, _, _) = open(&disk);
+    writer.write(&[task(1, 1, vec![entry(1, 1, 3_000, 0)])])?;
+    let written = writer.write(&[task(1, 2, vec![entry(2, 1, 500, 0), entry(3, 1, 500, 0)])])?;
+    disk.kill_process();
+    assert!(disk.flip(
+        "/log/seg-0000000000000001.g0".as_ref(),
+        written[0].locations[1].1.offset as usize + 60
+    ));
+    let (mut writer, reader, recovered) = open(&disk);
+    assert_eq!(recovered.groups[&1].last_index(), 1);
+    assert!(recovered.torn_bytes > 0);
+    let written = writer.write(&[task(1, 3, vec![entry(2, 2, 900, 1)])])?;
+    assert_eq!(
+        reader.read_entry(written[0].locations[0].1, 1, 2)?,
+        entry(2, 2, 900, 1)
+    );
+    Ok(())
+}
+
+#[test]
+fn a_flipped_bit_is_noticed_by_the_reader() -> Result<(), Box<dyn std::error::Error>> {
+    let disk = SimDisk::new(4 << 20, 1);
+    let (mut writer, reader, _) = open(&disk);
+    let written = writer.write(&[task(1, 1, vec![entry(1, 1, 3_000, 0)])])?;
+    let location = written[0].locations[0].1;
+    assert!(disk.flip(
+        "/log/seg-0000000000000001.g0".as_ref(),
+        location.offset as usize + 2_000
+    ));
+    assert!(matches!(
+        reader.read_entry(location, 1, 1),
+        Err(ReadError::Corrupt { .. })
+    ));
+    Ok(())
+}
+
+#[test]
+fn a_segment_that_disappeared_is_noticed() -> Result<(), Box<dyn std::error::Error>> {
+    use super::super::Disk;
+    let disk = SimDisk::new(4 << 20, 1);
+    let (mut writer, _, _) = open(&disk);
+    for index in 1..40 {
+        writer.write(&[task(1, index, vec![entry(index, 1, 8_000, 0)])])?;
+    }
+    disk.unlink("/log/seg-0000000000000002.g0".as_ref())?;
+    let opened = Log::open_on(Arc::new(disk), "/log".as_ref(), small());
+    assert!(opened.is_err_and(|error| error.to_string().contains("missing")));
+    Ok(())
+}
+
+#[test]
+fn after_a_failed_sync_the_writer_never_writes_again() {
+    let disk = SimDisk::new(4 << 20, 1);
+    let (mut writer, _, _) = open(&disk);
+    disk.fail_next_sync();
+    let tasks = [task(1, 1, vec![entry(1, 1, 300, 0)])];
+    assert!(matches!(writer.write(&tasks), Err(WriteError::Fatal(_))));
+    assert!(matches!(writer.write(&tasks), Err(WriteError::Fatal(_))));
+    disk.kill_process();
+    assert!(open(&disk).2.groups.is_empty());
+}

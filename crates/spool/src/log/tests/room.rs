@@ -1,0 +1,101 @@
+//! A disk that is full: what frees space still passes, and room comes back.
+
+use super::super::{SimDisk, WriteError, WriteTask};
+use super::{entry, open, task};
+
+#[test]
+fn a_full_disk_takes_settles_and_recovers_when_segments_die()
+-> Result<(), Box<dyn std::error::Error>> {
+    let disk = SimDisk::new(1 << 20, 1);
+    let (mut writer, reader, _) = open(&disk);
+    let segments = writer.segments();
+    assert!(!segments.disk().full);
+    let mut next = 1;
+    let unwritten = loop {
+        match writer.write(&[task(1, next, vec![entry(next, 1, 8_000, 0)])]) {
+            Ok(_) => next += 1,
+            Err(WriteError::NoSpace { unwritten, .. }) => break unwritten,
+            Err(error) => return Err(error.into()),
+        }
+    };
+    assert_eq!(unwritten, [0]);
+    assert!(segments.disk().full, "{:?}", segments.disk());
+
+    // Settles of another group pass, for two segments long.
+    let mut settled = 0;
+    loop {
+        let settle = WriteTask {
+            urgent: true,
+            ..task(2, settled, vec![entry(settled + 1, 1, 4_000, 0)])
+        };
+        match writer.write(&[task(1, 900, vec![entry(next, 1, 8_000, 0)]), settle]) {
+            Err(WriteError::NoSpace { written, unwritten }) if written.len() == 1 => {
+                assert_eq!((written[0].group, unwritten), (2, vec![0]));
+                settled += 1;
+            }
+            Err(WriteError::NoSpace { .. }) => break,
+            other => return Err(format!("{other:?}").into()),
+        }
+    }
+    assert!(settled > 10, "{settled}");
+
+    // A restart needs no allocation.
+    drop((writer, reader));
+    disk.kill_process();
+    let (mut writer, reader, recovered) = open(&disk);
+    assert_eq!(recovered.groups[&2].last_index(), settled);
+
+    // Delivery drained the queue: its segments are released, and mail is taken again.
+    let segments = writer.segments();
+    segments.set_truncated(1, (next - 1, 1));
+    segments.set_truncated(2, (settled, 1));
+    segments
+        .truncatable()
+        .iter()
+        .for_each(|segment| segments.release(*segment));
+    // All is full, so the log waits for one segment that something else gives back.
+    let written = writer.write(&[task(1, next, vec![entry(next, 1, 8_000, 0)])]);
+    assert!(
+        written.is_ok() || {
+            writer.mark()?;
+            segments.maintain();
+            true
+        }
+    );
+    let location = match written {
+        Ok(written) => written[0].locations[0].1,
+        Err(_) => writer.write(&[task(1, next, vec![entry(next, 1, 8_000, 0)])])?[0].locations[0].1,
+    };
+    assert_eq!(
+        reader.read_entry(location, 1, next)?,
+        entry(next, 1, 8_000, 0)
+    );
+    assert!(!segments.disk().full, "{:?}", segments.disk());
+    Ok(())
+}
+
+#[test]
+fn a_disk_filled_by_something_else_leaves_the_reserve_and_comes_back()
+-> Result<(), Box<dyn std::error::Error>> {
+    let disk = SimDisk::new(4 << 20, 1);
+    let (mut writer, _, _) = open(&disk);
+    let segments = writer.segments();
+    disk.set_foreign_bytes(4 << 20);
+    let mut next = 1;
+    while writer
+        .write(&[task(1, next, vec![entry(next, 1, 8_000, 0)])])
+        .is_ok()
+    {
+        next += 1;
+    }
+    assert!(next > 1 && segments.disk().full);
+    let urgent = WriteTask {
+        urgent: true,
+        ..task(2, 1, vec![entry(1, 1, 4_000, 0)])
+    };
+    writer.write(&[urgent])?;
+    disk.set_foreign_bytes(0);
+    writer.write(&[task(1, next, vec![entry(next, 1, 8_000, 0)])])?;
+    assert!(!segments.disk().full);
+    Ok(())
+}
