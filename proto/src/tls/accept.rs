@@ -16,7 +16,9 @@ use tokio_rustls::server::TlsStream;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
-use super::{NodeTls, PING_INTERVAL, PING_TIMEOUT, WINDOW_BYTES, causes, verify};
+use super::{
+    HTTP2_FRAME_BYTES, NodeTls, PING_INTERVAL, PING_TIMEOUT, WINDOW_BYTES, causes, verify,
+};
 use crate::identity::Peer;
 
 /// A handshake that is not done by then is dropped: a sane one takes milliseconds.
@@ -31,6 +33,7 @@ pub fn server() -> Server {
     Server::builder()
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
+        .max_frame_size(HTTP2_FRAME_BYTES)
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
 }

@@ -18,7 +18,7 @@ use tonic::codegen::http::Uri;
 use tonic::transport::Endpoint;
 use tower::Service;
 
-use super::{NodeTls, PING_INTERVAL, PING_TIMEOUT, WINDOW_BYTES, verify};
+use super::{HTTP2_FRAME_BYTES, NodeTls, PING_INTERVAL, PING_TIMEOUT, WINDOW_BYTES, verify};
 
 /// TCP and TLS together. A dead address must not hold up the try of the next one.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -34,6 +34,7 @@ pub fn endpoint(address: &str) -> Result<Endpoint, String> {
     Ok(endpoint
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
+        .max_frame_size(HTTP2_FRAME_BYTES)
         .http2_keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
         .keep_alive_while_idle(true))
