@@ -86,14 +86,9 @@ impl HeaderScanner {
             let line = std::mem::take(&mut self.line);
             self.finish_line(&line);
         }
-        for value in [
-            &mut self.facts.message_id,
-            &mut self.facts.from,
-            &mut self.facts.subject,
-        ] {
-            if let Some(text) = value {
-                *text = text.trim().to_owned();
-            }
+        let facts = &mut self.facts;
+        for text in [&mut facts.message_id, &mut facts.from, &mut facts.subject].into_iter().flatten() {
+            *text = text.trim().to_owned();
         }
         if let Some(id) = &mut self.facts.message_id {
             id.truncate(cut(id, MESSAGE_ID_BYTES_MAX).len());

@@ -12,5 +12,9 @@
 //! backpressure there is.
 
 pub mod client;
+pub mod command;
+pub mod dot;
+pub mod extension;
 pub mod limits;
+pub mod line;
 pub mod server;
