@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use proto::v1::{
-    AppendOutcome, ItemRef, Keepalive, LeaseRequest, SettleOutcome as Wire, SettleRequest,
-    lease_event, lease_request,
+    AppendOutcome, ItemRef, Keepalive, LeaseHello, LeaseRequest, SettleOutcome as Wire,
+    SettleRequest, lease_event, lease_request,
 };
 use proto::{AppendResult, CallError, Role, SettleOutcome, Ulid, ulid_bytes};
 use support::{Pki, Say, led_by, listen, message, nobody, start, start_on};
@@ -260,7 +260,10 @@ async fn a_lease_stream_carries_both_ways() {
     )
     .await;
     let client = pki.client(Role::Delivery, &[&node.address], LONG);
-    let (ask, events) = client.lease(&node.address).await.unwrap();
+    let (ask, events) = client
+        .lease(&node.address, LeaseHello::default())
+        .await
+        .unwrap();
     for sequence in 0..100 {
         let what = lease_request::What::Keepalive(Keepalive {
             shard: 0,

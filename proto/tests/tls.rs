@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use proto::client::explain;
 use proto::tls::{Connector, endpoint};
-use proto::v1::WatchTopologyRequest;
 use proto::v1::queue_client::QueueClient as Stub;
+use proto::v1::{LeaseHello, WatchTopologyRequest};
 use proto::{NodeTls, Role};
 use support::{Pki, Say, led_by, start};
 use tonic::Status;
@@ -66,7 +66,10 @@ async fn a_role_without_the_right_is_told_which_it_needs() {
     .await;
     let edge = pki.client(Role::Edge, &[&node.address], SOON);
     edge.ready(SOON).await.unwrap();
-    let status = edge.lease(&node.address).await.unwrap_err();
+    let status = edge
+        .lease(&node.address, LeaseHello::default())
+        .await
+        .unwrap_err();
     let text = explain(&status);
     assert_eq!(status.code(), tonic::Code::PermissionDenied);
     assert!(

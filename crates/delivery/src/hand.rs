@@ -16,6 +16,17 @@ use crate::item::ItemId;
 /// seconds are left for clocks that differ, a slow commit and a late scheduler.
 pub(crate) const FENCE: Duration = Duration::from_secs(20);
 
+/// A larger body is fetched piece by piece, so this is what it takes of our memory, and what the queue counts of credit.
+const BODY_HELD_MAX: u64 = 1024 * 1024;
+
+/// Octets of credit that a hand-out takes.
+pub(crate) fn weight(handout: &v1::Handout) -> u64 {
+    handout
+        .message
+        .as_ref()
+        .map_or(0, |message| message.size.min(BODY_HELD_MAX))
+}
+
 /// How far the attempt of an item is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Stage {
@@ -147,7 +158,7 @@ impl Hand {
             (held.token, held.session) = (handout.token, handout.session);
             return Take::Known;
         }
-        let bytes = handout.message.as_ref().map_or(0, |message| message.size);
+        let bytes = weight(handout);
         let (token, session) = (handout.token, handout.session);
         let held = Held {
             shard,

@@ -78,7 +78,6 @@ struct Link {
 /// The leases of this node.
 #[derive(Debug)]
 pub(crate) struct Leases {
-    hello: v1::LeaseHello,
     shards: Vec<Shard>,
     links: HashMap<String, Link>,
     last_serial: u64,
@@ -92,9 +91,8 @@ pub(crate) struct Leases {
 
 impl Leases {
     /// Without shards: the topology brings them.
-    pub(crate) fn new(hello: v1::LeaseHello) -> Leases {
+    pub(crate) fn new() -> Leases {
         Leases {
-            hello,
             shards: Vec::new(),
             links: HashMap::new(),
             last_serial: 0,
@@ -164,7 +162,6 @@ impl Leases {
         };
         self.links.insert(address.to_string(), link);
         let mut send = |what| out.push(Effect::Send(address.to_string(), what));
-        send(Request::Hello(self.hello.clone()));
         for (destination, items) in &self.windows {
             send(Request::Window(v1::DestinationWindow {
                 destination: destination.clone(),
@@ -419,7 +416,7 @@ impl Leases {
         hand: &mut Hand,
         out: &mut Vec<Effect>,
     ) {
-        let bytes = handout.message.as_ref().map_or(0, |message| message.size);
+        let bytes = crate::hand::weight(&handout);
         let shard = &self.shards[id as usize];
         let Some(item) = ItemId::from_wire(handout.item.as_ref()) else {
             return;
@@ -537,7 +534,9 @@ impl Leases {
 
     /// Every known shard has a lease session.
     pub(crate) fn ready(&self) -> bool {
-        !self.shards.is_empty() && self.shards.iter().all(|shard| shard.session.is_some())
+        !self.leaving
+            && !self.shards.is_empty()
+            && self.shards.iter().all(|shard| shard.session.is_some())
     }
 
     fn shard(&mut self, number: u32) -> &mut Shard {
@@ -574,3 +573,6 @@ fn busy(destination: &str, pause: Duration) -> v1::DestinationBusy {
         for_ms,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -43,6 +43,7 @@ struct Link {
 struct Driver {
     node: Arc<Node>,
     leases: Leases,
+    hello: v1::LeaseHello,
     links: HashMap<String, Link>,
     connecting: HashSet<String>,
     wanted: Vec<String>,
@@ -55,6 +56,7 @@ struct Driver {
 pub(crate) async fn run(
     node: Arc<Node>,
     leases: Leases,
+    hello: v1::LeaseHello,
     mut said: mpsc::UnboundedReceiver<Said>,
     ready: watch::Sender<bool>,
     over: CancellationToken,
@@ -65,6 +67,7 @@ pub(crate) async fn run(
     let mut driver = Driver {
         node,
         leases,
+        hello,
         links,
         connecting,
         wanted: Vec::new(),
@@ -118,9 +121,9 @@ impl Driver {
             }
             let (queue, heard, address) =
                 (self.node.queue.clone(), self.heard.clone(), address.clone());
-            let over = self.over.clone();
+            let (hello, over) = (self.hello.clone(), self.over.clone());
             tokio::spawn(over.run_until_cancelled_owned(async move {
-                let up = match queue.lease(&address).await {
+                let up = match queue.lease(&address, hello).await {
                     Ok((ask, stream)) => Heard::Up(address, ask, stream),
                     Err(status) => {
                         tracing::debug!(address, error = %status, "no Lease stream");

@@ -100,12 +100,19 @@ pub async fn run(
             .to_string(),
     };
     let (node, ways) = Node::new(config, host, queue, resolver, catalog, journal);
-    let mut leases = Leases::new(hello);
+    let mut leases = Leases::new();
     replayed(&node, &mut leases, replay);
     let over = CancellationToken::new();
     let settling = settle::run(node.clone(), ways.settles);
     tokio::spawn(over.clone().run_until_cancelled_owned(settling));
-    let leasing = leases::run(node.clone(), leases, ways.said, ready.clone(), over.clone());
+    let leasing = leases::run(
+        node.clone(),
+        leases,
+        hello,
+        ways.said,
+        ready.clone(),
+        over.clone(),
+    );
     tokio::spawn(leasing);
     tracing::info!(name = node.config.name, "delivering");
     let _over = over.drop_guard();

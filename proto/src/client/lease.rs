@@ -12,7 +12,7 @@ use tonic::{Status, Streaming};
 use super::{CALL_TIMEOUT, QueueClient};
 use crate::tls::MESSAGE_BYTES_MAX;
 use crate::v1::queue_client::QueueClient as Stub;
-use crate::v1::{LeaseEvent, LeaseEvents, LeaseFrame, LeaseRequest};
+use crate::v1::{LeaseEvent, LeaseEvents, LeaseFrame, LeaseHello, LeaseRequest, lease_request};
 
 /// Requests that wait to be written; a stream that is this far behind stops whoever asks.
 const REQUESTS_WAITING_MAX: usize = 1024;
@@ -20,10 +20,12 @@ const REQUESTS_WAITING_MAX: usize = 1024;
 const FRAME_REQUESTS_MAX: usize = 32;
 
 impl QueueClient {
-    /// Opens a Lease stream to a queue node. Dropping the sender ends it in order; dropping the events breaks it.
+    /// Opens a Lease stream to a queue node. `hello` goes out with the call itself: a queue node answers a stream only when
+    /// it knows whose it is. Dropping the sender ends it in order; dropping the events breaks it.
     pub async fn lease(
         &self,
         address: &str,
+        hello: LeaseHello,
     ) -> Result<(mpsc::Sender<LeaseRequest>, LeaseStream), Status> {
         let node = self
             .inner
@@ -31,6 +33,9 @@ impl QueueClient {
             .get(address)
             .map_err(Status::invalid_argument)?;
         let (ask, requests) = mpsc::channel(REQUESTS_WAITING_MAX);
+        let what = Some(lease_request::What::Hello(hello));
+        // The first of REQUESTS_WAITING_MAX places, and the receiver is in scope.
+        let _ = ask.try_send(LeaseRequest { what });
         let mut stub = Stub::new(node.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let opened = tokio::time::timeout(CALL_TIMEOUT, stub.lease(Requests { requests }));
         let frames = opened.await.map_err(|_| {
