@@ -107,6 +107,7 @@ impl World for Server {
             match self.session.drain() {
                 Output::Write(bytes) => written('S', &bytes, events),
                 Output::Ask(Question::Commit(_)) if self.auto => {
+                    events.push("commit".into());
                     self.session
                         .answer(Answer::Committed(Reply::queued_as("ID")), self.now);
                 }

@@ -60,6 +60,7 @@ impl Session {
                 current.decide_rest(&Failure::of(reply, stage).outcome(false));
                 self.commands.clear();
             }
+            Step::Mail => current.begun = true,
             Step::Rcpt(number) if reply.is_success() => current.accept(number),
             Step::Rcpt(number) => current.decide(number, Failure::of(reply, stage).outcome(false)),
             Step::Data => return self.data_reply(reply),
@@ -87,7 +88,7 @@ impl Session {
             }
             _ => current.decide_rest(&Failure::of(reply, Stage::Data).outcome(false)),
         }
-        self.wants_reset = true;
+        self.wants_reset = current.begun;
         self.go_on(Step::Data);
     }
 

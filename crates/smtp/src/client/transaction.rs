@@ -20,6 +20,8 @@ pub(super) struct Current {
     results: Vec<Option<RecipientOutcome>>,
     accepted: Vec<usize>,
     encoder: Encoder,
+    /// MAIL was taken: the next hop holds a transaction until it ends or is reset.
+    pub(super) begun: bool,
     /// The final dot left: the message may be the next hop's.
     past_dot: bool,
 }
@@ -32,6 +34,7 @@ impl Current {
             results,
             accepted: Vec::new(),
             encoder: Encoder::default(),
+            begun: false,
             past_dot: false,
         }
     }
