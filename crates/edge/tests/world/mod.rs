@@ -21,6 +21,7 @@ use proto::{NodeTls, Right, Role, incoming, pki, require, tls, ulid};
 use resource::Catalog;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -140,6 +141,11 @@ impl World {
     }
 
     pub async fn with(adjust: impl FnOnce(&mut Config), give_up: Duration) -> World {
+        World::on(Handle::current(), adjust, give_up).await
+    }
+
+    /// With the edge on a runtime of its own, so that its threads can be told from the others.
+    pub async fn on(runtime: Handle, adjust: impl FnOnce(&mut Config), give_up: Duration) -> World {
         let dir = tempfile::tempdir().unwrap();
         let ca = dir.path().join("ca");
         pki::init("test", &ca).unwrap();
@@ -149,28 +155,24 @@ impl World {
             Arc::new(NodeTls::load(&out).unwrap())
         };
         let store = Store::default();
-        let queue = serve(store.clone(), node(Role::Queue, "1")).await;
         let client = ClientConfig {
-            endpoints: vec![queue],
+            endpoints: vec![serve(store.clone(), node(Role::Queue, "1")).await],
             tls: node(Role::Edge, "edge"),
             name: "e1".into(),
         };
-        let client = QueueClient::giving_up_after(client, give_up);
-        let mut config = Config::new(
-            "e1",
-            mail::Domain::parse("mx.test").unwrap(),
-            vec!["127.0.0.1:0".parse().unwrap()],
-        );
+        let listen = vec!["127.0.0.1:0".parse().unwrap()];
+        let mut config = Config::new("e1", mail::Domain::parse("mx.test").unwrap(), listen);
         adjust(&mut config);
         let (tell, told) = watch::channel(catalog(DECLARED));
         let stop = CancellationToken::new();
-        let edge = edge::start(config, client, told, stop.clone()).unwrap();
-        let ready = edge
-            .readiness()
-            .wait_for(edge::Readiness::is_ready)
-            .await
-            .map(drop);
-        ready.unwrap();
+        let started = stop.clone();
+        let edge = runtime.spawn(async move {
+            let queue = QueueClient::giving_up_after(client, give_up);
+            edge::start(config, queue, told, started).unwrap()
+        });
+        let edge = edge.await.unwrap();
+        let mut readiness = edge.readiness();
+        readiness.wait_for(edge::Readiness::is_ready).await.unwrap();
         World {
             store,
             address: edge.addresses()[0],
