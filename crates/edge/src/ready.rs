@@ -35,12 +35,7 @@ pub(crate) async fn watch(node: Arc<Node>, tell: watch::Sender<Readiness>) {
     let mut topology = node.appender.queue.topology();
     let mut catalog = node.catalog.clone();
     loop {
-        let now = judge(
-            node.catalog().is_some(),
-            &topology.borrow_and_update(),
-            unix_ms(),
-            Instant::now(),
-        );
+        let now = judge(Seen::now(&node, &topology.borrow_and_update()));
         let changed = tell.send_if_modified(|before| {
             let changed = *before != now;
             *before = now.clone();
@@ -62,21 +57,47 @@ pub(crate) async fn watch(node: Arc<Node>, tell: watch::Sender<Readiness>) {
     tell.send_replace(Readiness::NotReady("draining".into()));
 }
 
-fn judge(configured: bool, view: &TopologyView, unix_ms: u64, now: Instant) -> Readiness {
-    if !configured {
+/// What readiness depends on.
+struct Seen {
+    configured: bool,
+    /// A queue node has told the topology.
+    reached: bool,
+    trouble: Option<String>,
+    cluster_ms: Option<u64>,
+    unix_ms: u64,
+}
+
+impl Seen {
+    fn now(node: &Node, view: &TopologyView) -> Seen {
+        Seen {
+            configured: node.catalog().is_some(),
+            reached: view.shards() > 0,
+            trouble: view.trouble().map(str::to_owned),
+            cluster_ms: view.cluster_time_ms(Instant::now()),
+            unix_ms: unix_ms(),
+        }
+    }
+}
+
+fn judge(seen: Seen) -> Readiness {
+    if !seen.configured {
         return Readiness::NotReady("no configuration has come yet".into());
     }
-    if view.shards() == 0 {
-        let why = view.trouble().unwrap_or("no queue node has answered yet");
+    if !seen.reached {
+        let why = seen
+            .trouble
+            .as_deref()
+            .unwrap_or("no queue node has answered yet");
         return Readiness::NotReady(format!("the queue was not reached yet: {why}"));
     }
-    match view.cluster_time_ms(now) {
-        Some(cluster) if cluster.abs_diff(unix_ms) > CLOCK_SKEW_MAX_MS => {
-            Readiness::NotReady(format!(
-                "this machine's clock is {} s from cluster time; set it (NTP), the queue refuses ids from a wrong clock",
-                cluster.abs_diff(unix_ms) / 1000
-            ))
-        }
+    match seen
+        .cluster_ms
+        .map(|cluster| cluster.abs_diff(seen.unix_ms))
+    {
+        Some(skew) if skew > CLOCK_SKEW_MAX_MS => Readiness::NotReady(format!(
+            "this machine's clock is {} s from cluster time; set it (NTP), the queue refuses ids from a wrong clock",
+            skew / 1000
+        )),
         _ => Readiness::Ready,
     }
 }
@@ -91,17 +112,39 @@ fn unix_ms() -> u64 {
 mod tests {
     use super::*;
 
-    #[test]
-    fn each_reason_is_said() {
-        let now = Instant::now();
-        let said = |configured| match judge(configured, &TopologyView::default(), 0, now) {
+    fn said(configured: bool, reached: bool, cluster_ms: Option<u64>) -> String {
+        let unix_ms = 1_700_000_000_000;
+        match judge(Seen {
+            configured,
+            reached,
+            trouble: None,
+            cluster_ms,
+            unix_ms,
+        }) {
             Readiness::Ready => "ready".into(),
             Readiness::NotReady(why) => why,
-        };
-        assert_eq!(said(false), "no configuration has come yet");
+        }
+    }
+
+    #[test]
+    fn each_reason_is_said() {
+        assert_eq!(said(false, true, None), "no configuration has come yet");
         assert_eq!(
-            said(true),
+            said(true, false, None),
             "the queue was not reached yet: no queue node has answered yet"
         );
+        assert_eq!(
+            said(true, true, None),
+            "ready",
+            "no leader has said the time yet"
+        );
+    }
+
+    #[test]
+    fn a_clock_more_than_a_minute_off_is_not_ready() {
+        assert_eq!(said(true, true, Some(1_700_000_060_000)), "ready");
+        let wrong = "this machine's clock is 61 s from cluster time; set it (NTP), the queue refuses ids from a wrong clock";
+        assert_eq!(said(true, true, Some(1_700_000_061_000)), wrong);
+        assert_eq!(said(true, true, Some(1_699_999_939_000)), wrong);
     }
 }
