@@ -23,6 +23,8 @@ pub(super) struct Fixed {
     pub(super) applied: (u64, u64),
     pub(super) conf_state: Bytes,
     pub(super) blob: Bytes,
+    /// `blob` differs from what was frozen last; it may be long, so only then it is written.
+    pub(super) blob_changed: bool,
     pub(super) shard: ShardState,
 }
 
@@ -131,6 +133,7 @@ impl GroupState {
     /// Writes it. It is written whole at each flush in which it changed: meant for some hundred KiB at the most.
     pub fn set_blob(&mut self, blob: Bytes) {
         self.fixed.blob = blob;
+        self.fixed.blob_changed = true;
         self.changed = true;
     }
 
@@ -224,9 +227,11 @@ impl GroupState {
         ];
         self.shared.forget_born();
         (self.changed, self.flushing) = (false, true);
+        let fixed = self.fixed.clone();
+        self.fixed.blob_changed = false;
         Some(FrozenGroup {
             group: self.group,
-            fixed: self.fixed.clone(),
+            fixed,
             layers: layers.into_iter().flatten().collect(),
             changed_segments: self.bodies.take_changed(),
             segments: self.bodies.segments.clone(),

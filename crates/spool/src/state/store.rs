@@ -300,13 +300,24 @@ pub(super) fn encode_fixed(
     batch.insert(table, key(FIXED_APPLIED), applied);
     batch.insert(table, key(FIXED_SHARD), codec::encode(&fixed.shard));
     batch.insert(table, key(FIXED_CONF_STATE), &fixed.conf_state[..]);
-    let parts = fixed.blob.chunks(BLOB_PART);
-    let count = (parts.len() as u16).to_be_bytes();
+    match fixed.blob_changed {
+        true => 3 + encode_blob(group, &fixed.blob, table, batch),
+        false => 3,
+    }
+}
+
+fn encode_blob(group: u32, blob: &[u8], table: &Keyspace, batch: &mut OwnedWriteBatch) -> usize {
+    let parts = blob.chunks(BLOB_PART);
+    if parts.len() == 0 {
+        batch.remove(table, blob_key(group, 0));
+        return 1;
+    }
+    let (total, count) = (parts.len(), (parts.len() as u16).to_be_bytes());
     for (number, part) in (0_u16..).zip(parts) {
         let head: &[u8] = if number == 0 { &count } else { &[] };
         batch.insert(table, blob_key(group, number), [head, part].concat());
     }
-    3 + fixed.blob.len().div_ceil(BLOB_PART)
+    total
 }
 
 fn read_applied(value: &[u8]) -> Option<(u64, u64)> {
