@@ -87,7 +87,10 @@ impl HeaderScanner {
             self.finish_line(&line);
         }
         let facts = &mut self.facts;
-        for text in [&mut facts.message_id, &mut facts.from, &mut facts.subject].into_iter().flatten() {
+        for text in [&mut facts.message_id, &mut facts.from, &mut facts.subject]
+            .into_iter()
+            .flatten()
+        {
             *text = text.trim().to_owned();
         }
         if let Some(id) = &mut self.facts.message_id {

@@ -1,4 +1,5 @@
 //! Dialogues with the server session.
+#![allow(clippy::disallowed_methods, reason = "a test may read the clock")]
 
 mod common;
 
