@@ -336,6 +336,31 @@ pub struct CreateClusterCommand {
     #[prost(uint64, repeated, tag = "4")]
     pub initial_nodes: ::prost::alloc::vec::Vec<u64>,
 }
+/// The members of a Raft group, by peer id: kept beside the applied index.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MembersRow {
+    #[prost(uint64, repeated, tag = "1")]
+    pub voters: ::prost::alloc::vec::Vec<u64>,
+    #[prost(uint64, repeated, tag = "2")]
+    pub learners: ::prost::alloc::vec::Vec<u64>,
+    #[prost(uint64, repeated, tag = "3")]
+    pub voters_outgoing: ::prost::alloc::vec::Vec<u64>,
+    #[prost(uint64, repeated, tag = "4")]
+    pub learners_next: ::prost::alloc::vec::Vec<u64>,
+    #[prost(bool, tag = "5")]
+    pub auto_leave: bool,
+}
+/// The control group's state: one row of the metadata store.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ControlStateRow {
+    /// initial_nodes: those that did not announce themselves yet
+    #[prost(message, optional, tag = "1")]
+    pub cluster: ::core::option::Option<CreateClusterCommand>,
+    #[prost(message, repeated, tag = "2")]
+    pub nodes: ::prost::alloc::vec::Vec<AnnounceNodeCommand>,
+    #[prost(uint64, tag = "3")]
+    pub highest_node: u64,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AnnounceNodeCommand {
     #[prost(uint64, tag = "1")]
@@ -1659,6 +1684,9 @@ pub struct ListResponse {
     pub items: ::prost::alloc::vec::Vec<ItemSummary>,
     #[prost(bool, tag = "3")]
     pub more: bool,
+    /// give it as `after`; set when there is more
+    #[prost(message, optional, tag = "4")]
+    pub next: ::core::option::Option<ItemRef>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ItemSummary {

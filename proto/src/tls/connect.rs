@@ -120,7 +120,7 @@ impl Service<Uri> for Connector {
 }
 
 /// An error with all that caused it, each text once: what tonic says ("transport error") helps nobody.
-pub(crate) fn causes(error: &(dyn Error + 'static)) -> String {
+pub fn causes(error: &(dyn Error + 'static)) -> String {
     let mut text = String::new();
     let mut refused = false;
     let mut next = Some(error);

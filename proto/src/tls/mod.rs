@@ -25,8 +25,7 @@ mod connect;
 mod verify;
 
 pub use accept::{Incoming, TlsIo, incoming, server};
-pub(crate) use connect::causes;
-pub use connect::{Connector, endpoint};
+pub use connect::{Connector, causes, endpoint};
 use verify::Verifier;
 
 /// How often the files are looked at, at most; a handshake looks.

@@ -201,6 +201,13 @@ impl Group {
         self.raw.store().location(index)
     }
 
+    /// Index and term of the last entry that is gone from the log.
+    pub fn truncated(&self) -> (u64, u64) {
+        let log = self.raw.store();
+        let index = log.first() - 1;
+        (index, log.term_of(index).unwrap_or(0))
+    }
+
     /// What this replica is now.
     pub fn role(&self) -> Role {
         self.standing.role

@@ -122,6 +122,16 @@ pub fn result_from_wire(result: v1::RecipientResult) -> Result<queue::RecipientR
     from_wire::result(result)
 }
 
+/// A recipient's result, for people and programs that ask.
+pub fn result_to_wire(result: &queue::RecipientResult) -> v1::RecipientResult {
+    to_wire::result(result)
+}
+
+/// Who brought a message, for people and programs that ask.
+pub fn origin_to_wire(origin: &queue::Origin) -> v1::Origin {
+    to_wire::origin(origin)
+}
+
 /// A message id of 16 octets.
 ///
 /// # Errors

@@ -1,3 +1,6 @@
 //! Conversions between what the cores know and what travels or lies on disk. The cores derive no serialisation.
 
+pub mod control;
 pub mod log;
+pub mod members;
+pub mod raft;

@@ -113,7 +113,7 @@ fn item_facts(it: &queue::ItemFacts) -> v1::ItemFacts {
     }
 }
 
-fn origin(it: &Origin) -> v1::Origin {
+pub(super) fn origin(it: &Origin) -> v1::Origin {
     v1::Origin {
         message_id: it.message_id.clone(),
         tag: it.tag.clone(),
@@ -171,7 +171,7 @@ fn settle_item(it: &SettleItem) -> v1::SettleItem {
     }
 }
 
-fn result(it: &RecipientResult) -> v1::RecipientResult {
+pub(super) fn result(it: &RecipientResult) -> v1::RecipientResult {
     let verdict = match it.verdict {
         Verdict::Delivered => v1::Verdict::Delivered,
         Verdict::Deferred => v1::Verdict::Deferred,

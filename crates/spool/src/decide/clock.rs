@@ -1,0 +1,126 @@
+//! Cluster time: what due times are compared with. Decided by a leader, carried in each entry, never read from a wall
+//! clock by the state machine.
+//!
+//! Within a term it follows the leader's monotonic clock. At an election the new leader starts from its own wall clock
+//! when that agrees with the other voters', else from their median: one node with a lying clock cannot move the due
+//! times of the cluster, and a quiet shard's mail still comes due, since gaps are not clamped.
+
+use std::time::{Duration, Instant};
+
+use queue::Timestamp;
+
+/// How far a wall clock may be from the others', or from cluster time, before it is ignored and an alarm is raised.
+pub const WALL_TOLERANCE: Duration = Duration::from_secs(60);
+
+/// The clock of one leader's term.
+#[derive(Debug, Clone)]
+pub struct ClusterClock {
+    base: u64,
+    since: Instant,
+    highest: u64,
+}
+
+/// A wall clock that is ignored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WallIgnored {
+    /// This node's wall clock, milliseconds since the epoch.
+    pub own_ms: u64,
+    /// What is used in its place.
+    pub used_ms: u64,
+}
+
+impl ClusterClock {
+    /// The clock of a new leader. `previous`: the highest cluster time applied; `others`: the other voters' wall
+    /// clocks, in milliseconds since the epoch, as far as they are known.
+    pub fn elected(
+        previous: Timestamp,
+        own_ms: u64,
+        others: &[u64],
+        now: Instant,
+    ) -> (Self, Option<WallIgnored>) {
+        let mut all: Vec<u64> = others.iter().copied().chain([own_ms]).collect();
+        all.sort_unstable();
+        let median = all[all.len() / 2];
+        let tolerance = WALL_TOLERANCE.as_millis() as u64;
+        let (wall, ignored) = if own_ms.abs_diff(median) <= tolerance {
+            (own_ms, None)
+        } else {
+            (
+                median,
+                Some(WallIgnored {
+                    own_ms,
+                    used_ms: median,
+                }),
+            )
+        };
+        let base = wall.max(previous.0);
+        (
+            ClusterClock {
+                base,
+                since: now,
+                highest: base,
+            },
+            ignored,
+        )
+    }
+
+    /// Cluster time now. Never goes back.
+    pub fn now(&mut self, now: Instant) -> Timestamp {
+        let elapsed = now.saturating_duration_since(self.since).as_millis() as u64;
+        self.highest = self.highest.max(self.base + elapsed);
+        Timestamp(self.highest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: u64 = 3_600_000;
+
+    #[test]
+    fn follows_the_monotonic_clock_from_the_own_wall() {
+        let t0 = Instant::now();
+        let (mut clock, ignored) =
+            ClusterClock::elected(Timestamp(0), 10 * HOUR, &[10 * HOUR + 50], t0);
+        assert_eq!(ignored, None);
+        assert_eq!(
+            clock.now(t0 + Duration::from_secs(3)),
+            Timestamp(10 * HOUR + 3_000)
+        );
+        assert_eq!(
+            clock.now(t0),
+            Timestamp(10 * HOUR + 3_000),
+            "it never goes back"
+        );
+    }
+
+    #[test]
+    fn a_lying_wall_clock_is_outvoted() {
+        let t0 = Instant::now();
+        let (mut clock, ignored) =
+            ClusterClock::elected(Timestamp(0), 99 * HOUR, &[10 * HOUR, 10 * HOUR + 7], t0);
+        assert_eq!(
+            ignored,
+            Some(WallIgnored {
+                own_ms: 99 * HOUR,
+                used_ms: 10 * HOUR + 7
+            })
+        );
+        assert_eq!(clock.now(t0), Timestamp(10 * HOUR + 7));
+    }
+
+    #[test]
+    fn time_that_was_applied_is_never_undercut() {
+        let t0 = Instant::now();
+        let (mut clock, _) = ClusterClock::elected(Timestamp(11 * HOUR), 10 * HOUR, &[], t0);
+        assert_eq!(clock.now(t0), Timestamp(11 * HOUR));
+    }
+
+    #[test]
+    fn a_quiet_shard_comes_due_after_any_gap() {
+        let t0 = Instant::now();
+        let (mut clock, _) = ClusterClock::elected(Timestamp(HOUR), 200 * HOUR, &[], t0);
+        assert_eq!(clock.now(t0), Timestamp(200 * HOUR));
+    }
+}

@@ -1,0 +1,114 @@
+//! Notices and expiries of items that no delivery node holds. A Leased item expires at its next settle; a Held one
+//! does not expire.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use queue::{Command, ItemId, ItemTimer, RecipientId, State, Verdict};
+
+use super::report::Reason;
+use super::{BodyCache, Leader, Out, Pending, ShardRows, Waiter};
+
+/// Timers that one scan looks at.
+const TIMERS_SCANNED: usize = 1_000;
+
+/// Timers that are worked on at once: each may need a header block and an entry.
+const TIMERS_AT_ONCE: usize = 64;
+
+impl Leader {
+    pub(super) fn run_timers(
+        &mut self,
+        rows: &mut impl ShardRows,
+        bodies: &BodyCache,
+        now: Instant,
+        out: &mut Out,
+    ) {
+        let time = self.time(now);
+        for (key, _) in rows.timers().range(None, TIMERS_SCANNED) {
+            if key.at > time || self.timers_busy.len() >= TIMERS_AT_ONCE {
+                break;
+            }
+            if self.timers_busy.contains(&key.item) {
+                continue;
+            }
+            let Some(row) = rows.items().get(&key.item) else {
+                continue;
+            };
+            let Some(message) = rows.messages().get(&key.item.message) else {
+                continue;
+            };
+            if !matches!(row.state, State::Waiting { .. }) {
+                continue;
+            }
+            let expire = time >= message.expires;
+            self.timers_busy.insert(key.item);
+            if message.is_report || message.return_path.is_empty() {
+                self.propose_timer(key.item, expire, Vec::new(), Bytes::new(), now, out);
+            } else {
+                self.with_header(
+                    Pending::Timer(key.item, expire),
+                    &message,
+                    rows,
+                    bodies,
+                    now,
+                    out,
+                );
+            }
+        }
+    }
+
+    /// The header block is there.
+    pub(super) fn timer_with_header(
+        &mut self,
+        item: ItemId,
+        expire: bool,
+        header: &Bytes,
+        rows: &mut impl ShardRows,
+        now: Instant,
+        out: &mut Out,
+    ) {
+        let (Some(row), Some(message)) =
+            (rows.items().get(&item), rows.messages().get(&item.message))
+        else {
+            self.timers_busy.remove(&item);
+            return;
+        };
+        let from = RecipientId { item, number: 0 };
+        let recipients = rows
+            .recipients()
+            .range(Some(&from), row.recipients as usize);
+        let terminal = |v: Option<Verdict>| matches!(v, Some(Verdict::Delivered | Verdict::Failed));
+        let open = recipients
+            .into_iter()
+            .filter(|(id, r)| id.item == item && !terminal(r.result.as_ref().map(|r| r.verdict)));
+        let open: Vec<_> = open
+            .map(|(_, r)| (r.address.to_string(), r.result.clone()))
+            .collect();
+        let reason = if expire {
+            Reason::Expired
+        } else {
+            Reason::Delayed
+        };
+        match self.compose(item, &message, &open, reason, header, now) {
+            Some((report, data)) => self.propose_timer(item, expire, vec![report], data, now, out),
+            None => self.propose_timer(item, expire, Vec::new(), Bytes::new(), now, out),
+        }
+    }
+
+    fn propose_timer(
+        &mut self,
+        item: ItemId,
+        expire: bool,
+        reports: Vec<queue::Report>,
+        data: Bytes,
+        now: Instant,
+        out: &mut Out,
+    ) {
+        let command = Command::ItemTimer(ItemTimer {
+            item,
+            expire,
+            reports,
+        });
+        self.propose(command, data, true, Waiter::Timer(item), now, out);
+    }
+}

@@ -1,0 +1,330 @@
+//! What the threads of a node tell each other.
+//!
+//! ```text
+//!  gRPC tasks ──calls──► state thread ──proposals──► Raft thread ──writes──► log thread
+//!       ▲                 │  ▲  ▲                      │  ▲ │  ▲                │
+//!       └────answers──────┘  │  └──────committed───────┘  │ │  └───persisted────┘
+//!                    flush helper                 peers ──┘ └──► peers
+//! ```
+//! Every hop carries batches: a hop costs a wake-up, and on few cores wake-ups are what a message pays for.
+
+use std::sync::mpsc::Sender;
+
+use bytes::Bytes;
+use proto::v1;
+use queue::MessageFacts;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+/// A ticket names a proposal until its fate is known. Unique within a process.
+pub type Ticket = u64;
+
+/// Names a Lease stream within a process.
+pub type StreamId = u64;
+
+/// Why a proposal did not become an entry that this node knows of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Failure {
+    /// This node does not lead the group; nothing was written.
+    NotLeader,
+    /// No room for more at the moment; nothing was written.
+    Busy,
+    /// Leadership was lost on the way: it may have been written.
+    Unknown,
+}
+
+/// Where the answer to one request of an Append stream goes.
+pub struct AppendReply {
+    /// The request's id on its stream.
+    pub request: u64,
+    /// The stream's answers.
+    pub to: mpsc::UnboundedSender<v1::AppendAnswer>,
+    /// The request's share of the bytes that a node holds at its door; free when answered.
+    pub permit: OwnedSemaphorePermit,
+}
+
+impl AppendReply {
+    /// Answers. A stream that has gone away is no concern: its client asks again with the same id.
+    pub fn send(self, outcome: v1::AppendOutcome) {
+        self.send_with(outcome, String::new(), String::new());
+    }
+
+    /// Answers with the leader's address or a text.
+    pub fn send_with(self, outcome: v1::AppendOutcome, leader_address: String, text: String) {
+        let answer = v1::AppendAnswer {
+            request: self.request,
+            outcome: outcome as i32,
+            leader_address,
+            text,
+        };
+        drop(self.permit);
+        let _ = self.to.send(answer);
+    }
+}
+
+/// A message, or a part of one, that wants to be appended.
+pub struct AppendCall {
+    /// Which shard.
+    pub shard: u32,
+    /// What.
+    pub what: AppendWhat,
+    /// Whom to tell.
+    pub reply: AppendReply,
+}
+
+/// The two kinds of Append requests.
+pub enum AppendWhat {
+    /// A message; its body is here or came in chunks.
+    Message {
+        /// Checked facts.
+        facts: Box<MessageFacts>,
+        /// Empty when it came in chunks.
+        body: Bytes,
+    },
+    /// A part of a big body.
+    Chunk {
+        /// Of which message.
+        message: mail::Ulid,
+        /// Position.
+        seq: u32,
+        /// Octets.
+        data: Bytes,
+    },
+}
+
+/// Where the answer to one request of a Settle stream goes.
+pub struct SettleReply {
+    /// The request's id on its stream.
+    pub request: u64,
+    /// The stream's answers.
+    pub to: mpsc::UnboundedSender<v1::SettleAnswer>,
+    /// One of the requests that a node takes at once.
+    pub permit: OwnedSemaphorePermit,
+}
+
+impl SettleReply {
+    /// Answers.
+    pub fn send(self, outcome: v1::SettleOutcome, leader_address: String) {
+        drop(self.permit);
+        let _ = self.to.send(v1::SettleAnswer {
+            request: self.request,
+            outcome: outcome as i32,
+            leader_address,
+        });
+    }
+}
+
+/// Results that want to be settled.
+pub struct SettleCall {
+    /// Which shard.
+    pub shard: u32,
+    /// As sent, checked.
+    pub item: queue::SettleItem,
+    /// Whom to tell.
+    pub reply: SettleReply,
+}
+
+/// What a Lease stream says.
+pub enum LeaseCall {
+    /// A stream stands; events for it go to `to`.
+    Connected {
+        /// First request.
+        hello: v1::LeaseHello,
+        /// The stream's events.
+        to: mpsc::UnboundedSender<Outgoing>,
+    },
+    /// Any request after the hello.
+    Request(v1::LeaseRequest),
+    /// The stream is gone. Its lease sessions live on until they expire.
+    Disconnected,
+}
+
+/// What goes out on a Lease stream.
+pub enum Outgoing {
+    /// As it stands.
+    Event(Box<v1::LeaseEvent>),
+    /// A handout whose body is to be read from the log first.
+    Read {
+        /// The handout, its body empty.
+        event: Box<v1::LeaseEvent>,
+        /// Where the body lies.
+        pieces: Vec<Piece>,
+    },
+}
+
+/// A part of a body: a piece of an entry's data.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece {
+    /// Raft index of the entry.
+    pub index: u64,
+    /// Where the log has it.
+    pub location: crate::log::Location,
+    /// Octets into the entry's data.
+    pub offset: u64,
+    /// Octets.
+    pub length: u64,
+}
+
+/// What a person or a program asks of one shard.
+pub enum Question {
+    /// See `Admin.Summary`.
+    Summary(v1::SummaryRequest, oneshot::Sender<v1::SummaryResponse>),
+    /// See `Admin.List`.
+    List(v1::ListRequest, oneshot::Sender<v1::ListResponse>),
+    /// See `Admin.Show`.
+    Show(v1::ShowRequest, oneshot::Sender<v1::ShowResponse>),
+    /// See `Admin.Act`.
+    Act(v1::ActRequest, oneshot::Sender<v1::ActResponse>),
+    /// Where a range of a body lies; an error text when there is none.
+    Locate(
+        v1::FetchRequest,
+        oneshot::Sender<Result<Vec<Piece>, String>>,
+    ),
+}
+
+/// To the state thread.
+pub enum StateEvent {
+    /// Entries to apply, in order, and the tickets of those that this node proposed.
+    Committed {
+        /// Which group.
+        group: u32,
+        /// Index of each proposal that is committed now.
+        tickets: Vec<(u64, Ticket)>,
+        /// In order of index.
+        entries: Vec<crate::node::Committed>,
+    },
+    /// A proposal has no known index.
+    Failed {
+        /// Which group.
+        group: u32,
+        /// Which.
+        ticket: Ticket,
+        /// Why.
+        why: Failure,
+    },
+    /// This node's part in a group changed.
+    Role {
+        /// Which group.
+        group: u32,
+        /// Whether it leads.
+        leader: bool,
+        /// In which term.
+        term: u64,
+    },
+    /// The members of a group changed with an entry.
+    ConfChanged {
+        /// Which group.
+        group: u32,
+        /// Raft index.
+        index: u64,
+        /// From now on.
+        members: crate::node::Membership,
+    },
+    /// From Append streams.
+    Appends(Vec<AppendCall>),
+    /// From Settle streams.
+    Settles(Vec<SettleCall>),
+    /// From a Lease stream.
+    Lease(StreamId, LeaseCall),
+    /// From Admin and Fetch.
+    Ask(Question),
+    /// A header block that a report needs was read; the work that waited for it goes on.
+    HeaderRead(crate::decide::Pending, Bytes),
+    /// A flush of the state ended.
+    Flushed(Result<crate::state::Flushed, crate::state::StoreError>),
+    /// Flush and end.
+    Stop,
+}
+
+/// To the Raft thread.
+pub enum RaftEvent {
+    /// From peers, with their groups.
+    Peer(Vec<(u32, raft::eraftpb::Message)>),
+    /// From the state thread; replies are for those that are answered at commit.
+    Propose {
+        /// Which group.
+        group: u32,
+        /// In order.
+        proposals: Vec<crate::node::Proposal>,
+        /// By ticket.
+        replies: Vec<(Ticket, AppendReply)>,
+    },
+    /// From the log thread, in order.
+    Persisted(Vec<crate::log::Written>),
+    /// The state thread applied entries up to here.
+    Applied {
+        /// Which group.
+        group: u32,
+        /// Raft index.
+        index: u64,
+    },
+    /// Entries that the log has and the cache had not.
+    Fetched {
+        /// Which group.
+        group: u32,
+        /// The fetch.
+        id: u64,
+        /// Index, context and data of each.
+        entries: Vec<(u64, Bytes, Bytes)>,
+    },
+    /// The state is durable up to here: the log may be truncated, logically.
+    Durable {
+        /// Which group.
+        group: u32,
+        /// Raft index.
+        applied: u64,
+    },
+    /// A node's disk became full, or has room again.
+    Full {
+        /// Which node.
+        node: u64,
+        /// Whether.
+        full: bool,
+    },
+    /// What the groups are doing.
+    Status(oneshot::Sender<Vec<v1::GroupStatus>>),
+    /// Give all leadership away: this node is about to stop.
+    HandOver,
+    /// The disk failed; this replica node stops for good.
+    Failed(String),
+    /// End.
+    Stop,
+}
+
+/// To the log thread.
+pub enum LogEvent {
+    /// To be written, in order.
+    Write(Vec<crate::log::WriteTask>),
+    /// A group was truncated, logically: what the next segment's STATE batch says.
+    Truncated {
+        /// Which group.
+        group: u32,
+        /// Of the last entry that is gone.
+        index: u64,
+        /// Of the last entry that is gone.
+        term: u64,
+    },
+    /// Entries that a lagging follower needs and the cache has not.
+    Fetch {
+        /// Which group.
+        group: u32,
+        /// To give back.
+        id: u64,
+        /// Where they lie.
+        entries: Vec<crate::node::FetchEntry>,
+    },
+    /// Live bodies of each segment, as of the last durable flush of the state.
+    Live(std::collections::BTreeMap<u64, u64>),
+    /// Octets that the metadata store uses of the same disk.
+    OtherBytes(u64),
+    /// End.
+    Stop,
+}
+
+/// The mailboxes of a node.
+#[derive(Clone)]
+pub struct Mailboxes {
+    /// To the state thread.
+    pub state: Sender<StateEvent>,
+    /// To the Raft thread.
+    pub raft: Sender<RaftEvent>,
+}

@@ -1,0 +1,77 @@
+//! Whether a replica node is well, and why it stopped.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+
+use crate::log::DiskUse;
+
+/// Shared by all threads of a node.
+#[derive(Clone)]
+pub struct Health {
+    stopped: Arc<watch::Sender<Option<String>>>,
+    reopen: Arc<std::sync::atomic::AtomicBool>,
+    disk: Arc<Mutex<DiskUse>>,
+}
+
+impl Health {
+    /// A node that is well.
+    pub fn new() -> Health {
+        Health {
+            stopped: Arc::new(watch::channel(None).0),
+            reopen: Arc::default(),
+            disk: Arc::default(),
+        }
+    }
+
+    /// The replica node stops for good: its groups close, nothing more is sent. The first reason stands.
+    pub fn stop_for_good(&self, reason: &str) {
+        self.stopped.send_if_modified(|stopped| {
+            if stopped.is_some() {
+                return false;
+            }
+            tracing::error!(reason, "this replica node stops");
+            *stopped = Some(reason.to_owned());
+            true
+        });
+    }
+
+    /// The replica node closes now, to be opened again: there was no space, and a half-written batch is best resolved
+    /// by recovery.
+    pub fn reopen(&self, reason: &str) {
+        self.reopen
+            .store(true, std::sync::atomic::Ordering::Relaxed);
+        self.stop_for_good(reason);
+    }
+
+    /// Whether it is to be opened again.
+    pub fn wants_reopen(&self) -> bool {
+        self.reopen.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Why it stopped, if it did.
+    pub fn stopped(&self) -> Option<String> {
+        self.stopped.borrow().clone()
+    }
+
+    /// To wait for it.
+    pub fn watch(&self) -> watch::Receiver<Option<String>> {
+        self.stopped.subscribe()
+    }
+
+    /// What the log thread saw last.
+    pub fn set_disk(&self, disk: DiskUse) {
+        *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = disk;
+    }
+
+    /// What the log thread saw last.
+    pub fn disk(&self) -> DiskUse {
+        *self.disk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Health {
+    fn default() -> Health {
+        Health::new()
+    }
+}

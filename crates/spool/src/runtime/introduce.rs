@@ -1,0 +1,413 @@
+//! First contact between replica nodes: whose disk is whose, told before anything else is said.
+//!
+//! The decisions are [`crate::identity`]'s; here they are asked for, made durable and answered.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use proto::v1;
+use proto::v1::peer_client::PeerClient;
+use queue::control::NodeRow;
+
+use crate::config::{Config, Error, InitialState};
+use crate::identity::{
+    ClusterId, Contact, FirstStart, Identity, Introduction, Lock, StoreState, answer, first_start,
+};
+use crate::log::RealDisk;
+use crate::peer::Sender;
+
+/// Pause between rounds of introductions while a node starts.
+const ASK_AGAIN: Duration = Duration::from_millis(300);
+
+/// Pause between rounds once it takes part: who started anew is known after this.
+const INTRODUCE_AGAIN: Duration = Duration::from_secs(5);
+
+/// An introduction that is not answered within this time counts as not heard.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Says who this node is, and hears who the others are. Shared.
+#[derive(Clone)]
+pub struct Introducer {
+    inner: Arc<Mutex<Inner>>,
+    settings: Arc<Settings>,
+    introduced: Introduced,
+}
+
+struct Settings {
+    dir: std::path::PathBuf,
+    replication_factor: u32,
+    initial_cluster: String,
+    client_address: String,
+    _lock: Lock,
+}
+
+struct Inner {
+    identity: Identity,
+}
+
+/// What nodes said of themselves lately.
+#[derive(Clone, Default)]
+pub struct Introduced(Arc<Mutex<BTreeMap<u64, NodeRow>>>);
+
+impl Introduced {
+    /// All of them.
+    pub fn rows(&self) -> BTreeMap<u64, NodeRow> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn insert(&self, node: u64, row: NodeRow) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(node, row);
+    }
+}
+
+impl Introducer {
+    /// Locks the data directory and reads, or makes, its identity.
+    ///
+    /// # Errors
+    /// [`Error::Identity`]: another process has it, it is damaged, or it belongs to another node or cluster.
+    pub fn open(config: &Config) -> Result<Introducer, Error> {
+        let failed = |e: crate::identity::DirError| Error::Identity(e.to_string());
+        let lock = Lock::take(&config.dir).map_err(failed)?;
+        let identity = match Identity::load(&RealDisk, &config.dir).map_err(failed)? {
+            Some(identity) => check_own(identity, config)?,
+            None => {
+                let made = Identity::starting(
+                    config.cluster_id,
+                    config.node,
+                    rand::random(),
+                    config.shards,
+                );
+                made.save(&RealDisk, &config.dir).map_err(failed)?;
+                made
+            }
+        };
+        let introduced = Introduced::default();
+        let own = NodeRow {
+            incarnation: identity.incarnation.to_be_bytes(),
+            peer_address: config.advertise_peer.as_str().into(),
+            client_address: config.advertise_client.as_str().into(),
+            zone: config.zone.as_str().into(),
+        };
+        introduced.insert(config.node, own);
+        let settings = Settings {
+            dir: config.dir.clone(),
+            replication_factor: config.replication_factor,
+            initial_cluster: canonical(&config.initial_cluster),
+            client_address: config.advertise_client.clone(),
+            _lock: lock,
+        };
+        Ok(Introducer {
+            inner: Arc::new(Mutex::new(Inner { identity })),
+            settings: Arc::new(settings),
+            introduced,
+        })
+    }
+
+    /// What nodes said of themselves.
+    pub fn introduced(&self) -> Introduced {
+        self.introduced.clone()
+    }
+
+    /// Of this node's store.
+    pub fn incarnation(&self) -> u128 {
+        self.lock().identity.incarnation
+    }
+
+    /// What stands on every frame of this node.
+    pub fn sender(&self) -> Sender {
+        let inner = self.lock();
+        Sender {
+            cluster_id: Bytes::copy_from_slice(&inner.identity.cluster.0),
+            node: inner.identity.node,
+            incarnation: Bytes::copy_from_slice(&inner.identity.incarnation.to_be_bytes()),
+        }
+    }
+
+    /// Asks the other first nodes until this one may take part. A member may at once.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with a text that says what to do.
+    pub async fn become_member(&self, config: &Config) -> Result<(), Error> {
+        if self.lock().identity.state == StoreState::Member {
+            return Ok(());
+        }
+        if config.initial_state == InitialState::Existing {
+            tracing::warn!(
+                "an empty data directory with --initial-cluster-state existing waits to be added to the cluster"
+            );
+            return std::future::pending().await;
+        }
+        let initial: Vec<u64> = config.initial_cluster.keys().copied().collect();
+        let mut heard = BTreeMap::new();
+        let mut complained = false;
+        loop {
+            let own = self.own();
+            match first_start(&own, &initial, &heard) {
+                FirstStart::BecomeMember { known } => return self.take_part(known),
+                FirstStart::Refuse { text } => return Err(Error::Refused(text)),
+                FirstStart::Wait { asking } => {
+                    for node in asking {
+                        let Some(address) = config.initial_cluster.get(&node) else {
+                            continue;
+                        };
+                        match self.introduce(config, node, address).await {
+                            Ok(introduction) => {
+                                heard.insert(node, introduction);
+                            }
+                            Err(Error::Refused(text)) => return Err(Error::Refused(text)),
+                            Err(error) if !complained => {
+                                complained = true;
+                                tracing::info!(node, address, %error, "waits for the other first nodes");
+                            }
+                            Err(_) => {}
+                        }
+                    }
+                    if heard.len() + 1 < initial.len() {
+                        tokio::time::sleep(ASK_AGAIN).await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn take_part(&self, known: BTreeMap<u64, u128>) -> Result<(), Error> {
+        let mut inner = self.lock();
+        let mut identity = inner.identity.clone();
+        identity.state = StoreState::Member;
+        identity.known = known;
+        identity
+            .save(&RealDisk, &self.settings.dir)
+            .map_err(|e| Error::Identity(e.to_string()))?;
+        inner.identity = identity;
+        Ok(())
+    }
+
+    /// Tells the others again and again who this node is; a refusal is logged, and this node's frames are dropped.
+    pub async fn keep_introducing(self, config: Config) {
+        loop {
+            for (node, address) in &config.initial_cluster {
+                if *node != config.node
+                    && let Err(Error::Refused(text)) = self.introduce(&config, *node, address).await
+                {
+                    tracing::error!(node, text, "another replica refuses this node");
+                }
+            }
+            tokio::time::sleep(INTRODUCE_AGAIN).await;
+        }
+    }
+
+    async fn introduce(
+        &self,
+        config: &Config,
+        node: u64,
+        address: &str,
+    ) -> Result<Introduction, Error> {
+        let heard = |text: String| Error::Recovered(text);
+        let connector = proto::tls::Connector::to_node(config.tls.clone(), &node.to_string());
+        let call = async {
+            let endpoint = proto::tls::endpoint(address).map_err(heard)?;
+            let channel = endpoint
+                .connect_with_connector(connector)
+                .await
+                .map_err(|e| heard(proto::causes(&e)))?;
+            let mut client = PeerClient::new(channel);
+            client
+                .introduce(self.to_wire())
+                .await
+                .map_err(|s| heard(s.message().to_owned()))
+        };
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, call).await;
+        let wire = answer
+            .map_err(|_| heard("no answer within 3 s".to_owned()))??
+            .into_inner();
+        if !wire.refusal.is_empty() {
+            return Err(Error::Refused(wire.refusal));
+        }
+        let introduction = from_wire(&wire).map_err(heard)?;
+        self.note(&introduction, &wire.client_address, address);
+        Ok(introduction)
+    }
+
+    /// Answers a node that introduces itself.
+    pub fn answer(&self, wire: &v1::Introduction) -> v1::Introduction {
+        let mut own = self.to_wire();
+        match from_wire(wire) {
+            Ok(asking) => match answer(&self.own(), &asking) {
+                Some(refusal) => own.refusal = refusal,
+                None => self.note(&asking, &wire.client_address, ""),
+            },
+            Err(text) => own.refusal = text,
+        }
+        own
+    }
+
+    /// Whether a frame may be listened to.
+    ///
+    /// # Errors
+    /// A text for the sender.
+    pub fn check_frame(&self, name: &str, frame: &v1::PeerFrame) -> Result<(), String> {
+        let inner = self.lock();
+        let own = &inner.identity;
+        if frame.cluster_id != own.cluster.0[..] {
+            return Err("this frame belongs to another cluster".to_owned());
+        }
+        if frame.to_node != own.node {
+            return Err(format!(
+                "this is node {}, the frame is for node {}; check the addresses",
+                own.node, frame.to_node
+            ));
+        }
+        if frame.from_node.to_string() != name {
+            return Err(format!(
+                "the certificate is of node {name}, the frame of node {}",
+                frame.from_node
+            ));
+        }
+        let Ok(incarnation) = frame
+            .from_incarnation
+            .as_ref()
+            .try_into()
+            .map(u128::from_be_bytes)
+        else {
+            return Err("the frame's incarnation has not 16 octets".to_owned());
+        };
+        match own.contact(frame.from_node, incarnation) {
+            Contact::Known => Ok(()),
+            Contact::First | Contact::Foreign => Err(format!(
+                "node {} took part with another data directory: replace it with a new node id",
+                frame.from_node
+            )),
+        }
+    }
+
+    fn note(&self, of: &Introduction, client_address: &str, peer_address: &str) {
+        let known = self.introduced.rows().remove(&of.node);
+        let before = known.map(|row| row.peer_address).unwrap_or_default();
+        let peer_address = if peer_address.is_empty() {
+            before
+        } else {
+            peer_address.into()
+        };
+        if peer_address.is_empty() {
+            // Who asked first is asked back, and then its address is known.
+            return;
+        }
+        let row = NodeRow {
+            incarnation: of.incarnation.to_be_bytes(),
+            peer_address,
+            client_address: client_address.into(),
+            zone: "".into(),
+        };
+        self.introduced.insert(of.node, row);
+    }
+
+    fn own(&self) -> Introduction {
+        let inner = self.lock();
+        Introduction::of(
+            &inner.identity,
+            self.settings.replication_factor,
+            &self.settings.initial_cluster,
+        )
+    }
+
+    fn to_wire(&self) -> v1::Introduction {
+        let own = self.own();
+        let state = match own.state {
+            StoreState::Starting => v1::StoreState::Starting,
+            StoreState::Member => v1::StoreState::Member,
+        };
+        let known = own
+            .known
+            .iter()
+            .map(|(node, incarnation)| v1::KnownIncarnation {
+                node: *node,
+                incarnation: Bytes::copy_from_slice(&incarnation.to_be_bytes()),
+            });
+        v1::Introduction {
+            cluster_id: Bytes::copy_from_slice(&own.cluster.0),
+            node: own.node,
+            incarnation: Bytes::copy_from_slice(&own.incarnation.to_be_bytes()),
+            state: state as i32,
+            known: known.collect(),
+            shards: own.shards,
+            replication_factor: own.replication_factor,
+            initial_cluster: own.initial_cluster.clone(),
+            client_address: self.settings.client_address.clone(),
+            refusal: String::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn check_own(identity: Identity, config: &Config) -> Result<Identity, Error> {
+    let refuse = |text: String| Err(Error::Identity(text));
+    let dir = config.dir.display();
+    if identity.cluster != config.cluster_id {
+        return refuse(format!(
+            "{dir} belongs to cluster {}, but --cluster-id is {}: check the data directory and the arguments",
+            identity.cluster, config.cluster_id
+        ));
+    }
+    if identity.node != config.node {
+        return refuse(format!(
+            "{dir} belongs to node {}, but --node-id is {}: a node id names a disk; check the data directory",
+            identity.node, config.node
+        ));
+    }
+    if identity.shards != config.shards {
+        return refuse(format!(
+            "{dir} was made with --shards {}, now it is {}: the number never changes",
+            identity.shards, config.shards
+        ));
+    }
+    Ok(identity)
+}
+
+fn canonical(initial: &BTreeMap<u64, String>) -> String {
+    let each: Vec<String> = initial
+        .iter()
+        .map(|(id, address)| format!("{id}={address}"))
+        .collect();
+    each.join(",")
+}
+
+fn from_wire(wire: &v1::Introduction) -> Result<Introduction, String> {
+    let sixteen = |what: &str, bytes: &Bytes| -> Result<[u8; 16], String> {
+        bytes
+            .as_ref()
+            .try_into()
+            .map_err(|_| format!("the {what} of an introduction has not 16 octets"))
+    };
+    let mut known = BTreeMap::new();
+    for k in &wire.known {
+        known.insert(
+            k.node,
+            u128::from_be_bytes(sixteen("known incarnation", &k.incarnation)?),
+        );
+    }
+    Ok(Introduction {
+        cluster: ClusterId(sixteen("cluster id", &wire.cluster_id)?),
+        node: wire.node,
+        incarnation: u128::from_be_bytes(sixteen("incarnation", &wire.incarnation)?),
+        state: match wire.state() {
+            v1::StoreState::Member => StoreState::Member,
+            v1::StoreState::Starting => StoreState::Starting,
+            v1::StoreState::Unspecified => return Err("an introduction without a state".to_owned()),
+        },
+        known,
+        shards: wire.shards,
+        replication_factor: wire.replication_factor,
+        initial_cluster: wire.initial_cluster.clone(),
+    })
+}

@@ -1,0 +1,229 @@
+//! The log thread: one writer a device, for all groups of a node.
+//!
+//! It also decides when a segment is released, since it alone hears both conditions: all its entries are truncated in
+//! every group, and by the last durable flush of the state nothing in it lives.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use crate::directory::Directory;
+use crate::event::{LogEvent, Mailboxes, RaftEvent};
+use crate::log::{LogReader, LogWriter, Segments, WriteError, WriteTask};
+use crate::node::FetchEntry;
+
+/// Octets that one call of the writer takes at most: a second buffer's worth fills while it flushes.
+const WRITE_BYTES_MAX: usize = 4 << 20;
+
+/// Pause after a write that found no room, before it is tried again: settles free segments in the meantime.
+const NO_SPACE_PAUSE: Duration = Duration::from_millis(200);
+
+/// An idle log says by then that its last batch was durable.
+const IDLE_MARK: Duration = Duration::from_millis(50);
+
+/// How often room on the disk is looked at.
+const DISK_SCAN: Duration = Duration::from_millis(500);
+
+/// What the log thread holds.
+pub struct LogThread {
+    pub writer: LogWriter,
+    pub reader: LogReader,
+    pub segments: Segments,
+    pub mail: Receiver<LogEvent>,
+    pub to: Mailboxes,
+    pub directory: Directory,
+    pub health: super::Health,
+    /// Octets that live in each segment, as of the last durable flush of the state.
+    pub live: BTreeMap<u64, u64>,
+}
+
+impl LogThread {
+    /// Runs until told to stop, or until the device fails.
+    pub fn run(mut self) {
+        let mut waiting: VecDeque<WriteTask> = VecDeque::new();
+        let mut blocked_until: Option<Instant> = None;
+        let mut next_scan = Instant::now();
+        loop {
+            let pause = if waiting.is_empty() {
+                IDLE_MARK
+            } else {
+                Duration::ZERO
+            };
+            let pause = blocked_until.map_or(pause, |until| {
+                until.saturating_duration_since(Instant::now())
+            });
+            match self.mail.recv_timeout(pause) {
+                Ok(event) => {
+                    if !self.take(event, &mut waiting) {
+                        return self.finish(waiting);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            while let Ok(event) = self.mail.try_recv() {
+                if !self.take(event, &mut waiting) {
+                    return self.finish(waiting);
+                }
+            }
+            let now = Instant::now();
+            if now >= next_scan {
+                next_scan = now + DISK_SCAN;
+                self.look_at_disk();
+            }
+            if blocked_until.is_some_and(|until| now < until) {
+                continue;
+            }
+            match self.write(&mut waiting) {
+                Ok(true) => blocked_until = None,
+                Ok(false) => {
+                    self.release();
+                    blocked_until = Some(now + NO_SPACE_PAUSE);
+                }
+                Err(reason) => {
+                    let _ = self.to.raft.send(RaftEvent::Failed(reason));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, event: LogEvent, waiting: &mut VecDeque<WriteTask>) -> bool {
+        match event {
+            LogEvent::Write(tasks) => waiting.extend(tasks),
+            LogEvent::Truncated { group, index, term } => {
+                self.segments.set_truncated(group, (index, term));
+            }
+            LogEvent::Live(live) => {
+                self.live = live;
+                self.release();
+            }
+            LogEvent::Fetch { group, id, entries } => self.fetch(group, id, &entries),
+            LogEvent::OtherBytes(bytes) => self.segments.set_other_bytes(bytes),
+            LogEvent::Stop => return false,
+        }
+        true
+    }
+
+    /// Writes what waits. `Ok(false)`: there is no room; what was not written stays in front, in order.
+    fn write(&mut self, waiting: &mut VecDeque<WriteTask>) -> Result<bool, String> {
+        if waiting.is_empty() {
+            return self
+                .writer
+                .mark_if_idle()
+                .map(|()| true)
+                .or_else(|e| self.failed(e));
+        }
+        while !waiting.is_empty() {
+            let mut bytes = 0;
+            let mut batch = Vec::new();
+            while bytes < WRITE_BYTES_MAX
+                && let Some(task) = waiting.pop_front()
+            {
+                bytes += task
+                    .entries
+                    .iter()
+                    .map(|e| e.context.len() + e.data.len())
+                    .sum::<usize>();
+                batch.push(task);
+            }
+            let begun = Instant::now();
+            match self.writer.write(&batch) {
+                Ok(written) => {
+                    metrics::histogram!("postroad_log_flush_seconds").record(begun.elapsed());
+                    metrics::counter!("postroad_log_bytes_total").increment(bytes as u64);
+                    let _ = self.to.raft.send(RaftEvent::Persisted(written));
+                }
+                Err(WriteError::NoSpace { written, unwritten }) => {
+                    if !written.is_empty() {
+                        let _ = self.to.raft.send(RaftEvent::Persisted(written));
+                    }
+                    let left = batch
+                        .into_iter()
+                        .enumerate()
+                        .filter(|(at, _)| unwritten.contains(at));
+                    for (_, task) in left.collect::<Vec<_>>().into_iter().rev() {
+                        waiting.push_front(task);
+                    }
+                    return Ok(false);
+                }
+                Err(e) => return self.failed(e),
+            }
+        }
+        Ok(true)
+    }
+
+    fn failed(&self, error: WriteError) -> Result<bool, String> {
+        match error {
+            WriteError::NoSpace { .. } => Ok(false),
+            // Pages are marked clean after a failed flush: a retry would succeed without the data (fsyncgate).
+            other => Err(format!(
+                "the log cannot be written: {other}; this replica node stops for good"
+            )),
+        }
+    }
+
+    /// Reads entries back for a follower that lags behind the cache.
+    fn fetch(&self, group: u32, id: u64, entries: &[FetchEntry]) {
+        let reader = self.reader.clone();
+        let raft = self.to.raft.clone();
+        let entries = entries.to_vec();
+        // A thread of its own: the flush of everybody's mail must not wait for one follower's reads. There is one
+        // fetch a follower at a time, so their count is bounded by the peers.
+        std::thread::spawn(move || {
+            let mut read = Vec::new();
+            for entry in entries {
+                match reader.read_entry(entry.location, group, entry.index) {
+                    Ok(e) => read.push((entry.index, e.context, e.data)),
+                    Err(error) => {
+                        tracing::error!(group, index = entry.index, %error, "cannot read an entry for a follower");
+                        break;
+                    }
+                }
+            }
+            let _ = raft.send(RaftEvent::Fetched {
+                group,
+                id,
+                entries: read,
+            });
+        });
+    }
+
+    fn release(&mut self) {
+        for segment in self.segments.truncatable() {
+            if self.live.get(&segment).copied().unwrap_or(0) == 0 {
+                self.segments.release(segment);
+            }
+        }
+    }
+
+    fn look_at_disk(&mut self) {
+        let disk = self.segments.disk();
+        metrics::gauge!("postroad_disk_used_bytes").set(disk.used as f64);
+        if self.directory.own_full() != disk.full {
+            if disk.full {
+                tracing::warn!(
+                    used = disk.used,
+                    limit = disk.limit,
+                    "the queue's disk is full: no new mail where a majority is; settles go on"
+                );
+            } else {
+                tracing::info!(
+                    used = disk.used,
+                    limit = disk.limit,
+                    "the queue's disk has room again"
+                );
+            }
+        }
+        self.directory.set_own_full(disk.full);
+        self.health.set_disk(disk);
+    }
+
+    /// The last words before a clean end.
+    fn finish(mut self, mut waiting: VecDeque<WriteTask>) {
+        if let Err(reason) = self.write(&mut waiting) {
+            tracing::error!(reason, "the last write failed");
+        }
+        let _ = self.writer.mark_if_idle();
+    }
+}

@@ -1,0 +1,343 @@
+//! A queue node: its threads, its services, its start and its end.
+
+mod control;
+mod health;
+mod introduce;
+mod log_thread;
+mod questions;
+mod raft_thread;
+mod recover;
+mod state_thread;
+
+use std::sync::mpsc;
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use proto::v1::admin_server::AdminServer;
+use proto::v1::peer_server::PeerServer;
+use proto::v1::queue_server::QueueServer;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub use health::Health;
+pub use introduce::{Introduced, Introducer};
+pub use questions::read_pieces;
+pub use state_thread::wall_ms;
+
+use crate::config::{Config, Error};
+use crate::directory::Directory;
+use crate::event::{Mailboxes, RaftEvent};
+use crate::peer::Peers;
+use crate::serve::{PeerRunning, PeerServices, Services};
+
+/// A replica node without space is opened again after this.
+const REOPEN: Duration = Duration::from_secs(5);
+
+/// How long leadership is given away before a node ends: a transfer takes milliseconds, and who cannot be told finds
+/// out by election.
+const HAND_OVER: Duration = Duration::from_millis(1_000);
+
+/// Streams that still stand when a node ends are cut after this.
+const SERVERS_END: Duration = Duration::from_secs(2);
+
+/// Runs a queue node until `shutdown`. `ready` is true while every group has a leader that this node knows.
+///
+/// # Errors
+/// [`Error`]: it could not start, or it stopped for good.
+pub async fn run(
+    config: Config,
+    shutdown: CancellationToken,
+    ready: watch::Sender<bool>,
+) -> Result<(), Error> {
+    config.validate()?;
+    loop {
+        match run_once(&config, &shutdown, &ready).await {
+            Err(Error::Store(crate::state::StoreError::NoSpace(reason))) => {
+                tracing::error!(
+                    reason,
+                    "no space to open the metadata store; tried again in 5 s: free space on the disk"
+                );
+            }
+            Ok(End::Reopen) => tracing::info!("the replica node is opened again in 5 s"),
+            Ok(End::Shutdown) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        ready.send_replace(false);
+        tokio::select! {
+            () = tokio::time::sleep(REOPEN) => {}
+            () = shutdown.cancelled() => return Ok(()),
+        }
+    }
+}
+
+enum End {
+    Shutdown,
+    Reopen,
+}
+
+async fn run_once(
+    config: &Config,
+    shutdown: &CancellationToken,
+    ready: &watch::Sender<bool>,
+) -> Result<End, Error> {
+    let stop_servers = CancellationToken::new();
+    let _stop_on_return = stop_servers.clone().drop_guard();
+    let introducer = Introducer::open(config)?;
+    let running = Arc::new(OnceLock::new());
+    let peers = PeerServices {
+        introducer: introducer.clone(),
+        running: running.clone(),
+    };
+    let peer_server = serve_peers(config, peers, stop_servers.clone()).await?;
+    tokio::select! {
+        joined = introducer.become_member(config) => joined?,
+        () = shutdown.cancelled() => return Ok(End::Shutdown),
+    }
+    let node = Threads::start(config, &introducer).await?;
+    let _ = running.set(PeerRunning {
+        mail: node.mail.clone(),
+        directory: node.directory.clone(),
+        health: node.health.clone(),
+    });
+    let introductions = tokio::spawn(introducer.clone().keep_introducing(config.clone()));
+    let services = Services::new(
+        node.mail.clone(),
+        node.directory.clone(),
+        node.reader.clone(),
+        node.health.clone(),
+        config.shards,
+    );
+    let client_server = serve_clients(config, services, stop_servers.clone()).await?;
+    tracing::info!(node = config.node, client = %config.listen_client, peer = %config.listen_peer, "queue node runs");
+    let groups = config.shards as usize + 1;
+    let mut stopped = node.health.watch();
+    let mut topology = node.directory.watch();
+    loop {
+        ready.send_replace(
+            topology
+                .borrow_and_update()
+                .groups
+                .iter()
+                .filter(|g| g.leader_node != 0)
+                .count()
+                == groups,
+        );
+        tokio::select! {
+            _ = topology.changed() => {}
+            _ = stopped.wait_for(Option::is_some) => break,
+            () = shutdown.cancelled() => break,
+        }
+    }
+    ready.send_replace(false);
+    introductions.abort();
+    let outcome = node.end(shutdown.is_cancelled()).await;
+    stop_servers.cancel();
+    let servers = async {
+        let _ = peer_server.await;
+        let _ = client_server.await;
+    };
+    let _ = tokio::time::timeout(SERVERS_END, servers).await;
+    outcome
+}
+
+/// The threads of a node and how to reach them.
+struct Threads {
+    mail: Mailboxes,
+    directory: Directory,
+    health: Health,
+    reader: crate::log::LogReader,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Threads {
+    async fn start(config: &Config, introducer: &Introducer) -> Result<Threads, Error> {
+        let (raft, raft_mail) = mpsc::channel();
+        let (state, state_mail) = mpsc::channel();
+        let (log, log_mail) = mpsc::channel();
+        let mail = Mailboxes { state, raft };
+        let health = Health::new();
+        let cluster = bytes::Bytes::copy_from_slice(&config.cluster_id.0);
+        let directory = Directory::new(config.node, cluster, config.shards);
+        directory.set_client_address(config.node, &config.advertise_client);
+        let (recover_config, incarnation) = (config.clone(), introducer.incarnation());
+        let recovered =
+            tokio::task::spawn_blocking(move || recover::recover(&recover_config, incarnation))
+                .await;
+        let recovered =
+            recovered.map_err(|e| Error::Recovered(format!("recovery failed: {e}")))??;
+        for (group, voters) in &recovered.voters {
+            directory.set_voters(*group, voters.clone());
+        }
+        let mut others = config.initial_cluster.clone();
+        others.remove(&config.node);
+        let peers = Peers::connect(&others, &introducer.sender(), &config.tls, &directory);
+        let segments = recovered.writer.segments();
+        let over_budget = {
+            let segments = segments.clone();
+            // Before snapshots exist: the log's budget is 10 % of the disk, at most 20 GB (queue.md 4.5, 4.8).
+            move || {
+                let disk = segments.disk();
+                disk.used > (disk.limit / 10).min(20 << 30)
+            }
+        };
+        let reader = recovered.reader.clone();
+        let raft_thread = raft_thread::RaftThread {
+            groups: recovered.groups,
+            mail: raft_mail,
+            to: mail.clone(),
+            log: log.clone(),
+            peers,
+            directory: directory.clone(),
+            health: health.clone(),
+            over_budget: Box::new(over_budget),
+            replies: std::collections::HashMap::new(),
+        };
+        let log_thread = log_thread::LogThread {
+            writer: recovered.writer,
+            reader: reader.clone(),
+            segments,
+            mail: log_mail,
+            to: mail.clone(),
+            directory: directory.clone(),
+            health: health.clone(),
+            live: recovered.live,
+        };
+        let state_thread = state_thread::StateThread::new(
+            recovered.state,
+            config,
+            state_mail,
+            mail.clone(),
+            log,
+            reader.clone(),
+            directory.clone(),
+            health.clone(),
+            introducer.introduced(),
+        )?;
+        let threads = vec![
+            spawn("raft", &health, move || raft_thread.run())?,
+            spawn("log", &health, move || log_thread.run())?,
+            spawn("state", &health, move || state_thread.run())?,
+        ];
+        Ok(Threads {
+            mail,
+            directory,
+            health,
+            reader,
+            threads,
+        })
+    }
+
+    /// Gives leadership away when the end is orderly, and waits for the threads.
+    async fn end(self, orderly: bool) -> Result<End, Error> {
+        if orderly && self.health.stopped().is_none() {
+            let _ = self.mail.raft.send(RaftEvent::HandOver);
+            let until = Instant::now() + HAND_OVER;
+            while Instant::now() < until && self.directory.leads_any() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        let _ = self.mail.raft.send(RaftEvent::Stop);
+        let _ = self.mail.state.send(crate::event::StateEvent::Stop);
+        let threads = self.threads;
+        let joined = tokio::task::spawn_blocking(move || {
+            for thread in threads {
+                let _ = thread.join();
+            }
+        });
+        let _ = joined.await;
+        match self.health.stopped() {
+            Some(_) if self.health.wants_reopen() => Ok(End::Reopen),
+            Some(reason) => Err(Error::Stopped(reason)),
+            None => Ok(End::Shutdown),
+        }
+    }
+}
+
+/// A thread that takes the node with it when it panics: half a node answers wrongly.
+fn spawn(
+    name: &'static str,
+    health: &Health,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, Error> {
+    struct Guard(&'static str, Health);
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                self.1.stop_for_good(&format!(
+                    "the {} thread panicked; its message stands above in the log",
+                    self.0
+                ));
+            }
+        }
+    }
+    let guard = Guard(name, health.clone());
+    let body = move || {
+        let _guard = guard;
+        body();
+    };
+    let builder = std::thread::Builder::new().name(name.to_owned());
+    builder.spawn(body).map_err(|source| Error::System {
+        what: format!("cannot start the {name} thread"),
+        source,
+    })
+}
+
+type Server = tokio::task::JoinHandle<()>;
+
+async fn serve_peers(
+    config: &Config,
+    peers: PeerServices,
+    stop: CancellationToken,
+) -> Result<Server, Error> {
+    let listener = listen(config.listen_peer, "replicas").await?;
+    let service = PeerServer::new(peers)
+        .max_decoding_message_size(proto::tls::MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(proto::tls::MESSAGE_BYTES_MAX);
+    let server = proto::tls::server().add_service(service);
+    let incoming = proto::incoming(listener, config.tls.clone());
+    Ok(tokio::spawn(async move {
+        if let Err(error) = server
+            .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+            .await
+        {
+            tracing::error!(%error, "the service for replicas ended");
+        }
+    }))
+}
+
+async fn serve_clients(
+    config: &Config,
+    services: Services,
+    stop: CancellationToken,
+) -> Result<Server, Error> {
+    let listener = listen(config.listen_client, "clients").await?;
+    let queue = QueueServer::new(services.clone())
+        .max_decoding_message_size(proto::tls::MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(proto::tls::MESSAGE_BYTES_MAX);
+    let admin = AdminServer::new(services);
+    let server = proto::tls::server().add_service(queue).add_service(admin);
+    let incoming = proto::incoming(listener, config.tls.clone());
+    Ok(tokio::spawn(async move {
+        if let Err(error) = server
+            .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+            .await
+        {
+            tracing::error!(%error, "the service for clients ended");
+        }
+    }))
+}
+
+async fn listen(
+    address: std::net::SocketAddr,
+    purpose: &'static str,
+) -> Result<TcpListener, Error> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| Error::Listen {
+            address,
+            purpose,
+            source,
+        })
+}

@@ -1,0 +1,196 @@
+//! The control group's entries and state, and their protobuf.
+
+use bytes::Bytes;
+use prost::Message as _;
+use proto::v1;
+use proto::v1::log_entry::Command;
+use queue::control::{Cluster, ControlCommand, ControlState, NodeRow};
+
+use super::log::{STATE_MACHINE_VERSION, WireError};
+
+/// The context of an entry of the control group.
+pub fn encode(command: &ControlCommand, cluster_time_ms: u64) -> Bytes {
+    let command = match command {
+        ControlCommand::CreateCluster {
+            cluster,
+            initial_nodes,
+        } => Command::CreateCluster(cluster_to_wire(cluster, initial_nodes.clone())),
+        ControlCommand::AnnounceNode { node, row } => {
+            Command::AnnounceNode(node_to_wire(*node, row))
+        }
+        ControlCommand::Note { actor, text } => Command::Note(v1::NoteCommand {
+            actor: actor.to_string(),
+            text: text.to_string(),
+        }),
+    };
+    let entry = v1::LogEntry {
+        version: STATE_MACHINE_VERSION,
+        cluster_time_ms,
+        command: Some(command),
+    };
+    entry.encode_to_vec().into()
+}
+
+/// The command of an entry of the control group.
+///
+/// # Errors
+/// As [`super::log::decode`]: the replica cannot go on past this entry.
+pub fn decode(context: &[u8]) -> Result<ControlCommand, WireError> {
+    let entry = v1::LogEntry::decode(context)?;
+    if entry.version != STATE_MACHINE_VERSION {
+        return Err(WireError::Version {
+            found: entry.version,
+            known: STATE_MACHINE_VERSION,
+        });
+    }
+    match entry.command.ok_or(WireError::UnknownCommand)? {
+        Command::CreateCluster(c) => {
+            let initial_nodes = c.initial_nodes.clone();
+            Ok(ControlCommand::CreateCluster {
+                cluster: cluster_from_wire(&c)?,
+                initial_nodes,
+            })
+        }
+        Command::AnnounceNode(n) => {
+            let (node, row) = node_from_wire(n)?;
+            Ok(ControlCommand::AnnounceNode { node, row })
+        }
+        Command::Note(n) => Ok(ControlCommand::Note {
+            actor: n.actor.into(),
+            text: n.text.into(),
+        }),
+        _ => Err(WireError::WrongGroup { belongs: "shard" }),
+    }
+}
+
+/// The state as one row.
+pub fn state_to_bytes(state: &ControlState) -> Bytes {
+    let expected = || state.expected.iter().copied().collect();
+    let row = v1::ControlStateRow {
+        cluster: state
+            .cluster
+            .as_ref()
+            .map(|c| cluster_to_wire(c, expected())),
+        nodes: state
+            .nodes
+            .iter()
+            .map(|(id, row)| node_to_wire(*id, row))
+            .collect(),
+        highest_node: state.highest_node,
+    };
+    row.encode_to_vec().into()
+}
+
+/// The state from its row; an empty one is the state before the first entry.
+///
+/// # Errors
+/// The row is damaged.
+pub fn state_from_bytes(bytes: &[u8]) -> Result<ControlState, WireError> {
+    let row = v1::ControlStateRow::decode(bytes)?;
+    let mut state = ControlState {
+        highest_node: row.highest_node,
+        ..ControlState::default()
+    };
+    if let Some(cluster) = &row.cluster {
+        state.cluster = Some(cluster_from_wire(cluster)?);
+        state.expected = cluster.initial_nodes.iter().copied().collect();
+    }
+    for node in row.nodes {
+        let (id, row) = node_from_wire(node)?;
+        state.nodes.insert(id, row);
+    }
+    Ok(state)
+}
+
+fn cluster_to_wire(cluster: &Cluster, initial_nodes: Vec<u64>) -> v1::CreateClusterCommand {
+    v1::CreateClusterCommand {
+        cluster_id: Bytes::copy_from_slice(&cluster.id),
+        shards: cluster.shards,
+        replication_factor: cluster.replication_factor,
+        initial_nodes,
+    }
+}
+
+fn cluster_from_wire(wire: &v1::CreateClusterCommand) -> Result<Cluster, WireError> {
+    Ok(Cluster {
+        id: sixteen("cluster_id", &wire.cluster_id)?,
+        shards: wire.shards,
+        replication_factor: wire.replication_factor,
+    })
+}
+
+fn node_to_wire(node: u64, row: &NodeRow) -> v1::AnnounceNodeCommand {
+    v1::AnnounceNodeCommand {
+        node,
+        incarnation: Bytes::copy_from_slice(&row.incarnation),
+        peer_address: row.peer_address.to_string(),
+        client_address: row.client_address.to_string(),
+        zone: row.zone.to_string(),
+    }
+}
+
+fn node_from_wire(wire: v1::AnnounceNodeCommand) -> Result<(u64, NodeRow), WireError> {
+    let row = NodeRow {
+        incarnation: sixteen("incarnation", &wire.incarnation)?,
+        peer_address: wire.peer_address.into(),
+        client_address: wire.client_address.into(),
+        zone: wire.zone.into(),
+    };
+    Ok((wire.node, row))
+}
+
+fn sixteen(field: &'static str, bytes: &[u8]) -> Result<[u8; 16], WireError> {
+    let problem = || WireError::Field {
+        field,
+        problem: format!("has {} octets, 16 are needed", bytes.len()),
+    };
+    bytes.try_into().map_err(|_| problem())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_and_state_survive_their_bytes() {
+        let cluster = Cluster {
+            id: [7; 16],
+            shards: 4,
+            replication_factor: 3,
+        };
+        let row = NodeRow {
+            incarnation: [9; 16],
+            peer_address: "a:7101".into(),
+            client_address: "a:7100".into(),
+            zone: "z".into(),
+        };
+        let commands = [
+            ControlCommand::CreateCluster {
+                cluster,
+                initial_nodes: vec![1, 2],
+            },
+            ControlCommand::AnnounceNode { node: 2, row },
+        ];
+        let mut state = ControlState::default();
+        for command in &commands {
+            assert_eq!(&decode(&encode(command, 5)).unwrap(), command);
+            state.apply(command);
+        }
+        assert_eq!(state_from_bytes(&state_to_bytes(&state)).unwrap(), state);
+        assert_eq!(state_from_bytes(&[]).unwrap(), ControlState::default());
+    }
+
+    #[test]
+    fn a_shards_entry_in_the_control_group_is_an_error() {
+        let expire = v1::ExpireUploadCommand::default();
+        let entry = v1::LogEntry {
+            version: STATE_MACHINE_VERSION,
+            cluster_time_ms: 1,
+            command: Some(Command::ExpireUpload(expire)),
+        };
+        assert!(matches!(
+            decode(&entry.encode_to_vec()),
+            Err(WireError::WrongGroup { .. })
+        ));
+    }
+}
