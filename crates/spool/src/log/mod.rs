@@ -4,7 +4,7 @@
 //! applied, truncated and without a living body is recycled whole. In the order of reading:
 //!
 //! * `types`, `error`: the words; `record`: the format on disk
-//! * `batch`, `writer`: tasks become batches; `spare`, `segments`: where they go, and how much room is left
+//! * `batch`, `place`, `writer`: tasks become batches; `spare`, `segments`: where they go, and how much room is left
 //! * `scan`, `replay`, `recover`, `open`: what a start finds; `reader`: entries back
 //! * `disk`, `sim`: the disk, and one that crashes on purpose
 
@@ -12,6 +12,7 @@ mod batch;
 mod disk;
 mod error;
 mod open;
+mod place;
 mod reader;
 mod record;
 mod recover;

@@ -9,11 +9,11 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
 
 use super::batch::{Batch, GroupState};
+use super::place::{Active, HEAD_ROOM};
 use super::record::{BLOCK, HEADER, segment_name};
 use super::recover::{Found, Recovery};
 use super::segments::{Segment, Shared, Table};
 use super::spare::{self, Spare};
-use super::writer::{Active, HEAD_ROOM};
 use super::{
     Disk, LogConfig, LogReader, LogWriter, OpenError, RealDisk, Recovered, RecoveredGroup, Segments,
 };

@@ -18,7 +18,7 @@ use super::{Disk, DiskFile, HardState, Location, LogConfig, OpenError, Recovered
 pub(super) struct Found {
     pub replays: BTreeMap<u32, Replay>,
     /// Segments that count, with the highest index of each group.
-    pub segments: BTreeMap<u64, (Arc<dyn DiskFile>, BTreeMap<u32, u64>)>,
+    pub segments: BTreeMap<u64, Read>,
     /// Begun, but nothing in them was ever acknowledged.
     pub unused: Vec<(u64, Arc<dyn DiskFile>)>,
     /// Where the last segment goes on; the offset is 0 when not even its head counts.
@@ -29,6 +29,9 @@ pub(super) struct Found {
     pub last_batch: u64,
     pub torn_bytes: u64,
 }
+
+/// A segment that counts, with the highest index of each group in it.
+pub(super) type Read = (Arc<dyn DiskFile>, BTreeMap<u32, u64>);
 
 /// One segment file and its header.
 struct Candidate {

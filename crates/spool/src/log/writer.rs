@@ -3,17 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::mem;
-use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use super::batch::{Batch, GroupState};
-use super::record::{
-    BLOCK, END_RECORD, HARD_STATE_PAYLOAD, HEADER, Position, STATE_PAYLOAD, SegmentHeader,
-    segment_name,
-};
-use super::segments::Segment;
+use super::place::{Active, Rank, Stop};
+use super::record::{HARD_STATE_PAYLOAD, Position, STATE_PAYLOAD};
 use super::spare::is_no_space;
-use super::{DiskFile, Entry, HardState, LogConfig, Segments, WriteError, WriteTask, Written};
+use super::{Entry, HardState, LogConfig, Segments, WriteError, WriteTask, Written};
 
 /// How long after the last flush an idle log says that it was durable: it separates a torn tail from damage.
 const IDLE_MARK: Duration = Duration::from_millis(50);
@@ -35,52 +31,6 @@ pub struct LogWriter {
     pub(super) last_flush: Instant,
     /// Set by the first failure; nothing is written any more.
     pub(super) dead: bool,
-}
-
-/// The segment that is written into.
-#[derive(Debug)]
-pub(super) struct Active {
-    pub id: u64,
-    pub file: Arc<dyn DiskFile>,
-    /// Offset of the next batch.
-    pub tail: u64,
-    /// Taken from the two reserved ones: only urgent tasks go in.
-    pub reserved: bool,
-    /// Its header and STATE records are yet to be written.
-    pub fresh: bool,
-}
-
-/// Who asks for room.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Rank {
-    /// New mail: neither the reserved segments nor the end of a segment.
-    Normal,
-    /// What frees space: the reserved segments as well.
-    Urgent,
-    /// STATE records that released segments wait for: also the end of a segment, so that a full disk can recover.
-    State,
-}
-
-impl Rank {
-    fn of(task: &WriteTask) -> Self {
-        if task.urgent {
-            Self::Urgent
-        } else {
-            Self::Normal
-        }
-    }
-}
-
-/// Why a record found no place.
-enum Stop {
-    NoSpace,
-    Fatal(io::Error),
-}
-
-impl From<io::Error> for Stop {
-    fn from(error: io::Error) -> Self {
-        Self::Fatal(error)
-    }
 }
 
 /// Tasks on their way through `write`.
@@ -327,118 +277,6 @@ impl LogWriter {
         self.make_room(payload, rank)
     }
 
-    /// Is there room in the active segment for one more record and the end of its batch, and may it go there?
-    fn fits(&mut self, payload: usize, rank: Rank) -> bool {
-        let states = self.groups.len() * (HEADER + STATE_PAYLOAD) + END_RECORD;
-        let kept = if rank == Rank::State {
-            0
-        } else {
-            (states as u64).next_multiple_of(BLOCK)
-        };
-        let needed = self.batch.len_with(payload).next_multiple_of(BLOCK) + kept;
-        let capacity = self.segments.0.capacity;
-        let Some(active) = &mut self.active else {
-            return false;
-        };
-        if active.reserved && rank == Rank::Normal {
-            active.reserved = !self.segments.0.reserve_is_whole();
-        }
-        (rank != Rank::Normal || !active.reserved) && active.tail + needed <= capacity
-    }
-
-    /// Begins a new segment when the active one has no room. Only called with an empty batch in that case.
-    fn make_room(&mut self, payload: usize, rank: Rank) -> Result<(), Stop> {
-        if self.fits(payload, rank) {
-            return Ok(());
-        }
-        if self.active.as_ref().is_some_and(|active| active.fresh) {
-            // A fresh one is too small only for a record beyond `max_entry_bytes`, or is reserved.
-            return Err(Stop::NoSpace);
-        }
-        let Some((spare, reserved)) = self.segments.0.take_spare(rank != Rank::Normal)? else {
-            return Err(Stop::NoSpace);
-        };
-        let shared = &self.segments.0;
-        let id = self.next_segment;
-        shared
-            .disk
-            .rename(&shared.path(&spare.name), &shared.path(&segment_name(id)))?;
-        // Before the first byte: a crash must not bring back the file under its old name with new content.
-        shared.disk.sync_dir(&shared.dir)?;
-        self.next_segment += 1;
-        let mut table = shared.lock();
-        let segment = Segment {
-            file: Some(spare.file.clone()),
-            ..Segment::default()
-        };
-        table.segments.insert(id, segment);
-        table.active = Some(id);
-        table.active_durable = false;
-        drop(table);
-        self.active = Some(Active {
-            id,
-            file: spare.file,
-            tail: 0,
-            reserved,
-            fresh: true,
-        });
-        self.begin_batch();
-        Ok(())
-    }
-
-    /// An empty batch at the tail; at the head of a segment its header and the STATE of all groups.
-    fn begin_batch(&mut self) {
-        let Some(active) = &self.active else {
-            self.batch.begin(0, 0, self.next_batch);
-            return;
-        };
-        self.batch.begin(active.id, active.tail, self.next_batch);
-        if active.fresh {
-            let now = SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .unwrap_or_default();
-            self.batch.lead(&SegmentHeader {
-                segment: active.id,
-                created_ms: now.as_millis() as u64,
-                cluster: self.config.cluster_id,
-                incarnation: self.config.incarnation,
-                capacity: self.segments.0.capacity,
-                durable: self.durable,
-            });
-            self.add_due_states(true);
-        } else {
-            let wanted = self.segments.0.lock().wants_state();
-            self.add_due_states(wanted);
-        }
-    }
-
-    /// STATE records: of all groups at the head of a segment, else of those whose truncation a release waits for.
-    fn add_due_states(&mut self, wanted: bool) {
-        if !wanted {
-            return;
-        }
-        let head = self.active.as_ref().is_some_and(|active| active.fresh);
-        let table = self.segments.0.lock();
-        for (group, truncated) in &table.wanted {
-            self.groups.entry(*group).or_default().adopt(*truncated);
-        }
-        let stale = |group: &u32, state: &GroupState| {
-            table.durable.get(group).copied().unwrap_or_default() < state.truncated
-        };
-        let due: Vec<(u32, GroupState)> = self
-            .groups
-            .iter()
-            .filter(|(group, state)| head || stale(group, state))
-            .map(|(group, state)| (*group, *state))
-            .collect();
-        drop(table);
-        for (group, state) in due {
-            if head || self.fits(STATE_PAYLOAD, Rank::State) {
-                self.batch.state(group, &state);
-            }
-        }
-    }
-
     /// One `pwrite`, one `fdatasync`; then what is in the batch is durable, and a new batch is begun.
     fn flush(&mut self, progress: &mut Progress) -> Result<(), Stop> {
         let Some(active) = self.active.as_mut().filter(|_| !self.batch.is_empty()) else {
@@ -499,19 +337,3 @@ impl LogWriter {
         }
     }
 }
-
-impl GroupState {
-    /// Takes over a truncation; one beyond the end empties the group's log.
-    fn adopt(&mut self, truncated: (u64, u64)) {
-        self.truncated = self.truncated.max(truncated);
-        self.last = self.last.max(truncated.0);
-        self.hard_state.commit = self.hard_state.commit.max(truncated.0);
-    }
-}
-
-/// Room that the head of a segment needs besides one largest entry, bytes: header, STATE of 256 shards and the control
-/// group, hard states and the end.
-pub(super) const HEAD_ROOM: u64 = 2 * BLOCK
-    + 257 * (HEADER + STATE_PAYLOAD) as u64
-    + 4 * (HEADER + HARD_STATE_PAYLOAD) as u64
-    + END_RECORD as u64;
