@@ -53,6 +53,8 @@ pub struct Model {
     pub created: BTreeMap<Ulid, Vec<(ItemId, u32)>>,
     /// Ids that the state machine remembers of finished messages, before the entry: it may remember longer than it must.
     pub remembered: BTreeSet<Ulid>,
+    /// Answers to the last Settle.
+    pub outcomes: Vec<SettleOutcome>,
     /// Grants so far, by item.
     pub grants: BTreeMap<ItemId, Vec<(u64, u64)>>,
 }
@@ -199,6 +201,7 @@ impl Model {
     pub fn apply(&mut self, index: u64, facts: &Facts) {
         self.index = index;
         self.now = self.now.max(facts.time.0);
+        self.outcomes.clear();
         match &facts.command {
             Command::Append(append) => self.append(append),
             Command::BodyChunk { message, seq, .. } => {
@@ -302,6 +305,30 @@ impl Model {
     }
 
     fn settle(&mut self, settle: &SettleItem) {
+        let left = |model: &Model| {
+            model
+                .items
+                .get(&settle.item)
+                .map(|item| (item.place, item.open.len()))
+        };
+        let before = left(self);
+        self.settle_item(settle);
+        let success = settle
+            .results
+            .iter()
+            .any(|result| result.verdict == Verdict::Delivered);
+        self.outcomes.push(match before {
+            None => SettleOutcome::AlreadyTerminal,
+            Some((place, _)) if place == Place::Leased(settle.session.0, settle.token.0) => {
+                SettleOutcome::Applied
+            }
+            Some(_) if !success => SettleOutcome::Fenced,
+            Some(_) if before == left(self) => SettleOutcome::AlreadyTerminal,
+            Some(_) => SettleOutcome::Applied,
+        });
+    }
+
+    fn settle_item(&mut self, settle: &SettleItem) {
         let id = settle.item;
         let Some(item) = self.items.get(&id).cloned() else {
             return;
