@@ -86,8 +86,8 @@ pub struct Scheduler {
     busy: BTreeSet<(Timestamp, LeaseSessionId, Destination)>,
     /// Rows of `due` below it were read; `None`: none.
     cursor: Option<DueKey>,
-    /// Memory was full; reading goes on when half of it is free.
-    full: bool,
+    /// Memory had no room for the row at the cursor, which is due then; reading goes on when it has.
+    full: Option<Timestamp>,
 }
 
 impl Scheduler {
@@ -281,11 +281,16 @@ impl Scheduler {
 
     /// When [`Scheduler::pick`] or [`Scheduler::load`] may find something that it does not find now.
     pub fn next_wake(&self) -> Option<Timestamp> {
-        let read = match &self.cursor {
+        let read = match (&self.cursor, self.full) {
             _ if self.wants_load() => self.now,
-            Some(cursor) if !self.full => {
-                Timestamp((cursor.minute.saturating_mul(60_000)).saturating_sub(READ_AHEAD_MS))
-            }
+            (_, Some(due)) if due > self.now => due,
+            (Some(cursor), None) => Timestamp(
+                cursor
+                    .minute
+                    .saturating_mul(60_000)
+                    .saturating_sub(READ_AHEAD_MS),
+            ),
+            // What makes room is a pick or an effect.
             _ => Timestamp(u64::MAX),
         };
         let busy = self.busy.first().map(|(until, ..)| *until);
@@ -332,12 +337,12 @@ impl Scheduler {
 
     /// A row of `due` below the cursor becomes a head, where there is room.
     fn take_in(&mut self, key: DueKey) {
-        match self.lanes.insert(&key, self.now) {
+        match self.lanes.insert(&key) {
             lane::Inserted::Ready(id) => self.offer(id),
             lane::Inserted::Kept => {}
             // Not even its lane is known: it is read again from here when there is room.
             lane::Inserted::NoRoom => {
-                self.full = true;
+                self.full = Some(key.due);
                 self.cursor = self.cursor.take().map(|cursor| cursor.min(key));
             }
         }

@@ -105,6 +105,9 @@ pub(super) struct Lanes {
     wakes: BTreeSet<(Timestamp, LaneId)>,
     /// Lanes with room and something on disk.
     hungry: BTreeSet<LaneId>,
+    /// When full lanes without anything ready are to be looked at again, for what they have on disk.
+    later: BTreeSet<(Timestamp, LaneId)>,
+    now: Timestamp,
 }
 
 impl Lanes {
@@ -152,7 +155,8 @@ impl Lanes {
     }
 
     pub(super) fn next_due(&self) -> Option<Timestamp> {
-        self.wakes.first().map(|(due, _)| *due)
+        let first = [self.wakes.first(), self.later.first()];
+        first.into_iter().flatten().map(|(due, _)| *due).min()
     }
 
     /// Heads that a lane may have. When memory gets short, few long lanes must not keep all others out.
@@ -169,14 +173,20 @@ impl Lanes {
         cap.max(2)
     }
 
-    /// Memory has room for no further head.
-    pub(super) fn no_room(&self) -> bool {
-        self.heads.len() >= self.limits.per_shard
+    /// Memory has no room for a head that is due then. What is only read ahead takes half of it at most, so that it
+    /// never keeps out what could go now.
+    pub(super) fn no_room(&self, due: Timestamp) -> bool {
+        let max = self.limits.per_shard;
+        self.heads.len() >= if due > self.now { max / 2 } else { max }
     }
 
-    /// Half of memory is free.
-    pub(super) fn half_free(&self) -> bool {
-        self.heads.len() < self.limits.per_shard.div_ceil(2)
+    /// Reading goes on: well below the half, so that not each pick begins a read.
+    pub(super) fn has_room_again(&self) -> bool {
+        self.heads.len() < self.limits.per_shard / 8 * 3
+    }
+
+    pub(super) fn is_ready(&self, id: LaneId) -> bool {
+        self.get(id).is_some_and(Lane::is_ready)
     }
 
     pub(super) fn is_full(&self, id: LaneId) -> bool {
@@ -185,7 +195,11 @@ impl Lanes {
 
     /// A lane that is to be read on from its `resume`.
     pub(super) fn first_hungry(&self) -> Option<LaneId> {
-        self.hungry.first().copied()
+        if self.no_room(self.now) {
+            None
+        } else {
+            self.hungry.first().copied()
+        }
     }
 
     /// Where to read a lane on; whoever takes it says by [`Lanes::read_on`] how far he came.
@@ -210,11 +224,11 @@ impl Lanes {
         self.tidy(id);
     }
 
-    pub(super) fn insert(&mut self, key: &DueKey, now: Timestamp) -> Inserted {
+    pub(super) fn insert(&mut self, key: &DueKey) -> Inserted {
         if self.heads.contains_key(&key.item) {
             return Inserted::Kept;
         }
-        let full = self.no_room();
+        let full = self.no_room(key.due);
         let id = match self.find(&key.class, &key.destination) {
             Some(id) => id,
             None if full => return Inserted::NoRoom,
@@ -225,15 +239,16 @@ impl Lanes {
             due: key.due,
             item: key.item,
         };
-        if (full || self.is_full(id)) && !self.make_room(id, head, now) {
+        if (full || self.is_full(id)) && !self.make_room(id, head) {
             self.remember_behind(id, key.clone());
             return Inserted::Kept;
         }
         self.heads.insert(head.item, (id, head));
+        let time = self.now;
         let Some(lane) = self.get_mut(id) else {
             return Inserted::Kept;
         };
-        if head.due > now {
+        if head.due > time {
             let first = lane.future.first().map(|(due, _)| *due);
             lane.future.insert((head.due, head));
             self.rewake(id, first);
@@ -249,13 +264,13 @@ impl Lanes {
     }
 
     /// Puts the last of a full lane back to disk, if `head` goes before it.
-    fn make_room(&mut self, id: LaneId, head: Head, now: Timestamp) -> bool {
+    fn make_room(&mut self, id: LaneId, head: Head) -> bool {
         let Some(lane) = self.get(id) else {
             return false;
         };
         let last = match (lane.future.last(), lane.ready.last()) {
-            (Some((due, last)), _) if head.due <= now || head.due < *due => *last,
-            (None, Some(last)) if head.due <= now && head < *last => *last,
+            (Some((due, last)), _) if head.due <= self.now || head.due < *due => *last,
+            (None, Some(last)) if head.due <= self.now && head < *last => *last,
             _ => return false,
         };
         let key = last.key(&lane.class, &lane.destination);
@@ -291,6 +306,14 @@ impl Lanes {
 
     /// What is due becomes ready; the lanes that have something ready now and had not before.
     pub(super) fn ripen(&mut self, now: Timestamp) -> Vec<LaneId> {
+        self.now = now;
+        while let Some((due, id)) = self.later.first().copied() {
+            if due > now {
+                break;
+            }
+            self.later.pop_first();
+            self.tidy(id);
+        }
         let mut ripe = Vec::new();
         while let Some((due, id)) = self.wakes.first().copied() {
             if due > now {
@@ -353,13 +376,18 @@ impl Lanes {
         id
     }
 
-    /// A lane below half of its cap with more on disk is hungry; an empty one with nothing there goes.
+    /// A lane below half of its cap with more on disk is hungry, and one that has nothing ready while something on disk
+    /// may be; an empty one with nothing there goes.
     fn tidy(&mut self, id: LaneId) {
-        let cap = self.cap();
         let Some(lane) = self.get(id) else { return };
-        if lane.resume.is_some() {
-            if lane.len() < cap / 2 {
+        if let Some(resume) = &lane.resume {
+            let due = Timestamp(resume.minute.saturating_mul(60_000)).max(resume.due);
+            let small = lane.len() < self.cap() / 2;
+            let room = due <= self.now || (small && !self.no_room(due));
+            if room && (small || !lane.is_ready()) {
                 self.hungry.insert(id);
+            } else if small || !lane.is_ready() {
+                self.later.insert((due, id));
             }
             return;
         }

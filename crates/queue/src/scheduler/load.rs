@@ -62,9 +62,11 @@ impl Scheduler {
     /// [`Scheduler::wants_load`]. `rows` must be as new as the last observed effect, or newer.
     pub fn load(&mut self, rows: &mut impl Rows, now: Timestamp) -> bool {
         self.advance(now);
-        self.full = self.full && !self.lanes.half_free();
+        if self.full.is_some() && self.may_scan() {
+            self.full = None;
+        }
         let mut budget = LOAD_ROWS_MAX;
-        while budget > 0 && !self.full {
+        while budget > 0 {
             let Some(lane) = self.lanes.first_hungry() else {
                 break;
             };
@@ -78,18 +80,20 @@ impl Scheduler {
 
     /// Whether [`Scheduler::load`] has something to do.
     pub fn wants_load(&self) -> bool {
-        if self.full {
-            return self.lanes.half_free();
-        }
         self.lanes.first_hungry().is_some() || self.may_scan()
     }
 
     fn may_scan(&self) -> bool {
-        !self.full
-            && self
-                .cursor
-                .as_ref()
-                .is_none_or(|cursor| cursor.minute <= self.horizon())
+        let room = match self.full {
+            None => true,
+            Some(due) => {
+                self.lanes.has_room_again() || (due <= self.now && !self.lanes.no_room(due))
+            }
+        };
+        room && self
+            .cursor
+            .as_ref()
+            .is_none_or(|cursor| cursor.minute <= self.horizon())
     }
 
     /// The last minute that is read.
@@ -128,8 +132,7 @@ impl Scheduler {
             if !self.picked.contains_key(&key.item) {
                 self.take_in(key);
             }
-            self.full |= self.lanes.no_room();
-            if self.full {
+            if self.full.is_some() {
                 return;
             }
         }
@@ -184,8 +187,8 @@ impl Scheduler {
                 if self.cursor.as_ref().is_none_or(|cursor| key >= *cursor) {
                     return None;
                 }
-                self.full |= self.lanes.no_room();
-                if self.full || self.lanes.is_full(id) {
+                let ripe = key.due <= self.now && !self.lanes.is_ready(id);
+                if self.lanes.no_room(key.due) || (self.lanes.is_full(id) && !ripe) {
                     return Some(key);
                 }
                 resume = next_key(key.clone());
