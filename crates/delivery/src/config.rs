@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use resource::DeliverySettings;
 
+use crate::hand::FENCE;
+use crate::lease::KEEPALIVE_EVERY;
+
 /// What a delivery node is told at its start.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -21,6 +24,11 @@ pub struct Config {
     pub smtp_port: u16,
     /// How long a connection without work stays open for the next message.
     pub idle: Duration,
+    /// How often each lease session is kept alive.
+    pub keepalive_every: Duration,
+    /// Without an answer of a shard's leader for this long, nothing more is begun or finished under its lease session.
+    /// Shorter only in tests; never longer, for the queue gives the items away after 30 s.
+    pub fence_after: Duration,
     /// Overrides the catalog's limits and timeouts; `None` but for tests.
     pub settings: Option<DeliverySettings>,
 }
@@ -45,6 +53,8 @@ impl Config {
             own_addresses: Vec::new(),
             smtp_port: SMTP_PORT,
             idle: IDLE_DEFAULT,
+            keepalive_every: KEEPALIVE_EVERY,
+            fence_after: FENCE,
             settings: None,
         }
     }

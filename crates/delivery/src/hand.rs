@@ -85,8 +85,9 @@ struct Session {
 }
 
 /// All items and lease sessions of this node.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Hand {
+    fence: Duration,
     items: HashMap<ItemId, Held>,
     sessions: HashMap<u32, Session>,
     /// Handed back under this token, and not yet answered: a stream that reopens may send it once more.
@@ -96,6 +97,17 @@ pub(crate) struct Hand {
 }
 
 impl Hand {
+    /// An empty hand that falls silent after `fence` without an answer.
+    pub(crate) fn new(fence: Duration) -> Hand {
+        Hand {
+            fence,
+            items: HashMap::new(),
+            sessions: HashMap::new(),
+            released: HashMap::new(),
+            freed: HashMap::new(),
+        }
+    }
+
     /// A new lease session of a shard; `proved` is when it was asked for.
     pub(crate) fn open(&mut self, shard: u32, id: u64, proved: Instant) {
         self.sessions.insert(shard, Session { id, proved });
@@ -120,7 +132,7 @@ impl Hand {
     /// The shard's lease session, when it has not been unproved for too long.
     pub(crate) fn live(&self, shard: u32, now: Instant) -> Option<u64> {
         let session = self.sessions.get(&shard)?;
-        (now.saturating_duration_since(session.proved) < FENCE).then_some(session.id)
+        (now.saturating_duration_since(session.proved) < self.fence).then_some(session.id)
     }
 
     /// Takes a hand-out in.
@@ -381,7 +393,7 @@ pub(crate) mod tests {
     #[test]
     fn without_an_answer_for_twenty_seconds_nothing_starts_and_no_dot_goes_out() {
         let start = Instant::now();
-        let mut hand = Hand::default();
+        let mut hand = Hand::new(FENCE);
         hand.open(0, 5, start);
         for number in 1..=3 {
             assert_eq!(
@@ -409,7 +421,7 @@ pub(crate) mod tests {
     #[test]
     fn a_dead_session_stays_dead() {
         let now = Instant::now();
-        let mut hand = Hand::default();
+        let mut hand = Hand::new(FENCE);
         hand.open(0, 5, now);
         hand.take(item(1), 0, 1, &handout(1, 7, 5, &[0]));
         hand.end(0);
@@ -433,7 +445,7 @@ pub(crate) mod tests {
     #[test]
     fn other_recipients_end_an_old_attempt() {
         let now = Instant::now();
-        let mut hand = Hand::default();
+        let mut hand = Hand::new(FENCE);
         hand.open(0, 5, now);
         hand.take(item(1), 0, 1, &handout(1, 7, 5, &[0, 1]));
         hand.begin(item(1), now).expect("live");

@@ -78,6 +78,7 @@ struct Link {
 /// The leases of this node.
 #[derive(Debug)]
 pub(crate) struct Leases {
+    keepalive_every: Duration,
     shards: Vec<Shard>,
     links: HashMap<String, Link>,
     last_serial: u64,
@@ -91,8 +92,9 @@ pub(crate) struct Leases {
 
 impl Leases {
     /// Without shards: the topology brings them.
-    pub(crate) fn new() -> Leases {
+    pub(crate) fn new(keepalive_every: Duration) -> Leases {
         Leases {
+            keepalive_every,
             shards: Vec::new(),
             links: HashMap::new(),
             last_serial: 0,
@@ -285,6 +287,7 @@ impl Leases {
 
     fn tick_shard(&mut self, number: usize, hand: &mut Hand, now: Instant, out: &mut Vec<Effect>) {
         let (id, leaving) = (number as u32, self.leaving);
+        let keepalive_every = self.keepalive_every;
         let shard = &mut self.shards[number];
         if let Some(session) = shard
             .session
@@ -340,7 +343,7 @@ impl Leases {
             (Some(session), true) => {
                 if shard
                     .last_keepalive
-                    .is_none_or(|last| now - last >= KEEPALIVE_EVERY)
+                    .is_none_or(|last| now - last >= keepalive_every)
                 {
                     out.push(Effect::Send(address, shard.keepalive(id, session, now)));
                 }

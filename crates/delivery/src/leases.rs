@@ -28,7 +28,7 @@ const RECONNECT_AFTER: Duration = Duration::from_millis(300);
 
 /// What comes from the streams.
 enum Heard {
-    Up(String, mpsc::Sender<v1::LeaseRequest>, LeaseStream),
+    Up(String, mpsc::Sender<v1::LeaseRequest>, Box<LeaseStream>),
     Events(String, u64, Vec<v1::LeaseEvent>),
     Down(String, u64),
 }
@@ -124,7 +124,7 @@ impl Driver {
             let (hello, over) = (self.hello.clone(), self.over.clone());
             tokio::spawn(over.run_until_cancelled_owned(async move {
                 let up = match queue.lease(&address, hello).await {
-                    Ok((ask, stream)) => Heard::Up(address, ask, stream),
+                    Ok((ask, stream)) => Heard::Up(address, ask, Box::new(stream)),
                     Err(status) => {
                         tracing::debug!(address, error = %status, "no Lease stream");
                         tokio::time::sleep(RECONNECT_AFTER).await;

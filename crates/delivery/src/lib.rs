@@ -100,7 +100,7 @@ pub async fn run(
             .to_string(),
     };
     let (node, ways) = Node::new(config, host, queue, resolver, catalog, journal);
-    let mut leases = Leases::new();
+    let mut leases = Leases::new(node.config.keepalive_every);
     replayed(&node, &mut leases, replay);
     let over = CancellationToken::new();
     let settling = settle::run(node.clone(), ways.settles);

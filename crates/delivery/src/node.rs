@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::attempt::Work;
 use crate::config::Config;
 use crate::connection::now;
-use crate::hand::{Hand, Stop};
+use crate::hand::{FENCE, Hand, Stop};
 use crate::item::ItemId;
 use crate::journal::Journal;
 use crate::resolve::Via;
@@ -86,6 +86,7 @@ impl Node {
             names: vec![config.hostname.to_ascii_lowercase()],
             addresses: config.own_addresses.clone(),
         };
+        let hand = Mutex::new(Hand::new(config.fence_after.min(FENCE)));
         let node = Node {
             config,
             host,
@@ -98,7 +99,7 @@ impl Node {
             tasks: TaskTracker::new(),
             shards: AtomicU32::new(1),
             catalog,
-            hand: Mutex::default(),
+            hand,
             journal: Mutex::new(journal),
             sites: Mutex::default(),
             first: Mutex::default(),

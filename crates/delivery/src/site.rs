@@ -18,6 +18,8 @@ use crate::window::Window;
 const ITEMS_NOTABLE: u32 = 16;
 /// Items in hand for each connection: one in the transaction, the rest cover the way to the queue and back.
 const ITEMS_PER_CONNECTION: u32 = 8;
+/// Destinations of one site whose windows are remembered: a smart host has all of them.
+const DESTINATIONS_SEEN_MAX: usize = 10_000;
 /// Unsettled items of one destination wanted from one shard at most.
 const WINDOW_ITEMS_MAX: u32 = 256;
 
@@ -119,6 +121,9 @@ impl Site {
             .next_power_of_two();
         let wanted = wanted.min(WINDOW_ITEMS_MAX);
         let Some((count, announced)) = state.seen.get_mut(destination) else {
+            if state.seen.len() >= DESTINATIONS_SEEN_MAX {
+                state.seen.clear();
+            }
             state
                 .seen
                 .insert(destination.to_string(), (1, crate::lease::WINDOW_DEFAULT));

@@ -18,8 +18,8 @@ struct World {
 impl World {
     fn new() -> World {
         World {
-            leases: Leases::new(),
-            hand: Hand::default(),
+            leases: Leases::new(KEEPALIVE_EVERY),
+            hand: Hand::new(FENCE),
             now: Instant::now(),
             link: 0,
         }
