@@ -246,7 +246,7 @@ impl Driver {
 }
 
 /// Reads a stream to its end.
-async fn read(address: String, serial: u64, stream: LeaseStream, heard: mpsc::Sender<Heard>) {
+async fn read(address: String, serial: u64, stream: Box<LeaseStream>, heard: mpsc::Sender<Heard>) {
     let mut batches = stream.ready_chunks(EVENTS_BATCH);
     while let Some(batch) = batches.next().await {
         let mut events = Vec::with_capacity(batch.len());
