@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::collections::btree_map::{BTreeMap, Entry};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fjall::{Keyspace, OwnedWriteBatch};
@@ -13,6 +14,25 @@ use super::StoreError;
 use super::codec::{self, Row};
 use super::key::{self, Key};
 
+/// ULIDs end in random octets, and those who make them are authenticated: nothing is to be mixed.
+#[derive(Default)]
+struct LowBits(u64);
+
+impl Hasher for LowBits {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes
+            .iter()
+            .for_each(|b| self.0 = self.0.rotate_left(8) ^ u64::from(*b));
+    }
+    fn write_u128(&mut self, n: u128) {
+        self.0 = (n as u64) ^ (n >> 64) as u64;
+    }
+    fn finish(&self) -> u64 {
+        // The set takes its tag from the highest bits, the bucket from the lowest.
+        self.0.wrapping_mul(0x9E37_79B9_7F4A_7C15)
+    }
+}
+
 /// What the tables of a group share.
 #[derive(Default)]
 pub(super) struct Shared {
@@ -20,7 +40,7 @@ pub(super) struct Shared {
     error: Mutex<Option<StoreError>>,
     /// Messages that were looked up since the last freeze and found in no layer. None of their rows can lie below the
     /// overlay: a row of a message is written only while the message lives.
-    born: Mutex<HashSet<Ulid>>,
+    born: Mutex<HashSet<Ulid, BuildHasherDefault<LowBits>>>,
 }
 
 impl Shared {
