@@ -122,7 +122,9 @@ fn entries() -> Vec<Step> {
         });
         *index
     };
-    (0..GROUPS).for_each(|n| drop(push(n, open())));
+    for n in 0..GROUPS {
+        push(n, open());
+    }
     let mut tokens = Vec::new();
     for n in 0..MESSAGES + IN_FLIGHT {
         if n < MESSAGES {
