@@ -1,1 +1,3 @@
-//! tests
+//! Everything that is seen from outside: worlds for the tests, and the programs beside them.
+
+pub mod queue;
