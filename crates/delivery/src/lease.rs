@@ -8,7 +8,7 @@
 //!      └── SessionEnded, or 20 s without an answer ─┘
 //! ```
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use proto::v1;
@@ -17,6 +17,12 @@ use v1::lease_request::What as Request;
 
 use crate::hand::{Hand, Take};
 use crate::item::ItemId;
+
+mod shard;
+#[cfg(test)]
+mod tests;
+
+use shard::Shard;
 
 /// How often a lease session is kept alive: three may be lost before the fence.
 pub(crate) const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
@@ -28,8 +34,6 @@ pub(crate) const BYTES_IN_HAND_MAX: u64 = 64 * 1024 * 1024;
 pub(crate) const WINDOW_DEFAULT: u32 = 20;
 /// How long a request to open waits for its answer, and a refused shard for its next try.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
-/// How long an unanswered OpenSession is waited for before it is sent again: longer than an election.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Destinations whose windows are remembered for a new stream; beyond, they start at the default.
 const WINDOWS_MAX: usize = 10_000;
 
@@ -51,21 +55,6 @@ pub(crate) enum Effect {
         token: u64,
         session: u64,
     },
-}
-
-#[derive(Debug, Default)]
-struct Shard {
-    leader: Option<String>,
-    /// The serial of the stream that knows of the lease session.
-    link: Option<u64>,
-    session: Option<u64>,
-    opening: Option<Instant>,
-    retry_at: Option<Instant>,
-    sequence: u64,
-    last_keepalive: Option<Instant>,
-    unanswered: VecDeque<(u64, Instant)>,
-    /// Results of the journal that must reach the queue before a lease session is opened.
-    first: usize,
 }
 
 #[derive(Debug)]
@@ -285,72 +274,6 @@ impl Leases {
         }
     }
 
-    fn tick_shard(&mut self, number: usize, hand: &mut Hand, now: Instant, out: &mut Vec<Effect>) {
-        let (id, leaving) = (number as u32, self.leaving);
-        let keepalive_every = self.keepalive_every;
-        let shard = &mut self.shards[number];
-        if let Some(session) = shard
-            .session
-            .filter(|session| hand.live(id, now) != Some(*session))
-        {
-            tracing::warn!(
-                shard = id,
-                session,
-                "the shard's leader has not answered for 20 s: this node stops sending under its lease session; a new one is opened"
-            );
-            metrics::counter!("postroad_lease_sessions_fenced_total").increment(1);
-            hand.end(id);
-            shard.close();
-        }
-        if shard
-            .opening
-            .is_some_and(|since| now - since >= OPEN_TIMEOUT)
-        {
-            (shard.opening, shard.link) = (None, None);
-        }
-        let Some(link) = shard
-            .leader
-            .as_ref()
-            .and_then(|leader| self.links.get(leader))
-        else {
-            return;
-        };
-        let address = shard.leader.clone().unwrap_or_default();
-        let waits = shard.retry_at.is_some_and(|at| now < at);
-        match (shard.session, shard.link == Some(link.serial)) {
-            (None, false) if leaving || waits || shard.first > 0 => {}
-            (None, false) => {
-                let open = v1::OpenSession {
-                    shard: id,
-                    holding: hand.past_dot(id),
-                };
-                out.push(Effect::Send(address, Request::Open(open)));
-                (shard.link, shard.opening) = (Some(link.serial), Some(now));
-            }
-            (None, true) => {}
-            (Some(_), false) if waits => {}
-            (Some(session), false) => {
-                let holding = hand.holding(id, session);
-                let reattach = v1::Reattach {
-                    shard: id,
-                    session,
-                    holding,
-                };
-                out.push(Effect::Send(address.clone(), Request::Reattach(reattach)));
-                shard.link = Some(link.serial);
-                out.push(Effect::Send(address, shard.keepalive(id, session, now)));
-            }
-            (Some(session), true) => {
-                if shard
-                    .last_keepalive
-                    .is_none_or(|last| now - last >= keepalive_every)
-                {
-                    out.push(Effect::Send(address, shard.keepalive(id, session, now)));
-                }
-            }
-        }
-    }
-
     /// What came on the stream with this serial.
     pub(crate) fn event(
         &mut self,
@@ -551,24 +474,6 @@ impl Leases {
     }
 }
 
-impl Shard {
-    fn keepalive(&mut self, id: u32, session: u64, now: Instant) -> Request {
-        self.sequence += 1;
-        self.last_keepalive = Some(now);
-        self.unanswered.push_back((self.sequence, now));
-        Request::Keepalive(v1::Keepalive {
-            shard: id,
-            session,
-            sequence: self.sequence,
-        })
-    }
-
-    fn close(&mut self) {
-        (self.session, self.link, self.opening, self.last_keepalive) = (None, None, None, None);
-        self.unanswered.clear();
-    }
-}
-
 fn busy(destination: &str, pause: Duration) -> v1::DestinationBusy {
     let for_ms = u32::try_from(pause.as_millis()).unwrap_or(u32::MAX);
     v1::DestinationBusy {
@@ -576,6 +481,3 @@ fn busy(destination: &str, pause: Duration) -> v1::DestinationBusy {
         for_ms,
     }
 }
-
-#[cfg(test)]
-mod tests;

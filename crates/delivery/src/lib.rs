@@ -14,6 +14,7 @@
 //! Deliberately absent so far: TLS to next hops, DKIM, rates of a site over the whole cluster.
 
 mod attempt;
+mod body;
 mod config;
 mod connection;
 mod hand;

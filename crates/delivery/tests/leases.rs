@@ -48,9 +48,7 @@ async fn an_unanswered_node_sends_no_final_dot() {
         !*node.ready.borrow(),
         "a node without lease sessions is not ready"
     );
-    let state = world.queue.state.lock().unwrap();
-    assert!(state.settled.is_empty());
-    drop(state);
+    assert!(world.queue.state.lock().unwrap().settled.is_empty());
     node.leave().await;
     assert!(remote.taken().is_empty());
 }
