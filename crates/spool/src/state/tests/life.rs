@@ -285,7 +285,7 @@ impl History {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
 
     #[test]
     fn durable_rows_equal_rows_in_memory(steps in vec((0..2_usize, step()), 1..120)) {
