@@ -93,10 +93,12 @@ impl SimDisk {
         self.lock().lose_unsynced();
     }
 
-    /// The process died, the system did not: all that was written stays, open files close.
+    /// The process died, the system did not: all that was written stays, open files close. After
+    /// [`SimDisk::crash_after`] struck, it was the process that died in the middle of the operation.
     pub fn kill_process(&self) {
         let mut state = self.lock();
         state.life += 1;
+        state.down = false;
         state.crash_in = None;
         state.fail_sync = false;
         state.fail_write = None;

@@ -272,7 +272,7 @@ impl History {
 
     fn restart(&mut self, unacknowledged: &[WriteTask]) {
         self.crashes += 1;
-        if self.disk.is_down() || self.pick(2) == 0 {
+        if self.pick(2) == 0 {
             self.disk.restart();
         } else {
             self.disk.kill_process();

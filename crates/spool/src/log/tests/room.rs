@@ -99,3 +99,51 @@ fn a_disk_filled_by_something_else_leaves_the_reserve_and_comes_back()
     assert!(!segments.disk().full);
     Ok(())
 }
+
+/// The suffix 4 to 6 was cut by an entry whose segment is recycled; its bytes are still in the first segment.
+#[test]
+fn a_cut_suffix_stays_cut_when_the_segment_that_cut_it_is_recycled()
+-> Result<(), Box<dyn std::error::Error>> {
+    let disk = SimDisk::new(4 << 20, 1);
+    let (mut writer, _, _) = open(&disk);
+    let segments = writer.segments();
+    let begin_segment = |writer: &mut super::LogWriter, id: u64, filler: &mut u64| {
+        while segments.list().last().is_none_or(|last| last.id < id) {
+            *filler += 1;
+            writer.write(&[task(9, *filler, vec![entry(*filler, 1, 8_000, 0)])])?;
+        }
+        Ok::<(), WriteError>(())
+    };
+    let mut filler = 0;
+    writer.write(&[task(
+        1,
+        1,
+        (1..=6).map(|index| entry(index, 1, 100, 0)).collect(),
+    )])?;
+    begin_segment(&mut writer, 2, &mut filler)?;
+    writer.write(&[task(1, 2, vec![entry(4, 2, 100, 0)])])?;
+    begin_segment(&mut writer, 3, &mut filler)?;
+    segments.set_truncated(1, (4, 2));
+    segments.set_truncated(9, (filler, 1));
+    segments.release(2);
+    writer.mark()?;
+    segments.maintain();
+    assert_eq!(
+        segments
+            .list()
+            .iter()
+            .map(|segment| segment.id)
+            .collect::<Vec<_>>(),
+        [1, 3]
+    );
+    disk.kill_process();
+    let (_, _, recovered) = open(&disk);
+    assert_eq!(
+        (
+            recovered.groups[&1].truncated,
+            recovered.groups[&1].last_index()
+        ),
+        ((4, 2), 4)
+    );
+    Ok(())
+}
