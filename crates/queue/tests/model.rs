@@ -107,18 +107,15 @@ impl Run {
                 number: (n % 2) as u32,
             };
         }
-        let live = self
+        let mut live = self
             .model
             .items
             .keys()
             .filter(|item| self.model.messages[&item.message].report);
-        live.skip(n - MESSAGES * 2)
-            .next()
-            .copied()
-            .unwrap_or(ItemId {
-                message: ulid(7, 7),
-                number: u32::MAX,
-            })
+        live.nth(n - MESSAGES * 2).copied().unwrap_or(ItemId {
+            message: ulid(7, 7),
+            number: u32::MAX,
+        })
     }
 
     fn session(&self, n: usize) -> LeaseSessionId {

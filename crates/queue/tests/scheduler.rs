@@ -2,152 +2,21 @@
 //! twice, and everything is picked in the end.
 
 mod common;
+#[path = "scheduler/leader.rs"]
+mod leader;
 
 use std::collections::BTreeSet;
 
-use common::{START_MS, World, append, destination, message, result, ulid};
+use common::{START_MS, append, destination, message, ulid};
+use leader::Leader;
 use mail::Ulid;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use queue::scheduler::{Credit, HEADS_PER_DESTINATION_MAX, Limits, Scheduler, WINDOW_ITEMS};
+use queue::scheduler::{HEADS_PER_DESTINATION_MAX, Limits, Scheduler, WINDOW_ITEMS};
 use queue::*;
 
 const DOMAINS: [&str; 4] = ["a.example", "b.example", "c.example", "d.example"];
 const CLASSES: [&str; 2] = ["bulk", "default"];
-
-/// A leader: a shard, its scheduler, and grants that are proposed and not applied yet.
-struct Leader {
-    world: World,
-    scheduler: Scheduler,
-    proposed: Vec<(LeaseSessionId, Vec<ItemId>)>,
-    appended: u128,
-}
-
-impl Leader {
-    fn new(limits: Limits) -> Leader {
-        let mut world = World::new();
-        let scheduler = Scheduler::start(&mut world.rows, limits);
-        Leader {
-            world,
-            scheduler,
-            proposed: Vec::new(),
-            appended: 0,
-        }
-    }
-
-    fn now(&self) -> Timestamp {
-        Timestamp(self.world.now)
-    }
-
-    fn apply(&mut self, command: Command) -> Vec<Effect> {
-        let effects = self.world.apply(command);
-        effects
-            .iter()
-            .for_each(|effect| self.scheduler.observe(effect));
-        effects
-    }
-
-    fn append(&mut self, domain: &str, class: &str, priority: i8) -> ItemId {
-        self.appended += 1;
-        let id = ulid(START_MS, self.appended);
-        let facts = MessageFacts {
-            class: class.into(),
-            priority,
-            ..message(id, &[(domain, 1)])
-        };
-        self.apply(Command::Append(Box::new(append(
-            facts,
-            Timestamp(u64::MAX),
-        ))));
-        ItemId {
-            message: id,
-            number: 0,
-        }
-    }
-
-    fn open(&mut self, node: &str, classes: &[&str]) -> LeaseSessionId {
-        let open = OpenSession {
-            node: node.into(),
-            incarnation: [0; 16],
-            boot_id: "boot".into(),
-            past_dot: Vec::new(),
-            handed_back: Vec::new(),
-            retry: self.now().plus(60_000),
-        };
-        self.apply(Command::OpenSession(open));
-        let session = LeaseSessionId(self.world.index);
-        self.scheduler.connect(
-            session,
-            classes.iter().map(|class| (*class).into()).collect(),
-        );
-        session
-    }
-
-    fn load(&mut self) {
-        let now = self.now();
-        while self.scheduler.load(&mut self.world.rows, now) {}
-    }
-
-    fn pick(&mut self, session: LeaseSessionId, items: usize) -> Vec<ItemId> {
-        let now = self.now();
-        let picked = self.scheduler.pick(
-            now,
-            session,
-            Credit {
-                items,
-                bytes: u64::MAX,
-            },
-            |_| 100,
-        );
-        if !picked.is_empty() {
-            self.proposed.push((session, picked.clone()));
-        }
-        picked
-    }
-
-    /// Applies the oldest proposed grant.
-    fn commit(&mut self) {
-        if self.proposed.is_empty() {
-            return;
-        }
-        let (session, items) = self.proposed.remove(0);
-        let deadline = self.now().plus(600_000);
-        let items = items.into_iter().map(|item| (item, deadline)).collect();
-        self.apply(Command::Window(Window {
-            grants: vec![GrantBatch { session, items }],
-            ..Window::default()
-        }));
-    }
-
-    fn leased(&mut self) -> Vec<(ItemId, LeaseSessionId, Token)> {
-        let rows = self.world.rows.inflight().range(None, usize::MAX);
-        rows.into_iter()
-            .map(|((session, item), row)| (item, session, row.token))
-            .collect()
-    }
-
-    fn settle(
-        &mut self,
-        (item, session, token): (ItemId, LeaseSessionId, Token),
-        retry: Option<Timestamp>,
-    ) {
-        let verdict = if retry.is_some() {
-            Verdict::Deferred
-        } else {
-            Verdict::Delivered
-        };
-        self.apply(Command::Settle(vec![SettleItem {
-            item,
-            token,
-            session,
-            release: false,
-            results: vec![result(0, verdict)],
-            retry,
-            give_up: false,
-            reports: Vec::new(),
-        }]));
-    }
-}
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -548,9 +417,6 @@ fn a_destination_with_much_mail_neither_fills_memory_nor_delays_the_others() {
     assert!(small.is_subset(&picked));
     // All of the big one goes out in time, in windows.
     let mut delivered = 0;
-    while let [_, ..] = &leader.leased()[..] {
-        unreachable!("nothing is committed yet");
-    }
     for _ in 0..1_000 {
         leader.commit();
         let leased = leader.leased();

@@ -198,7 +198,9 @@ impl World {
             );
             recipients += item.recipients as usize;
         }
-        (due.sort(), inflight.sort(), timers.sort());
+        due.sort();
+        inflight.sort();
+        timers.sort();
         assert_eq!(keys(rows.due().range(None, all)), due);
         assert_eq!(keys(rows.inflight().range(None, all)), inflight);
         assert_eq!(keys(rows.held().range(None, all)), held);
