@@ -2,49 +2,22 @@
 //! entries themselves. Nothing here touches the disk: what is not cached is asked of the driver (see
 //! [`GroupLog::take_wanted`]), or handed out without its octets where Raft needs only its place.
 
+mod budget;
+mod convert;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use raft::eraftpb::{
-    ConfState, Entry as RaftEntry, EntryType, HardState as RaftHardState, Snapshot,
-};
+use raft::eraftpb::{ConfState, Entry as RaftEntry, HardState as RaftHardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
-use crate::log::{self, EntryKind, Location, RecoveredEntry, RecoveredGroup};
-
-/// Octets of entries that all groups of a node may keep in RAM.
-pub const CACHE_BYTES: usize = 64 << 20;
-/// What an entry costs beside its octets, roughly: a node of the map and two reference counts.
-const ENTRY_OVERHEAD: usize = 64;
-
-/// The octets of cached entries, counted for all groups of a node.
-#[derive(Debug)]
-pub struct CacheBudget {
-    used: AtomicUsize,
-    limit: usize,
-}
-
-impl CacheBudget {
-    /// A budget of `limit` octets ([`CACHE_BYTES`]).
-    pub fn new(limit: usize) -> Arc<CacheBudget> {
-        Arc::new(CacheBudget {
-            used: AtomicUsize::new(0),
-            limit,
-        })
-    }
-
-    /// Octets cached now. It can pass the limit by what must not be evicted: entries that are not on disk yet.
-    pub fn used(&self) -> usize {
-        self.used.load(Ordering::Relaxed)
-    }
-
-    fn exceeded(&self) -> bool {
-        self.used() > self.limit
-    }
-}
+use crate::log::{EntryKind, Location, RecoveredEntry, RecoveredGroup};
+pub use budget::{CACHE_BYTES, CacheBudget};
+use budget::{ENTRY_OVERHEAD, weight};
+use convert::{entry_type_of, kind_of};
+pub(crate) use convert::{hard_state_from_log, hard_state_to_log, to_log};
 
 /// A log that has a hole.
 #[derive(Debug, thiserror::Error)]
@@ -321,11 +294,11 @@ impl GroupLog {
 
     /// Makes room, from the oldest on, if the node's budget is used up.
     pub(crate) fn evict(&mut self) {
-        if !self.budget.exceeded() {
+        let mut over = self.budget.excess();
+        if over == 0 {
             return;
         }
         let mut gone = Vec::new();
-        let mut over = self.budget.used() - self.budget.limit;
         for (&index, (context, data)) in self.cached.range(..self.pinned_from) {
             if over == 0 {
                 break;
@@ -350,9 +323,7 @@ impl GroupLog {
             return;
         }
         self.cached_bytes += weight(&context, &data);
-        self.budget
-            .used
-            .fetch_add(weight(&context, &data), Ordering::Relaxed);
+        self.budget.take(weight(&context, &data));
         if let Some((context, data)) = self.cached.insert(index, (context, data)) {
             self.uncount(&context, &data);
         }
@@ -360,9 +331,7 @@ impl GroupLog {
 
     fn uncount(&mut self, context: &Bytes, data: &Bytes) {
         self.cached_bytes -= weight(context, data);
-        self.budget
-            .used
-            .fetch_sub(weight(context, data), Ordering::Relaxed);
+        self.budget.give_back(weight(context, data));
     }
 
     /// Reads that Raft asked for since the last call.
@@ -385,15 +354,15 @@ impl GroupLog {
     }
 
     fn entry(&self, index: u64, slot: &Slot, payload: Option<(Bytes, Bytes)>) -> RaftEntry {
-        let mut entry = RaftEntry::default();
-        entry.index = index;
-        entry.term = slot.term;
-        entry.set_entry_type(entry_type_of(slot.kind));
-        if let Some((context, data)) = payload {
-            entry.context = context;
-            entry.data = data;
+        let (context, data) = payload.unwrap_or_default();
+        RaftEntry {
+            index,
+            term: slot.term,
+            entry_type: entry_type_of(slot.kind),
+            context,
+            data,
+            ..RaftEntry::default()
         }
-        entry
     }
 
     /// Whole entries from `low` on, up to the first that is not in RAM.
@@ -446,9 +415,7 @@ impl GroupLog {
 
 impl Drop for GroupLog {
     fn drop(&mut self) {
-        self.budget
-            .used
-            .fetch_sub(self.cached_bytes, Ordering::Relaxed);
+        self.budget.give_back(self.cached_bytes);
     }
 }
 
@@ -518,50 +485,4 @@ impl Storage for GroupLog {
     fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
         Err(StorageError::SnapshotTemporarilyUnavailable.into())
     }
-}
-
-fn weight(context: &Bytes, data: &Bytes) -> usize {
-    context.len() + data.len() + ENTRY_OVERHEAD
-}
-
-fn entry_type_of(kind: EntryKind) -> EntryType {
-    match kind {
-        EntryKind::Normal => EntryType::EntryNormal,
-        EntryKind::ConfChange => EntryType::EntryConfChange,
-        EntryKind::ConfChangeV2 => EntryType::EntryConfChangeV2,
-    }
-}
-
-fn kind_of(kind: EntryType) -> EntryKind {
-    match kind {
-        EntryType::EntryNormal => EntryKind::Normal,
-        EntryType::EntryConfChange => EntryKind::ConfChange,
-        EntryType::EntryConfChangeV2 => EntryKind::ConfChangeV2,
-    }
-}
-
-pub(crate) fn to_log(entry: &RaftEntry) -> log::Entry {
-    log::Entry {
-        index: entry.index,
-        term: entry.term,
-        kind: kind_of(entry.get_entry_type()),
-        context: entry.context.clone(),
-        data: entry.data.clone(),
-    }
-}
-
-pub(crate) fn hard_state_to_log(state: &RaftHardState) -> log::HardState {
-    log::HardState {
-        term: state.term,
-        vote: state.vote,
-        commit: state.commit,
-    }
-}
-
-pub(crate) fn hard_state_from_log(state: &log::HardState) -> RaftHardState {
-    let mut raft = RaftHardState::default();
-    raft.term = state.term;
-    raft.vote = state.vote;
-    raft.commit = state.commit;
-    raft
 }

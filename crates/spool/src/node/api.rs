@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use raft::eraftpb::{ConfState, Message};
+use raft::eraftpb::ConfState;
+/// A Raft message, for those that carry it: `wire` and simulation.
+pub use raft::eraftpb::Message;
 
 use crate::log::{EntryKind, Location, WriteTask};
 

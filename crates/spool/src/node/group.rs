@@ -75,6 +75,8 @@ pub struct Group {
     pub(super) stopped: bool,
     #[cfg(feature = "planted-bugs")]
     pub(super) mutation: Option<super::Mutation>,
+    #[cfg(feature = "planted-bugs")]
+    pub(super) answered: u64,
 }
 
 /// A read for lagging followers that is under way.
@@ -158,6 +160,8 @@ impl Group {
             stopped: false,
             #[cfg(feature = "planted-bugs")]
             mutation: None,
+            #[cfg(feature = "planted-bugs")]
+            answered: hard_state.commit,
         })
     }
 
@@ -254,6 +258,9 @@ impl Group {
         self.heard.insert(from, self.ticks);
         // Stale and foreign messages are refused here; whoever sent them will notice by himself.
         let _ = self.raw.step(message);
+        if self.leads() {
+            self.never_send_below_match(from);
+        }
     }
 
     fn applied(&mut self, index: u64) {

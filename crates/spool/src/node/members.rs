@@ -25,6 +25,17 @@ impl Group {
         self.needs_snapshot.clear();
     }
 
+    /// raft-rs 0.7 takes a late rejection, of an append that was sent again and accepted meanwhile, as a reason to go
+    /// back before what the follower has acknowledged. Where the log ends just there, the follower would wait for a
+    /// snapshot for ever.
+    pub(super) fn never_send_below_match(&mut self, peer: u64) {
+        if let Some(progress) = self.raw.raft.mut_prs().get_mut(peer)
+            && progress.next_idx <= progress.matched
+        {
+            progress.next_idx = progress.matched + 1;
+        }
+    }
+
     pub(super) fn peer_full(&mut self, peer: u64, full: bool) {
         let changed = if full {
             self.full.insert(peer)

@@ -8,6 +8,8 @@ mod members;
 mod planted;
 mod propose;
 mod ready;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 pub use api::*;

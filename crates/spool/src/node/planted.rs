@@ -36,4 +36,26 @@ impl super::Group {
     pub(super) const fn planted(&self, _mutation: Mutation) -> bool {
         false
     }
+
+    /// Pops a waiter for each committed entry that is not empty.
+    #[cfg(feature = "planted-bugs")]
+    pub(super) fn answer_in_order(&mut self) {
+        let reached = self.raw.raft.raft_log.committed;
+        while self.answered < reached {
+            self.answered += 1;
+            let empty = self
+                .raw
+                .store()
+                .slot(self.answered)
+                .is_none_or(|slot| slot.context_len == 0);
+            if !empty && let Some((index, waiter)) = self.waiters.pop_first() {
+                let (ticket, ack) = (waiter.ticket, waiter.ack);
+                self.actions
+                    .push(super::Action::Committed { ticket, index, ack });
+            }
+        }
+    }
+
+    #[cfg(not(feature = "planted-bugs"))]
+    pub(super) fn answer_in_order(&mut self) {}
 }

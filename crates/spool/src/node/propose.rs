@@ -42,11 +42,10 @@ impl Group {
         let mut message = Message::default();
         message.set_msg_type(MessageType::MsgPropose);
         message.from = self.config.peer_id;
-        let entry = |proposal: &Proposal| {
-            let mut entry = Entry::default();
-            entry.context = proposal.context.clone();
-            entry.data = proposal.data.clone();
-            entry
+        let entry = |proposal: &Proposal| Entry {
+            context: proposal.context.clone(),
+            data: proposal.data.clone(),
+            ..Entry::default()
         };
         message.set_entries(batch.iter().map(entry).collect::<Vec<_>>().into());
         let before = self.raw.raft.raft_log.last_index();
@@ -95,6 +94,9 @@ impl Group {
 
     /// Answers what is committed. The commit index may be ahead of our own disk: a majority is what counts.
     pub(super) fn answer_waiters(&mut self) {
+        if self.planted(Mutation::Fifo) {
+            return self.answer_in_order();
+        }
         let log = &self.raw.raft.raft_log;
         let reached = if self.planted(Mutation::AckLocal) {
             log.persisted
@@ -113,8 +115,7 @@ impl Group {
                 .raft_log
                 .term(index)
                 .is_ok_and(|term| term == waiter.term)
-                || self.planted(Mutation::NoTermCheck)
-                || self.planted(Mutation::Fifo);
+                || self.planted(Mutation::NoTermCheck);
             let Waiter { ticket, ack, .. } = waiter;
             self.actions.push(if ours {
                 Action::Committed { ticket, index, ack }

@@ -247,7 +247,7 @@ impl Group {
                 let (group, index) = (self.config.group, entry.index);
                 return self.abort(AbortReason::BadConfChange { group, index });
             }
-            committed.push(self.to_apply(entry));
+            committed.push(self.committed(entry));
         }
         if self.leads() {
             self.raw.mut_store().pin_from(self.handed_out + 1);
@@ -255,7 +255,7 @@ impl Group {
         self.actions.push(Action::Apply(committed));
     }
 
-    fn to_apply(&mut self, entry: Entry) -> Committed {
+    fn committed(&mut self, entry: Entry) -> Committed {
         let log = self.raw.store();
         let slot = log.slot(entry.index);
         let bytes = slot.map_or(0, |slot| slot.bytes());

@@ -1,0 +1,223 @@
+//! Where a group's actions take effect, and who is told.
+
+use bytes::Bytes;
+use mail::Ulid;
+use queue::Effect;
+use spool::node::{Ack, Action, Committed, Role};
+
+use crate::net::{Actor, Packet, Tell};
+use crate::replica::{Pending, Replica};
+use crate::world::World;
+
+impl World {
+    pub fn act(&mut self, k: usize, action: Action) -> Result<(), String> {
+        match action {
+            Action::Send(messages) => {
+                for message in messages {
+                    self.net
+                        .send(self.now, &mut self.rng, Packet::Raft(message));
+                }
+            }
+            Action::Write(task) => self.replicas[k].disk.queue.push_back(task),
+            Action::Apply(entries) => {
+                for entry in entries {
+                    let context = context_of(&self.replicas[k], &entry)?;
+                    self.model.hand_out(entry.index, entry.term, &context)?;
+                    self.replicas[k].to_apply.push_back(entry);
+                }
+            }
+            Action::Committed { ticket, index, ack } => {
+                let Some((context, pending)) = self.replicas[k].tickets.remove(&ticket) else {
+                    return Err(format!("ticket {ticket} is answered twice"));
+                };
+                self.durable(index, &context)?;
+                match ack {
+                    Ack::Commit => self.answer(k, pending, &[]),
+                    Ack::Apply => drop(self.replicas[k].by_index.insert(index, pending)),
+                }
+            }
+            Action::Unknown { ticket } | Action::Refused { ticket, .. } => self.give_up(k, ticket),
+            Action::Role {
+                role, term, noop, ..
+            } => {
+                self.note(|| format!("replica {} is {role:?} in term {term}", k + 1));
+                self.fold(term);
+                self.replicas[k].lead = None;
+                if role == Role::Leader {
+                    self.model.leader(term, k as u64 + 1)?;
+                    self.begin_to_lead(k, noop.unwrap_or(u64::MAX));
+                }
+            }
+            Action::Fetch { id, entries } => self.replicas[k].fetching.push_back((id, entries)),
+            Action::ConfChanged { .. } => {}
+            Action::Truncated { first } => self.replicas[k].disk.truncate(first),
+            Action::Abort { reason } => return Err(format!("replica {} stops: {reason}", k + 1)),
+        }
+        Ok(())
+    }
+
+    /// An acknowledged entry is on a majority of disks at the moment of the acknowledgement: this finds in fifty
+    /// steps what a check for lost messages finds in thousands.
+    fn durable(&self, index: u64, context: &Bytes) -> Result<(), String> {
+        let holds = |replica: &&Replica| {
+            replica
+                .disk
+                .get(index)
+                .is_some_and(|stored| stored.context == *context)
+        };
+        let copies = self.replicas.iter().filter(holds).count();
+        match copies * 2 > self.replicas.len() {
+            true => Ok(()),
+            false => Err(format!(
+                "entry {index} is acknowledged with {copies} durable copies"
+            )),
+        }
+    }
+
+    pub fn answer(&mut self, k: usize, pending: Pending, effects: &[Effect]) {
+        let clock = self.replicas[k].clock(self.now);
+        match pending {
+            Pending::Append { edge, id } => {
+                if let Some(lead) = self.replicas[k].lead.as_mut() {
+                    lead.appending.remove(&id);
+                }
+                self.acknowledge(edge, id);
+            }
+            Pending::Open {
+                node,
+                incarnation,
+                sent,
+            } => {
+                for effect in effects {
+                    if let Effect::SessionOpened { session, kept, .. } = effect {
+                        let (session, kept) = (*session, kept.clone());
+                        self.tell(
+                            node,
+                            Tell::Opened {
+                                incarnation,
+                                sent,
+                                session,
+                                kept,
+                            },
+                        );
+                    }
+                }
+            }
+            Pending::Window { keepalives, grants } => {
+                if let Some(lead) = self.replicas[k].lead.as_mut() {
+                    lead.granting.retain(|item| !grants.contains(item));
+                }
+                for (session, node, sent) in keepalives {
+                    let kept = effects.contains(&Effect::KeptAlive { session });
+                    if let Some(lead) = self.replicas[k].lead.as_mut().filter(|_| kept) {
+                        lead.heard.insert(session, clock);
+                    }
+                    self.tell(
+                        node,
+                        if kept {
+                            Tell::Kept { session, sent }
+                        } else {
+                            Tell::Gone { session }
+                        },
+                    );
+                }
+            }
+            Pending::Expire { session } => {
+                if let Some(lead) = self.replicas[k].lead.as_mut() {
+                    lead.expiring.remove(&session);
+                }
+            }
+            Pending::Settle { node, item, token } => self.tell(node, Tell::Settled { item, token }),
+        }
+    }
+
+    /// A proposal came to nothing, or nobody knows.
+    fn give_up(&mut self, k: usize, ticket: u64) {
+        let Some((_, pending)) = self.replicas[k].tickets.remove(&ticket) else {
+            return;
+        };
+        let lead = self.replicas[k].lead.as_mut();
+        match pending {
+            Pending::Append { edge, id } => {
+                lead.map(|lead| lead.appending.remove(&id));
+                self.tell(edge, Tell::Again { id, leader: None });
+            }
+            Pending::Window { grants, .. } => {
+                if let Some(lead) = lead {
+                    lead.granting.retain(|item| !grants.contains(item));
+                }
+            }
+            Pending::Expire { session } => drop(lead.map(|lead| lead.expiring.remove(&session))),
+            // Whoever asked asks again.
+            Pending::Open { .. } | Pending::Settle { .. } => {}
+        }
+    }
+
+    /// What apply gives out, a leader hands on.
+    pub fn hand_over(&mut self, k: usize, effects: &[Effect]) {
+        if self.replicas[k].lead.is_none() {
+            return;
+        }
+        for effect in effects {
+            match *effect {
+                Effect::Granted {
+                    item,
+                    session,
+                    token,
+                    ..
+                } => {
+                    if let Some(node) = self.delivery_of(k, session) {
+                        self.tell(
+                            node,
+                            Tell::Grant {
+                                session,
+                                item,
+                                token,
+                            },
+                        );
+                    }
+                }
+                Effect::Revoke { item, session } => {
+                    if let Some(node) = self.delivery_of(k, session) {
+                        self.tell(node, Tell::Revoke { session, item });
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// 250.
+    fn acknowledge(&mut self, edge: Actor, id: Ulid) {
+        self.fold(u64::from_be_bytes(
+            id.to_bytes()[8..].try_into().expect("a ULID has 16 octets"),
+        ));
+        self.model.acked.insert(id);
+        self.tell(edge, Tell::Appended { id });
+    }
+
+    /// 250 for a message that is there already.
+    pub fn acknowledge_known(&mut self, edge: Actor, id: Ulid) {
+        if self.model.appended(id).is_none() {
+            self.failure = Some(format!("{id} is known to a leader, but was never appended"));
+        }
+        self.acknowledge(edge, id);
+    }
+}
+
+/// The command of an entry, from the cache or from where it lies.
+pub fn context_of(replica: &Replica, entry: &Committed) -> Result<Bytes, String> {
+    if let Some(context) = &entry.context {
+        return Ok(context.clone());
+    }
+    let read = entry
+        .location
+        .and_then(|at| replica.disk.read(entry.index, at));
+    let stored = read.ok_or_else(|| {
+        format!(
+            "entry {} is neither cached nor where it should lie",
+            entry.index
+        )
+    })?;
+    Ok(stored.context.clone())
+}
