@@ -1,1 +1,72 @@
-fn main() {}
+//! The program `postroad`: any role, all of them in one process (`up`), and the administration commands.
+//!
+//! ```text
+//! settings.rs    what the command line and POSTROAD_* say
+//! first_start.rs the data directory of `up`: cluster id, ports, certificates
+//! role.rs        edge, queue, delivery: each a task that can be asked whether it is ready, and told to leave
+//! shutdown.rs    waits, and leaves in order
+//! telemetry.rs   logs, metrics, panics; health.rs serves them over HTTP
+//! admin/         status, queue, send, check, pki
+//! ```
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod admin;
+mod failure;
+mod first_start;
+mod health;
+mod role;
+mod settings;
+mod shutdown;
+mod telemetry;
+mod up;
+
+use failure::Failure;
+use settings::{Cli, Command};
+
+// Many short-lived buffers on many threads: the system's allocator is slower and keeps more.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    telemetry::start_logs(&cli.logs, cli.command.is_node());
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("postroad")
+        .build();
+    let outcome = match runtime {
+        Ok(runtime) => {
+            let outcome = runtime.block_on(run(cli.command));
+            // What still waits after an orderly end waits for nothing that matters.
+            runtime.shutdown_background();
+            outcome
+        }
+        Err(error) => Err(Failure::Failed(format!("cannot start threads: {error}"))),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("postroad: {failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+async fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Up(settings) => up::run(settings).await,
+        Command::Edge(settings) => role::run_edge(settings).await,
+        Command::Delivery(settings) => role::run_delivery(settings).await,
+        Command::Queue(queue) => match queue.command {
+            None => role::run_queue(queue.node).await,
+            Some(command) => admin::queue::run(command).await,
+        },
+        Command::Status(settings) => admin::status::run(settings).await,
+        Command::Send(settings) => admin::send::run(settings).await,
+        Command::Check(settings) => admin::check::run(settings),
+        Command::Pki(command) => admin::pki::run(command),
+    }
+}

@@ -1,0 +1,355 @@
+//! The roles: each is made from settings, and is then a task that can be asked whether it is ready and told to leave.
+
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use dns::Resolver;
+use proto::client::ClientConfig;
+use proto::{Identity, NodeTls, QueueClient};
+use resource::Catalog;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::failure::Failure;
+use crate::settings::{self, ClientNode, Disk, ResolverFlags};
+use crate::{health, shutdown, telemetry};
+
+/// What is declared, as it changes.
+pub type Declared = watch::Receiver<Option<Arc<Catalog>>>;
+
+/// A role that runs as soon as its task is polled.
+pub struct Role {
+    /// How it is.
+    pub probe: Probe,
+    /// Told to leave.
+    pub stop: CancellationToken,
+    /// Ends when it left, or when it cannot go on.
+    pub task: Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>,
+}
+
+/// Asks a role whether it is ready.
+#[derive(Clone)]
+pub struct Probe {
+    /// Of the role, for people.
+    pub name: String,
+    ask: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+}
+
+impl Probe {
+    fn new(
+        name: impl Into<String>,
+        ask: impl Fn() -> Result<(), String> + Send + Sync + 'static,
+    ) -> Probe {
+        Probe {
+            name: name.into(),
+            ask: Arc::new(ask),
+        }
+    }
+
+    /// Of a role that only says yes or no.
+    fn of(name: impl Into<String>, ready: watch::Receiver<bool>, why_not: &'static str) -> Probe {
+        Probe::new(name, move || match *ready.borrow() {
+            true => Ok(()),
+            false => Err(why_not.into()),
+        })
+    }
+
+    /// Ready, or why not.
+    pub fn ask(&self) -> Result<(), String> {
+        (self.ask)()
+    }
+}
+
+/// `postroad edge`.
+pub async fn run_edge(settings: settings::Edge) -> Result<(), Failure> {
+    let metrics = telemetry::start_metrics()?;
+    let name = node_name(settings.node.name.as_deref());
+    let tls = certificate(&settings.node.pki, proto::Role::Edge)?;
+    let stop = CancellationToken::new();
+    let declared = watch_files(Some(&settings.node.files), &stop).await?;
+    let queue = client(&settings.node, tls, &name)?;
+    let hostname = hostname(settings.mail.hostname.as_deref())?;
+    let (role, _) = edge(&name, hostname, settings.listen, queue, declared)?;
+    serve_alone(role, settings.admin, metrics).await
+}
+
+/// `postroad delivery`.
+pub async fn run_delivery(settings: settings::Delivery) -> Result<(), Failure> {
+    let metrics = telemetry::start_metrics()?;
+    let name = node_name(settings.node.name.as_deref());
+    let tls = certificate(&settings.node.pki, proto::Role::Delivery)?;
+    let stop = CancellationToken::new();
+    let declared = watch_files(Some(&settings.node.files), &stop).await?;
+    let queue = client(&settings.node, tls, &name)?;
+    let hostname = hostname(settings.mail.hostname.as_deref())?;
+    let mut config = delivery::Config::new(name, hostname.to_string(), settings.data);
+    config.own_addresses = settings.own_addresses;
+    config.smtp_port = settings.resolver.smtp_port;
+    let resolver = resolver(&settings.resolver, &declared)?;
+    let role = delivery(config, queue, declared, resolver);
+    serve_alone(role, settings.admin, metrics).await
+}
+
+/// `postroad queue`.
+pub async fn run_queue(settings: settings::QueueNode) -> Result<(), Failure> {
+    let metrics = telemetry::start_metrics()?;
+    let config = queue_config(&settings)?;
+    serve_alone(queue(config), settings.admin, metrics).await
+}
+
+/// A process of one role.
+async fn serve_alone(
+    role: Role,
+    admin: settings::AdminListen,
+    metrics: metrics_exporter_prometheus::PrometheusHandle,
+) -> Result<(), Failure> {
+    health::serve(admin.admin_listen, vec![role.probe.clone()], metrics).await?;
+    let name = role.probe.name.clone();
+    shutdown::run(vec![vec![role]], move || {
+        tracing::info!(role = name, "all is ready");
+    })
+    .await
+}
+
+/// An edge node; binds its sockets at once and says where.
+pub fn edge(
+    name: &str,
+    hostname: mail::Domain,
+    listen: Vec<SocketAddr>,
+    queue: QueueClient,
+    declared: Declared,
+) -> Result<(Role, Vec<SocketAddr>), Failure> {
+    let stop = CancellationToken::new();
+    let config = edge::Config::new(name, hostname, listen);
+    let node = edge::start(config, queue, declared, stop.clone()).map_err(Failure::failed)?;
+    let (addresses, readiness) = (node.addresses().to_vec(), node.readiness());
+    let probe = Probe::new("edge", move || match &*readiness.borrow() {
+        edge::Readiness::Ready => Ok(()),
+        edge::Readiness::NotReady(why) => Err(why.clone()),
+    });
+    let task = Box::pin(async move {
+        node.drained().await;
+        Ok(())
+    });
+    Ok((Role { probe, stop, task }, addresses))
+}
+
+/// A delivery node.
+pub fn delivery(
+    config: delivery::Config,
+    queue: QueueClient,
+    declared: Declared,
+    resolver: Resolver,
+) -> Role {
+    let (tell, ready) = watch::channel(false);
+    let probe = Probe::of(
+        "delivery",
+        ready,
+        "it has no lease session with some shard of the queue",
+    );
+    let stop = CancellationToken::new();
+    let leaving = stop.clone();
+    let task = Box::pin(async move {
+        delivery::run(config, queue, declared, resolver, tell, leaving)
+            .await
+            .map_err(Failure::failed)
+    });
+    Role { probe, stop, task }
+}
+
+/// A queue node; it starts at once.
+pub fn queue(config: spool::Config) -> Role {
+    let (tell, ready) = watch::channel(false);
+    let probe = Probe::of(
+        format!("queue {}", config.node),
+        ready,
+        "some shard has no leader that this node knows",
+    );
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(spool::run(config, stop.clone(), tell));
+    let task = Box::pin(async move {
+        match running.await {
+            Ok(outcome) => outcome.map_err(Failure::failed),
+            Err(error) => Err(Failure::failed(error)),
+        }
+    });
+    Role { probe, stop, task }
+}
+
+fn queue_config(settings: &settings::QueueNode) -> Result<spool::Config, Failure> {
+    // Clap has seen to it that all of them are there.
+    let absent = || Failure::usage("--cluster-id, --node-id, --pki and --data are needed");
+    let node = settings.node_id.ok_or_else(absent)?;
+    let initial = settings.initial();
+    let tls = certificate(
+        settings.pki.as_deref().ok_or_else(absent)?,
+        proto::Role::Queue,
+    )?;
+    let proved: Identity = tls.identity();
+    if proved.name != node.to_string() {
+        return Err(Failure::usage(format!(
+            "the certificate in --pki is that of node {}, but --node-id is {node}",
+            proved.name
+        )));
+    }
+    let advertise_peer = settings
+        .advertise
+        .clone()
+        .or_else(|| initial.get(&u64::from(node)).cloned())
+        .ok_or_else(|| {
+            Failure::usage(format!(
+                "--advertise is needed: --initial-cluster does not name node {node}"
+            ))
+        })?;
+    let advertise_client = settings.advertise_client.clone().unwrap_or_else(|| {
+        let host = advertise_peer
+            .rsplit_once(':')
+            .map_or(advertise_peer.as_str(), |(host, _)| host);
+        format!("{host}:{}", settings.listen.port())
+    });
+    let catalog = match &settings.files {
+        Some(dir) => edge::read_dir(dir).map_err(Failure::failed)?,
+        None => Catalog::default(),
+    };
+    let default_factor = if initial.len() == 1 { 1 } else { 3 };
+    Ok(spool::Config {
+        dir: settings.data.clone().ok_or_else(absent)?,
+        node: node.into(),
+        cluster_id: settings.cluster_id.ok_or_else(absent)?,
+        listen_peer: settings.listen_peer,
+        listen_client: settings.listen,
+        advertise_peer,
+        advertise_client,
+        initial_cluster: initial,
+        initial_state: match settings.initial_cluster_state {
+            settings::InitialClusterState::New => spool::InitialState::New,
+            settings::InitialClusterState::Existing => spool::InitialState::Existing,
+        },
+        shards: settings.shards,
+        replication_factor: settings.replication_factor.unwrap_or(default_factor),
+        tls: Arc::new(tls),
+        disk_bytes: disk_bytes(&settings.disk),
+        segment_bytes: segment_bytes(&settings.disk, spool::log::LogConfig::SEGMENT_BYTES),
+        retry: retry(&catalog),
+        hostname: hostname(settings.mail.hostname.as_deref())?.to_string(),
+        zone: settings.zone.clone(),
+    })
+}
+
+/// As the flag says; `None`: the file system.
+pub fn disk_bytes(disk: &Disk) -> Option<u64> {
+    disk.disk_bytes.map(|octets| octets.0)
+}
+
+/// As the flag says.
+pub fn segment_bytes(disk: &Disk, default: u64) -> u64 {
+    disk.segment_bytes.map_or(default, |octets| octets.0)
+}
+
+/// The retry times that a RelayCluster declares.
+pub fn retry(catalog: &Catalog) -> queue::retry::Policy {
+    let ms = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let declared = catalog.retry();
+    let default = queue::retry::Policy::default();
+    queue::retry::Policy {
+        first_ms: ms(declared.first),
+        max_ms: ms(declared.max),
+        unreached_first_ms: default.unreached_first_ms.min(ms(declared.first)),
+        unreached_max_ms: default.unreached_max_ms.min(ms(declared.max)),
+        lifetime_ms: ms(declared.give_up_after),
+        notice_ms: declared.delay_notice_after.map(ms),
+        ..default
+    }
+}
+
+/// The resources of a directory as they change; without one nothing is declared.
+pub async fn watch_files(
+    dir: Option<&Path>,
+    stop: &CancellationToken,
+) -> Result<Declared, Failure> {
+    match dir {
+        Some(dir) => edge::watch_dir(dir.into(), stop.clone())
+            .await
+            .map_err(Failure::failed),
+        None => Ok(watch::channel(Some(Arc::new(Catalog::default()))).1),
+    }
+}
+
+/// Where the flags, the resources or the system say that names are resolved.
+pub fn resolver(flags: &ResolverFlags, declared: &Declared) -> Result<Resolver, Failure> {
+    let servers = match flags.resolver.is_empty() {
+        false => flags.resolver.clone(),
+        true => declared
+            .borrow()
+            .as_ref()
+            .map(|catalog| catalog.resolvers().to_vec())
+            .unwrap_or_default(),
+    };
+    match servers.is_empty() {
+        true => Resolver::system(),
+        false => Resolver::with_name_servers(&servers),
+    }
+    .map_err(Failure::failed)
+}
+
+/// Addresses that say where mail of ours would come back to us: neither every address nor this machine's own loopback,
+/// where other mail servers may listen too.
+pub fn own_addresses(listen: &[SocketAddr]) -> Vec<IpAddr> {
+    let mut own: Vec<IpAddr> = listen
+        .iter()
+        .map(|address| address.ip())
+        .filter(|ip| !ip.is_unspecified() && !ip.is_loopback())
+        .collect();
+    own.dedup();
+    own
+}
+
+fn client(node: &ClientNode, tls: NodeTls, name: &str) -> Result<QueueClient, Failure> {
+    Ok(QueueClient::new(ClientConfig {
+        endpoints: node.queue.clone(),
+        tls: Arc::new(tls),
+        name: name.into(),
+    }))
+}
+
+/// Loads a certificate and sees that it is one of this role.
+pub fn certificate(dir: &Path, role: proto::Role) -> Result<NodeTls, Failure> {
+    let tls = NodeTls::load(dir).map_err(Failure::failed)?;
+    let found = tls.identity();
+    if found.role != role {
+        return Err(Failure::usage(format!(
+            "the certificate in {} is {found}; a node of role {role} is wanted (postroad pki issue --role {role})",
+            dir.display()
+        )));
+    }
+    Ok(tls)
+}
+
+fn node_name(given: Option<&str>) -> String {
+    given.map_or_else(system_name, str::to_owned)
+}
+
+fn system_name() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// The name in SMTP: as given, else the system's, else one that says that it is nobody's.
+pub fn hostname(given: Option<&str>) -> Result<mail::Domain, Failure> {
+    let wrong = |name: &str, error| {
+        Failure::usage(format!(
+            "--hostname {name}: {error}; write a domain like mail.example.org"
+        ))
+    };
+    match given {
+        Some(name) => mail::Domain::parse(name).map_err(|error| wrong(name, error)),
+        None => mail::Domain::parse(&system_name())
+            .or_else(|_| mail::Domain::parse("localhost"))
+            .map_err(|error| wrong("localhost", error)),
+    }
+}
