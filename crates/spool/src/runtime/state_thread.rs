@@ -624,9 +624,15 @@ impl StateThread {
         self.flushing = true;
         let state = self.to.state.clone();
         // One flush at a time; the thread lives as long as the flush.
-        std::thread::spawn(move || {
+        let helper = std::thread::Builder::new().name("flush".to_owned());
+        let spawned = helper.spawn(move || {
             let _ = state.send(StateEvent::Flushed(flush.run()));
         });
+        if let Err(error) = spawned {
+            // The frozen rows went with it: recovery replays them.
+            self.health.reopen(&format!("no thread for the flush of the metadata: {error}"));
+            let _ = self.to.raft.send(RaftEvent::Stop);
+        }
     }
 
     fn freeze(&mut self) -> Option<crate::state::Flush> {
