@@ -39,7 +39,7 @@ struct Settings {
     dir: std::path::PathBuf,
     replication_factor: u32,
     initial_cluster: String,
-    client_address: String,
+    row: NodeRow,
     _lock: Lock,
 }
 
@@ -90,18 +90,18 @@ impl Introducer {
             }
         };
         let introduced = Introduced::default();
-        let own = NodeRow {
+        let row = NodeRow {
             incarnation: identity.incarnation.to_be_bytes(),
             peer_address: config.advertise_peer.as_str().into(),
             client_address: config.advertise_client.as_str().into(),
             zone: config.zone.as_str().into(),
         };
-        introduced.insert(config.node, own);
+        introduced.insert(config.node, row.clone());
         let settings = Settings {
             dir: config.dir.clone(),
             replication_factor: config.replication_factor,
             initial_cluster: canonical(&config.initial_cluster),
-            client_address: config.advertise_client.clone(),
+            row,
             _lock: lock,
         };
         Ok(Introducer {
@@ -232,7 +232,7 @@ impl Introducer {
             return Err(Error::Refused(wire.refusal));
         }
         let introduction = from_wire(&wire).map_err(heard)?;
-        self.note(&introduction, &wire.client_address, address);
+        self.note(&introduction, &wire);
         Ok(introduction)
     }
 
@@ -242,7 +242,7 @@ impl Introducer {
         match from_wire(wire) {
             Ok(asking) => match answer(&self.own(), &asking) {
                 Some(refusal) => own.refusal = refusal,
-                None => self.note(&asking, &wire.client_address, ""),
+                None => self.note(&asking, wire),
             },
             Err(text) => own.refusal = text,
         }
@@ -288,23 +288,12 @@ impl Introducer {
         }
     }
 
-    fn note(&self, of: &Introduction, client_address: &str, peer_address: &str) {
-        let known = self.introduced.rows().remove(&of.node);
-        let before = known.map(|row| row.peer_address).unwrap_or_default();
-        let peer_address = if peer_address.is_empty() {
-            before
-        } else {
-            peer_address.into()
-        };
-        if peer_address.is_empty() {
-            // Who asked first is asked back, and then its address is known.
-            return;
-        }
+    fn note(&self, of: &Introduction, wire: &v1::Introduction) {
         let row = NodeRow {
             incarnation: of.incarnation.to_be_bytes(),
-            peer_address,
-            client_address: client_address.into(),
-            zone: "".into(),
+            peer_address: wire.peer_address.as_str().into(),
+            client_address: wire.client_address.as_str().into(),
+            zone: wire.zone.as_str().into(),
         };
         self.introduced.insert(of.node, row);
     }
@@ -340,7 +329,9 @@ impl Introducer {
             shards: own.shards,
             replication_factor: own.replication_factor,
             initial_cluster: own.initial_cluster.clone(),
-            client_address: self.settings.client_address.clone(),
+            client_address: self.settings.row.client_address.to_string(),
+            peer_address: self.settings.row.peer_address.to_string(),
+            zone: self.settings.row.zone.to_string(),
             refusal: String::new(),
         }
     }

@@ -132,7 +132,9 @@ async fn run_once(
     }
     ready.send_replace(false);
     introductions.abort();
-    let outcome = node.end(shutdown.is_cancelled()).await;
+    let outcome = node
+        .end(shutdown.is_cancelled() && config.initial_cluster.len() > 1)
+        .await;
     stop_servers.cancel();
     let servers = async {
         let _ = peer_server.await;
@@ -229,9 +231,9 @@ impl Threads {
         })
     }
 
-    /// Gives leadership away when the end is orderly, and waits for the threads.
-    async fn end(self, orderly: bool) -> Result<End, Error> {
-        if orderly && self.health.stopped().is_none() {
+    /// Gives leadership away when there is somebody to give it to, and waits for the threads.
+    async fn end(self, hand_over: bool) -> Result<End, Error> {
+        if hand_over && self.health.stopped().is_none() {
             let _ = self.mail.raft.send(RaftEvent::HandOver);
             let until = Instant::now() + HAND_OVER;
             while Instant::now() < until && self.directory.leads_any() {

@@ -630,7 +630,8 @@ impl StateThread {
         });
         if let Err(error) = spawned {
             // The frozen rows went with it: recovery replays them.
-            self.health.reopen(&format!("no thread for the flush of the metadata: {error}"));
+            self.health
+                .reopen(&format!("no thread for the flush of the metadata: {error}"));
             let _ = self.to.raft.send(RaftEvent::Stop);
         }
     }
