@@ -2423,6 +2423,10 @@ pub struct Introduction {
     pub initial_cluster: ::prost::alloc::string::String,
     #[prost(string, tag = "9")]
     pub client_address: ::prost::alloc::string::String,
+    #[prost(string, tag = "11")]
+    pub peer_address: ::prost::alloc::string::String,
+    #[prost(string, tag = "12")]
+    pub zone: ::prost::alloc::string::String,
     /// not empty: the asked node refuses the asking one, and why
     #[prost(string, tag = "10")]
     pub refusal: ::prost::alloc::string::String,

@@ -20,7 +20,8 @@ fn main() -> Result<()> {
         Some(other) => bail!("unknown argument {other:?}; usage: gen [--check]"),
     };
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
+        .ancestors()
+        .nth(2)
         .context("the package `tests` stands in the workspace's root")?;
     let mut stale = Vec::new();
     for file in wire_types(root)? {
@@ -40,7 +41,7 @@ fn main() -> Result<()> {
     }
     if !stale.is_empty() {
         bail!(
-            "stale: {}; run `cargo run -p tests --bin gen` and commit",
+            "stale: {}; run `cargo run -p gen` and commit",
             stale.join(", ")
         );
     }
