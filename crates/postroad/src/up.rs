@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use proto::client::ClientConfig;
 use proto::{NodeTls, QueueClient};
-use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::Failure;
@@ -17,7 +16,8 @@ use crate::{health, settings, shutdown, telemetry};
 
 /// Smaller than a cluster's: a laptop has many other uses for its disk.
 const SEGMENT_BYTES: u64 = 16 << 20;
-/// Mail is accepted after this even when no replica listens yet: clients are told to come back, which is better than silence.
+/// Mail is accepted after this even when the queue has no leader yet: clients are told to come back, which is better than
+/// silence.
 const RECOVERY_PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks meanwhile.
 const LOOK: Duration = Duration::from_millis(20);
@@ -35,7 +35,7 @@ pub async fn run(settings: settings::Up) -> Result<(), Failure> {
         let config = queue_config(&settings, &opened, node, &declared, hostname.to_string())?;
         queues.push(role::queue(config));
     }
-    until_one_listens(&opened).await;
+    until_led(&queues).await;
     let (edge, addresses) = role::edge(
         "up",
         hostname.clone(),
@@ -75,16 +75,11 @@ pub async fn run(settings: settings::Up) -> Result<(), Failure> {
     shutdown::run(stages, announce).await
 }
 
-/// The queue needs a moment to recover. Whoever is started before it listens only logs that nobody is there; when it does
+/// The queue needs a moment to recover and to elect. Who starts before it only logs that nobody is there; when it does
 /// not start at all, its role says why.
-async fn until_one_listens(opened: &Opened) {
+async fn until_led(queues: &[Role]) {
     let until = Instant::now() + RECOVERY_PATIENCE;
-    while Instant::now() < until {
-        for node in &opened.installation.nodes {
-            if TcpStream::connect(node.client()).await.is_ok() {
-                return;
-            }
-        }
+    while Instant::now() < until && queues.iter().any(|queue| queue.probe.ask().is_err()) {
         tokio::time::sleep(LOOK).await;
     }
 }
