@@ -225,18 +225,21 @@ fn recipient_line(recipient: &ShownRecipient) -> String {
     let address = plain(&recipient.address);
     match &recipient.result {
         None => format!("{address}: not tried yet"),
-        Some(result) => format!(
-            "{address}: {} by {}: {} {} {}",
-            result
-                .verdict()
-                .as_str_name()
-                .to_lowercase()
-                .replace("verdict_", ""),
-            plain(&result.remote_host),
-            result.code,
-            plain(&result.enhanced),
-            plain(&result.text)
-        ),
+        Some(result) => {
+            let verdict = result.verdict().as_str_name().to_lowercase();
+            // Code 0: the next hop said nothing, and the text is ours.
+            let code = match result.code {
+                0 => String::new(),
+                code => format!("{code} "),
+            };
+            format!(
+                "{address}: {} by {}: {code}{} {}",
+                verdict.replace("verdict_", ""),
+                plain(&result.remote_host),
+                plain(&result.enhanced),
+                plain(&result.text)
+            )
+        }
     }
 }
 
@@ -332,7 +335,7 @@ async fn act(action: AdminAction, verb: &str, settings: settings::Action) -> Res
     match settings.output {
         Output::Json => print_json(&json!({ "done": done, "marked": marked, "missing": missing })),
         Output::Table => {
-            println!("{verb}: {done} items");
+            println!("{verb}: {done} item(s)");
             if marked > 0 {
                 println!(
                     "{marked} are being delivered now; it takes effect if they are not delivered"
