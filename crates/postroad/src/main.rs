@@ -24,7 +24,7 @@ mod telemetry;
 mod up;
 
 use failure::Failure;
-use settings::{Cli, Command};
+use settings::{Cli, Command, Queue};
 
 // Many short-lived buffers on many threads: the system's allocator is slower and keeps more.
 #[global_allocator]
@@ -60,10 +60,13 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Up(settings) => up::run(settings).await,
         Command::Edge(settings) => role::run_edge(settings).await,
         Command::Delivery(settings) => role::run_delivery(settings).await,
-        Command::Queue(queue) => match queue.command {
-            None => role::run_queue(queue.node).await,
-            Some(command) => admin::queue::run(command).await,
-        },
+        Command::Queue(queue) => {
+            let Queue { node, command } = *queue;
+            match command {
+                None => role::run_queue(node).await,
+                Some(command) => admin::queue::run(command).await,
+            }
+        }
         Command::Status(settings) => admin::status::run(settings).await,
         Command::Send(settings) => admin::send::run(settings).await,
         Command::Check(settings) => admin::check::run(settings),

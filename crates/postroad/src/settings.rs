@@ -60,7 +60,7 @@ pub enum Command {
     Edge(Edge),
     /// Run a queue node, or ask the queue and act on it
     #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
-    Queue(Queue),
+    Queue(Box<Queue>),
     /// Run a delivery node: leases mail and delivers it
     Delivery(Delivery),
     /// How the cluster is: nodes, shards, leaders, disks
