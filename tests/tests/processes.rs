@@ -23,23 +23,32 @@ fn spec(sink: &Sink) -> Spec {
 /// Kills a node of each kind in turn while mail flows; each is started again before the next.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_got_250_arrives_whoever_is_killed() {
-    let sink = Sink::start().await.unwrap();
+    // The next hop thinks for a moment before its 250, so that a delivery node can die meanwhile.
+    let thinks = Duration::from_millis(20);
+    let sink = Sink::with(Box::new(|_| Verdict::Accept), thinks)
+        .await
+        .unwrap();
     let mut cluster = Cluster::start(spec(&sink)).await.unwrap();
     let admin = cluster.admin().unwrap();
     admin.ready(Duration::from_secs(10)).await.unwrap();
-    let count = size(1_500, 20_000);
-    // A leader dies at each tenth and a delivery node twice between: by progress, so that there is always mail under way.
+    let count = size(3_000, 20_000);
+    // By progress, so that there is always mail under way.
     let victims: &[&str] = &[
         "queue",
         "queue",
         "delivery-1",
         "queue",
+        "edge-1",
         "queue",
         "delivery-2",
         "queue",
     ];
     let begun = Instant::now();
-    let mut client = Client::start(&cluster.edges, Load::new(count, &DOMAINS));
+    let load = Load {
+        pause: size(Duration::from_millis(30), Duration::from_millis(3)),
+        ..Load::new(count, &DOMAINS)
+    };
+    let mut client = Client::start(&cluster.edges, load);
     let (mut killed, mut gaps) = (Vec::new(), Vec::new());
     for (n, victim) in (1u64..).zip(victims) {
         client.acked(count * n / 10, PATIENCE).await.unwrap();
@@ -47,6 +56,7 @@ async fn what_got_250_arrives_whoever_is_killed() {
             "queue" => cluster.leads_most(&admin).await.unwrap(),
             other => other.to_owned(),
         };
+        assert!(client.ledger.acked() < count, "there is mail under way");
         assert!(client.ledger.acked() < count, "there is mail under way");
         cluster.kill(&victim).unwrap();
         let at = Instant::now();

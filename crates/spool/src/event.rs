@@ -32,14 +32,23 @@ pub enum Failure {
     Unknown,
 }
 
-/// Where the answer to one request of an Append stream goes.
+/// Where the answer to one request of an Append stream goes. Dropped without one it says that the outcome is unknown: a
+/// node that ends drops what waits in its mailboxes, and nobody shall wait until the stream is cut.
 pub struct AppendReply {
     /// The request's id on its stream.
     pub request: u64,
     /// The stream's answers.
     pub to: mpsc::UnboundedSender<v1::AppendAnswer>,
-    /// The request's share of the bytes that a node holds at its door; free when answered.
-    pub permit: OwnedSemaphorePermit,
+    /// The request's share of the bytes that a node holds at its door; none once it is answered.
+    pub permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for AppendReply {
+    fn drop(&mut self) {
+        if self.permit.is_some() {
+            self.answer(v1::AppendOutcome::Unknown, String::new(), String::new());
+        }
+    }
 }
 
 impl AppendReply {
@@ -49,15 +58,18 @@ impl AppendReply {
     }
 
     /// Answers with the leader's address or a text.
-    pub fn send_with(self, outcome: v1::AppendOutcome, leader_address: String, text: String) {
-        let answer = v1::AppendAnswer {
+    pub fn send_with(mut self, outcome: v1::AppendOutcome, leader_address: String, text: String) {
+        self.answer(outcome, leader_address, text);
+    }
+
+    fn answer(&mut self, outcome: v1::AppendOutcome, leader_address: String, text: String) {
+        self.permit = None;
+        let _ = self.to.send(v1::AppendAnswer {
             request: self.request,
             outcome: outcome as i32,
             leader_address,
             text,
-        };
-        drop(self.permit);
-        let _ = self.to.send(answer);
+        });
     }
 }
 
@@ -91,20 +103,32 @@ pub enum AppendWhat {
     },
 }
 
-/// Where the answer to one request of a Settle stream goes.
+/// Where the answer to one request of a Settle stream goes; dropped without one as [`AppendReply`].
 pub struct SettleReply {
     /// The request's id on its stream.
     pub request: u64,
     /// The stream's answers.
     pub to: mpsc::UnboundedSender<v1::SettleAnswer>,
-    /// One of the requests that a node takes at once.
-    pub permit: OwnedSemaphorePermit,
+    /// One of the requests that a node takes at once; none once it is answered.
+    pub permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for SettleReply {
+    fn drop(&mut self) {
+        if self.permit.is_some() {
+            self.answer(v1::SettleOutcome::Unknown, String::new());
+        }
+    }
 }
 
 impl SettleReply {
     /// Answers.
-    pub fn send(self, outcome: v1::SettleOutcome, leader_address: String) {
-        drop(self.permit);
+    pub fn send(mut self, outcome: v1::SettleOutcome, leader_address: String) {
+        self.answer(outcome, leader_address);
+    }
+
+    fn answer(&mut self, outcome: v1::SettleOutcome, leader_address: String) {
+        self.permit = None;
         let _ = self.to.send(v1::SettleAnswer {
             request: self.request,
             outcome: outcome as i32,
@@ -327,4 +351,32 @@ pub struct Mailboxes {
     pub state: Sender<StateEvent>,
     /// To the Raft thread.
     pub raft: Sender<RaftEvent>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    #[test]
+    fn a_reply_is_answered_once_and_also_when_nobody_can_any_more() {
+        let door = Arc::new(Semaphore::new(2));
+        let (to, mut answers) = mpsc::unbounded_channel();
+        let reply = |request| AppendReply {
+            request,
+            to: to.clone(),
+            permit: Some(door.clone().try_acquire_owned().expect("the door is wide")),
+        };
+        let (told, dropped) = (reply(1), reply(2));
+        told.send(v1::AppendOutcome::Created);
+        drop(dropped);
+        let mut heard = || answers.try_recv().map(|a| (a.request, a.outcome()));
+        assert_eq!(heard(), Ok((1, v1::AppendOutcome::Created)));
+        assert_eq!(heard(), Ok((2, v1::AppendOutcome::Unknown)));
+        assert!(heard().is_err(), "each is answered once");
+        assert_eq!(door.available_permits(), 2);
+    }
 }

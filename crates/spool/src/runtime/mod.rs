@@ -39,8 +39,9 @@ const REOPEN: Duration = Duration::from_secs(5);
 /// out by election.
 const HAND_OVER: Duration = Duration::from_millis(1_000);
 
-/// Streams that still stand when a node ends are cut after this.
-const SERVERS_END: Duration = Duration::from_secs(2);
+/// Streams that still stand when a node ends are cut after this: its threads have answered everything, and answers leave
+/// in milliseconds.
+const SERVERS_END: Duration = Duration::from_millis(300);
 
 /// Runs a queue node until `shutdown`. `ready` is true while every group has a leader that this node knows.
 ///

@@ -45,7 +45,7 @@ impl Services {
                 let reply = AppendReply {
                     request: request.request,
                     to: to.clone(),
-                    permit,
+                    permit: Some(permit),
                 };
                 match parse(request.what) {
                     Ok(what) => calls.push(AppendCall {

@@ -43,7 +43,7 @@ impl Services {
                     reply: SettleReply {
                         request: id,
                         to: to.clone(),
-                        permit,
+                        permit: Some(permit),
                     },
                 });
             }
