@@ -573,7 +573,9 @@ impl StateThread {
                 &mut out,
             );
             outs.push((*group, out));
-            self.directory.set_cluster_time(leader.time(now).0);
+            if now >= self.next_publish {
+                self.directory.set_cluster_time(leader.time(now).0);
+            }
         }
         for (group, out) in outs {
             self.send(group, out);
