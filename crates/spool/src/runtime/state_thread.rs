@@ -263,6 +263,9 @@ impl StateThread {
             self.control.tickets(tickets);
             for entry in entries {
                 let context = self.context(group, &entry);
+                if self.health.stopped().is_some() {
+                    return;
+                }
                 self.control
                     .apply(&entry, context, &self.directory, &self.health);
             }
@@ -281,13 +284,18 @@ impl StateThread {
     }
 
     fn apply(&mut self, group: u32, shard: &mut Shard, entry: &Committed) {
-        if entry.index <= shard.rows.applied().0 {
+        // An entry that could not be read or understood stopped this node: what follows it must not be applied, and
+        // nothing is flushed any more.
+        if entry.index <= shard.rows.applied().0 || self.health.stopped().is_some() {
             return;
         }
         let now = Instant::now();
         let mut effects = Vec::new();
         if entry.kind == EntryKind::Normal {
             let context = self.context(group, entry);
+            if self.health.stopped().is_some() {
+                return;
+            }
             if !context.is_empty() {
                 match crate::wire::log::decode(&context) {
                     Ok(facts) => effects = queue::apply(&mut shard.rows, entry.index, &facts),
@@ -618,7 +626,10 @@ impl StateThread {
     fn flush_if_due(&mut self) {
         let now = Instant::now();
         let bytes: usize = self.shards.values().map(|s| s.rows.overlay_bytes()).sum();
-        if self.flushing || (now < self.next_flush && bytes < FLUSH_BYTES) {
+        if self.flushing
+            || self.health.stopped().is_some()
+            || (now < self.next_flush && bytes < FLUSH_BYTES)
+        {
             return;
         }
         self.next_flush = now + FLUSH_EVERY;
