@@ -81,8 +81,14 @@ pub struct Cluster {
 impl Cluster {
     /// Starts all nodes and waits until each is ready.
     pub async fn start(spec: Spec) -> Result<Cluster> {
+        Cluster::start_without(spec, "nobody").await
+    }
+
+    /// Starts all nodes but those whose name begins so.
+    pub async fn start_without(spec: Spec, prefix: &str) -> Result<Cluster> {
         let mut cluster = Cluster::prepare(spec)?;
-        let names: Vec<String> = cluster.places.keys().cloned().collect();
+        let mut names = cluster.names("");
+        names.retain(|name| !name.starts_with(prefix));
         for name in &names {
             cluster.spawn(name)?;
         }
