@@ -36,7 +36,10 @@ pub struct Limits {
     pub proposal_bytes: usize,
     /// Ticks of silence after which a follower no longer holds up truncation, once the log's budget is used up: 10 min.
     pub silent_ticks: u64,
-    /// Ticks for which the disk may owe us the oldest write before the replica stops: 30 s.
+    /// Ticks after which a follower with a full disk that has not come forward no longer holds up truncation on a leader
+    /// whose disk is full too: 10 s, many flushes of the state.
+    pub stuck_ticks: u64,
+    /// Ticks for which the disk may owe us the oldest write before the replica stops, unless it is full: 30 s.
     pub hung_disk_ticks: u64,
 }
 
@@ -51,6 +54,7 @@ impl Default for Limits {
             proposal_entries: 64,
             proposal_bytes: 1 << 20,
             silent_ticks: 10 * 60 * 1000 / TICK_MS,
+            stuck_ticks: 10 * 1000 / TICK_MS,
             hung_disk_ticks: 30 * 1000 / TICK_MS,
         }
     }
@@ -224,9 +228,9 @@ pub enum Input {
         /// Peer id; `None`: the follower that is furthest.
         to: Option<u64>,
     },
-    /// A follower's disk is full (it gets no appends), or is not any more.
+    /// A replica's disk is full (a follower is spared appends while the others can do without it), or is not any more.
     PeerFull {
-        /// Peer id.
+        /// Peer id; this one's too.
         peer: u64,
         /// Full, or not any more.
         full: bool,

@@ -68,7 +68,10 @@ pub struct Group {
     pub(super) needs_snapshot: BTreeSet<u64>,
     /// Every member that counts has everything up to here, durably.
     pub(super) floor: u64,
+    /// Peers with a full disk; this one too.
     pub(super) full: BTreeSet<u64>,
+    /// What each peer last acknowledged, and the tick at which that was seen first.
+    pub(super) advanced: BTreeMap<u64, (u64, u64)>,
     pub(super) fetches: BTreeMap<u64, Fetching>,
     pub(super) next_fetch: u64,
     pub(super) members: Membership,
@@ -154,6 +157,7 @@ impl Group {
             needs_snapshot: BTreeSet::new(),
             floor: 0,
             full: BTreeSet::new(),
+            advanced: BTreeMap::new(),
             fetches: BTreeMap::new(),
             next_fetch: 0,
             members,
@@ -243,6 +247,8 @@ impl Group {
             MsgHup | MsgBeat | MsgPropose | MsgUnreachable | MsgSnapStatus | MsgCheckQuorum
             | MsgTransferLeader | MsgReadIndex | MsgReadIndexResp | MsgSnapshot => return,
             MsgAppend if self.unapplied_bytes > self.config.limits.unapplied_bytes => return,
+            // What waits for room cannot be overtaken: more of it would only fill the memory.
+            MsgAppend if self.disk_late() && self.full.contains(&self.config.peer_id) => return,
             // A replica whose disk does not answer must not lead.
             MsgTimeoutNow if self.disk_late() => return,
             MsgHeartbeat => {

@@ -18,11 +18,10 @@ impl Group {
         let peers: Vec<u64> = self.raw.raft.prs().iter().map(|(&peer, _)| peer).collect();
         for peer in peers {
             self.heard.insert(peer, self.ticks);
-            if self.full.contains(&peer) {
-                self.raw.raft.adjust_max_inflight_msgs(peer, 0);
-            }
         }
         self.needs_snapshot.clear();
+        self.advanced.clear();
+        self.pace_full_peers();
     }
 
     /// raft-rs 0.7 takes a late rejection, of an append that was sent again and accepted meanwhile, as a reason to go
@@ -42,13 +41,39 @@ impl Group {
         } else {
             self.full.remove(&peer)
         };
-        if changed {
-            let inflight = if full {
-                0
-            } else {
-                self.config.limits.inflight_messages
+        if !changed {
+            return;
+        }
+        if peer == self.config.peer_id && !full {
+            // What waited for room was not late, and is written from now on.
+            for waits in &mut self.unpersisted {
+                waits.since = self.ticks;
+            }
+        }
+        self.pace_full_peers();
+    }
+
+    /// So many disks are full that no majority is left without them. Then no mail is taken (the state thread refuses
+    /// it), and what is still proposed frees space.
+    pub(super) fn majority_full(&self) -> bool {
+        let voters = &self.members.voters;
+        let full = voters.iter().filter(|peer| self.full.contains(peer));
+        voters.len() - full.count() < voters.len() / 2 + 1
+    }
+
+    /// A full follower is spared the mail that the others can take without it. When they cannot, it is sent everything:
+    /// without its disk no settle would ever be committed, and no disk would get room again.
+    fn pace_full_peers(&mut self) {
+        let spare = !self.majority_full();
+        let peers: Vec<u64> = self.raw.raft.prs().iter().map(|(&peer, _)| peer).collect();
+        for peer in peers {
+            let inflight = match spare && self.full.contains(&peer) {
+                true => 0,
+                false => self.config.limits.inflight_messages,
             };
-            self.raw.raft.adjust_max_inflight_msgs(peer, inflight);
+            if peer != self.config.peer_id {
+                self.raw.raft.adjust_max_inflight_msgs(peer, inflight);
+            }
         }
     }
 
@@ -92,26 +117,66 @@ impl Group {
         }
     }
 
-    /// Snapshots do not exist yet, so the log keeps what the slowest replica lacks; one that was silent for long no
-    /// longer counts once the disk needs the room.
+    /// Snapshots do not exist yet, so the log keeps what the slowest replica lacks; one that was silent for long, or whose
+    /// full disk makes ours full, no longer counts once the disk needs the room.
     fn raise_floor(&mut self, over_budget: bool) {
         let silent = self.config.limits.silent_ticks;
         let first = self.raw.store().first();
         let mut floor = u64::MAX;
-        for (&peer, progress) in self.raw.raft.prs().iter() {
+        let progress: Vec<(u64, u64)> = self
+            .raw
+            .raft
+            .prs()
+            .iter()
+            .map(|(&peer, progress)| (peer, progress.matched))
+            .collect();
+        for (peer, matched) in progress {
+            let own = peer == self.config.peer_id;
             let quiet = self.ticks - self.heard.get(&peer).copied().unwrap_or(0);
-            if peer != self.config.peer_id && over_budget && quiet >= silent {
-                self.needs_snapshot.insert(peer);
-            } else if progress.matched + 1 >= first && quiet < silent {
+            let stuck = !own && self.is_stuck(peer, matched);
+            if !own && over_budget && (quiet >= silent || stuck) {
+                if self.needs_snapshot.insert(peer) {
+                    let group = self.config.group;
+                    tracing::error!(
+                        group,
+                        peer,
+                        stuck,
+                        "a replica is left behind to make room, and stays out until it gets a snapshot: its disk is full and \
+                         the others' too, or it was silent for too long"
+                    );
+                }
+            } else if matched + 1 >= first && quiet < silent && !stuck {
                 self.needs_snapshot.remove(&peer);
             }
             if !self.needs_snapshot.contains(&peer) {
-                floor = floor.min(progress.matched);
+                floor = floor.min(matched);
             }
         }
         if floor != u64::MAX {
             self.floor = self.floor.max(floor);
         }
+    }
+
+    /// Its disk is full, it has not come forward for [`super::Limits::stuck_ticks`], and what the log keeps for it fills our
+    /// own disk: waiting would stop everybody for one. Never when a majority would not be left that has it all.
+    fn is_stuck(&mut self, peer: u64, matched: u64) -> bool {
+        let advanced = self.advanced.entry(peer).or_insert((matched, self.ticks));
+        if advanced.0 != matched {
+            *advanced = (matched, self.ticks);
+        }
+        let stands = self.ticks - advanced.1 >= self.config.limits.stuck_ticks;
+        let full = self.full.contains(&peer) && self.full.contains(&self.config.peer_id);
+        let raft = &self.raw.raft;
+        let committed = raft.raft_log.committed;
+        let complete = self.members.voters.iter().filter(|&&voter| {
+            voter == self.config.peer_id
+                || voter != peer
+                    && raft
+                        .prs()
+                        .get(voter)
+                        .is_some_and(|p| p.matched >= committed)
+        });
+        stands && full && matched < committed && complete.count() > self.members.voters.len() / 2
     }
 
     /// Followers cannot see how far the others are. The leader's heartbeats carry it in a field that Raft uses only

@@ -7,6 +7,8 @@ use super::*;
 use crate::log::{HardState, Location};
 use crate::storage::{CacheBudget, GroupLog};
 
+mod full;
+
 fn members(voters: &[u64]) -> Membership {
     Membership {
         voters: voters.to_vec(),

@@ -6,13 +6,20 @@ use super::{AbortReason, Group};
 /// Election timeouts that a disk may owe us a write before the leadership goes elsewhere.
 const LATE_ELECTION_TIMEOUTS: u64 = 2;
 
+/// A leader with a full disk tries to hand over this often, ticks: one second, so that its successor can be full too
+/// without a storm of elections.
+const FULL_HAND_OVER: u64 = 20;
+
 impl Group {
     pub(super) fn tick(&mut self) {
         self.ticks += 1;
         // Another group may need the room that this one does not use any more.
         self.raw.mut_store().evict();
         let age = self.oldest_write_age();
+        let full = self.full.contains(&self.config.peer_id);
+        // A full disk owes us writes until there is room; that is no reason to give it up.
         if age >= self.config.limits.hung_disk_ticks
+            && !full
             && let Some(oldest) = self.unpersisted.front()
         {
             let (group, number) = (self.config.group, oldest.number);
@@ -30,6 +37,14 @@ impl Group {
             if self.raw.raft.lead_transferee.is_none() {
                 self.transfer_leader(None);
             }
+        }
+        let spared = full && self.leads() && !self.majority_full();
+        if spared
+            && self.ticks.is_multiple_of(FULL_HAND_OVER)
+            && self.raw.raft.lead_transferee.is_none()
+        {
+            // A leader writes all mail; a follower with a full disk is spared it.
+            self.transfer_leader(None);
         }
         self.raw.tick();
     }

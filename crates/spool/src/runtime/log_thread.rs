@@ -215,7 +215,11 @@ impl LogThread {
                 );
             }
         }
-        self.directory.set_own_full(disk.full);
+        if self.directory.own_full() != disk.full {
+            self.directory.set_own_full(disk.full);
+            let (node, full) = (self.directory.own(), disk.full);
+            let _ = self.to.raft.send(RaftEvent::Full { node, full });
+        }
         self.health.set_disk(disk);
     }
 

@@ -1,0 +1,165 @@
+//! Full disks, as a group sees them.
+
+use super::*;
+
+fn room_with_full(full: &[u64]) -> Room {
+    let mut room = Room::of_three();
+    room.tick(12);
+    assert_eq!(room.leader(), Some(0));
+    for k in 0..3 {
+        for &peer in full {
+            room.handle(k, Input::PeerFull { peer, full: true });
+        }
+    }
+    room
+}
+
+fn last_of(room: &Room, k: usize) -> u64 {
+    room.groups[k].status().last
+}
+
+#[test]
+fn one_full_follower_is_spared_and_two_are_not() {
+    let mut room = room_with_full(&[3]);
+    let before = last_of(&room, 2);
+    for ticket in 1..=5 {
+        room.handle(0, Input::Propose(vec![proposal(ticket, 10)]));
+        room.tick(2);
+    }
+    assert_eq!(last_of(&room, 1), before + 5);
+    assert_eq!(last_of(&room, 2), before, "the others can do without it");
+
+    // Nobody can do without both: what frees space must get through.
+    room.handle(
+        0,
+        Input::PeerFull {
+            peer: 2,
+            full: true,
+        },
+    );
+    room.handle(0, Input::Propose(vec![proposal(6, 10)]));
+    room.tick(10);
+    assert_eq!(
+        (last_of(&room, 1), last_of(&room, 2)),
+        (before + 6, before + 6)
+    );
+    assert_eq!(room.groups[0].status().committed, before + 6);
+}
+
+#[test]
+fn a_leader_with_a_full_disk_hands_over_to_one_with_room() {
+    let mut room = room_with_full(&[1, 2]);
+    room.tick(40);
+    assert_eq!(
+        room.leader(),
+        Some(0),
+        "with two full there is nobody who could do better"
+    );
+    for k in 0..3 {
+        room.handle(
+            k,
+            Input::PeerFull {
+                peer: 2,
+                full: false,
+            },
+        );
+        room.handle(
+            k,
+            Input::PeerFull {
+                peer: 3,
+                full: true,
+            },
+        );
+        room.handle(
+            k,
+            Input::PeerFull {
+                peer: 1,
+                full: false,
+            },
+        );
+        room.handle(
+            k,
+            Input::PeerFull {
+                peer: 3,
+                full: false,
+            },
+        );
+        room.handle(
+            k,
+            Input::PeerFull {
+                peer: 1,
+                full: true,
+            },
+        );
+    }
+    room.tick(40);
+    assert!(matches!(room.leader(), Some(1 | 2)), "{:?}", room.leader());
+}
+
+#[test]
+fn a_full_disk_is_waited_for_and_then_is_as_new() {
+    let mut room = room_with_full(&[2]);
+    room.hung = Some(1);
+    room.handle(
+        0,
+        Input::PeerFull {
+            peer: 2,
+            full: false,
+        },
+    );
+    room.handle(0, Input::Propose(vec![proposal(1, 10)]));
+    room.tick(700);
+    let died = |event: &(usize, Action)| matches!(event, (1, Action::Abort { .. }));
+    assert!(!room.events.iter().any(died), "it waits for room");
+    room.handle(
+        1,
+        Input::PeerFull {
+            peer: 2,
+            full: false,
+        },
+    );
+    room.tick(500);
+    assert!(!room.events.iter().any(died), "it has its 30 s from now on");
+    room.tick(200);
+    assert!(room.events.iter().any(died));
+}
+
+#[test]
+fn a_follower_that_is_full_and_stuck_does_not_stop_the_others_for_good() {
+    let mut room = room_with_full(&[3]);
+    for ticket in 1..=5 {
+        room.handle(0, Input::Propose(vec![proposal(ticket, 10)]));
+    }
+    let truncate = |room: &mut Room| {
+        let upto = room.groups[0].status().committed;
+        for index in 1..=upto {
+            room.handle(0, Input::Applied { index });
+        }
+        let over_budget = true;
+        room.handle(0, Input::Truncate { upto, over_budget });
+        room.groups[0].status().first > upto
+    };
+    assert!(!truncate(&mut room), "the log keeps what the third lacks");
+    room.tick(300);
+    assert!(!truncate(&mut room), "our disk has room, so it is kept on");
+    // Ours is full too, the second's is not: the third goes on to be spared, and we cannot go on for its sake.
+    room.handle(
+        0,
+        Input::PeerFull {
+            peer: 1,
+            full: true,
+        },
+    );
+    room.deaf = Some(2);
+    truncate(&mut room);
+    room.tick(250);
+    assert!(truncate(&mut room));
+    let status = room.groups[0].status();
+    let left = |peer| {
+        status
+            .peers
+            .iter()
+            .any(|p| p.peer == peer && p.needs_snapshot)
+    };
+    assert!(left(3) && !left(2));
+}
