@@ -95,10 +95,7 @@ pub async fn run(
     let hello = v1::LeaseHello {
         node: config.name.clone(),
         incarnation: bytes::Bytes::copy_from_slice(&rand::random::<[u8; 16]>()),
-        boot_id: std::fs::read_to_string(BOOT_ID)
-            .unwrap_or_default()
-            .trim()
-            .to_string(),
+        boot_id: place(&config.data_dir),
     };
     let (node, ways) = Node::new(config, host, queue, resolver, catalog, journal);
     let mut leases = Leases::new(node.config.keepalive_every);
@@ -179,5 +176,29 @@ async fn leave(node: &Arc<Node>) {
 async fn empty(node: &Node) {
     while !node.hand().is_empty() {
         tokio::time::sleep(LEAVING_POLL).await;
+    }
+}
+
+/// What proves to the queue that an older process of this node is dead: the same running kernel and the same data
+/// directory, which only one process can have locked. Two nodes that share a name and a machine have two directories.
+fn place(data_dir: &std::path::Path) -> String {
+    use std::os::unix::fs::MetadataExt;
+    let boot = std::fs::read_to_string(BOOT_ID).unwrap_or_default();
+    match std::fs::metadata(data_dir) {
+        Ok(dir) => format!("{} {}:{}", boot.trim(), dir.dev(), dir.ino()),
+        // Unknown, so equal to no other: the former lease session runs out instead.
+        Err(_) => format!("{} {:032x}", boot.trim(), rand::random::<u128>()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::place;
+
+    #[test]
+    fn two_directories_of_one_machine_are_two_places() {
+        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        assert_eq!(place(one.path()), place(one.path()));
+        assert_ne!(place(one.path()), place(two.path()));
     }
 }

@@ -181,6 +181,8 @@ impl Directory {
             let others = voters.iter().filter(|n| **n != i.own);
             others
                 .filter_map(|n| i.nodes.get(n)?.wall)
+                // A node that has died says nothing of the time any more.
+                .filter(|(_, at)| now.saturating_duration_since(*at) < HEARD_LATELY)
                 .map(|(ms, at)| ms + now.saturating_duration_since(at).as_millis() as u64)
                 .collect()
         })

@@ -198,6 +198,8 @@ impl Outgoing {
                 }
                 () = tokio::time::sleep(IDLE_FRAME) => {}
             }
+            // Counted down as they leave the queue: a stream that breaks from here on loses them, and Raft repeats them.
+            batch.iter().for_each(|m| count_down(bytes, m));
             let mut rest = std::mem::take(&mut batch).into_iter().peekable();
             loop {
                 let mut frame = self.frame();
@@ -206,7 +208,6 @@ impl Outgoing {
                     rest.next_if(|m| size == 0 || size + wire_size(m) <= FRAME_BYTES_MAX)
                 {
                     size += wire_size(&message);
-                    count_down(bytes, &message);
                     frame.messages.push(message);
                 }
                 frames

@@ -40,7 +40,8 @@ impl ClusterClock {
     ) -> (Self, Option<WallIgnored>) {
         let mut all: Vec<u64> = others.iter().copied().chain([own_ms]).collect();
         all.sort_unstable();
-        let median = all[all.len() / 2];
+        // Of an even count the lower one: a clock that runs ahead would expire mail, and time never goes back.
+        let median = all[(all.len() - 1) / 2];
         let tolerance = WALL_TOLERANCE.as_millis() as u64;
         let (wall, ignored) = if own_ms.abs_diff(median) <= tolerance {
             (own_ms, None)
@@ -108,6 +109,16 @@ mod tests {
             })
         );
         assert_eq!(clock.now(t0), Timestamp(10 * HOUR + 7));
+    }
+
+    #[test]
+    fn of_two_clocks_the_one_that_runs_ahead_does_not_win() {
+        let t0 = Instant::now();
+        let six_days_ahead = 10 * HOUR + 144 * HOUR;
+        let (mut clock, ignored) =
+            ClusterClock::elected(Timestamp(0), six_days_ahead, &[10 * HOUR], t0);
+        assert!(ignored.is_some());
+        assert_eq!(clock.now(t0), Timestamp(10 * HOUR));
     }
 
     #[test]

@@ -372,7 +372,9 @@ impl Leader {
             for item in picked {
                 let size = rows.messages().get(&item.message).map_or(0, |m| m.size);
                 stream.credit_items = stream.credit_items.saturating_sub(1);
-                stream.credit_bytes -= size.min(HANDOUT_BODY_MAX) as i64;
+                let bytes = size.min(HANDOUT_BODY_MAX);
+                stream.credit_bytes -= bytes as i64;
+                self.taken.insert(item, (session, bytes));
                 items.push((item, deadline(time, size)));
             }
             if !items.is_empty() {
@@ -421,7 +423,9 @@ impl Leader {
                     };
                     self.scheduler.reserve(session, id, &item.destination);
                     stream.credit_items -= 1;
-                    stream.credit_bytes -= facts.size.min(HANDOUT_BODY_MAX) as i64;
+                    let bytes = facts.size.min(HANDOUT_BODY_MAX);
+                    stream.credit_bytes -= bytes as i64;
+                    self.taken.insert(id, (session, bytes));
                     let deadline = deadline(time, facts.size);
                     grants.push(queue::ExpressGrant {
                         number: number as u32,

@@ -116,6 +116,10 @@ pub struct Leader {
     next_timer_scan: Instant,
     window_since: Option<Instant>,
     slow_cursor: Option<(LeaseSessionId, ItemId)>,
+    /// Credit taken for grants that are on their way: given back when a grant comes to nothing.
+    taken: HashMap<ItemId, (LeaseSessionId, u64)>,
+    /// Credit to be given back at the next [`Leader::run`].
+    refunds: Vec<(LeaseSessionId, u64)>,
 }
 
 /// What a leader is made from.
@@ -175,6 +179,8 @@ impl Leader {
             next_timer_scan: now,
             window_since: None,
             slow_cursor: None,
+            taken: HashMap::new(),
+            refunds: Vec::new(),
         }
     }
 
@@ -245,10 +251,17 @@ impl Leader {
     }
 
     /// Leadership is over: all that waits has an unknown fate, and the clients ask the next leader.
-    pub fn ended(mut self, leader_address: &str) {
+    pub fn ended(mut self, streams: &mut Streams, leader_address: &str) {
         let waiters: Vec<Waiter> = self.waiters.drain().map(|(_, w)| w).collect();
         for waiter in waiters {
             waiter.fail(Failure::Unknown, leader_address, &mut self);
+        }
+        for (session, bytes) in self
+            .refunds
+            .drain(..)
+            .chain(self.taken.drain().map(|(_, t)| t))
+        {
+            streams.give_back(self.shard, session, bytes);
         }
         for (_, reply) in std::mem::take(&mut self.settles) {
             reply.send(
@@ -256,6 +269,16 @@ impl Leader {
                 leader_address.to_owned(),
             );
         }
+    }
+
+    /// A grant that was not made: the item waits again, and the node has its credit back.
+    fn unpick(&mut self, item: ItemId) {
+        self.scheduler.unpick(item);
+        self.refund(item);
+    }
+
+    fn refund(&mut self, item: ItemId) {
+        self.refunds.extend(self.taken.remove(&item));
     }
 
     /// Something of the next window is there.
@@ -292,6 +315,9 @@ impl Leader {
     ) {
         if !self.ready {
             return;
+        }
+        for (session, bytes) in std::mem::take(&mut self.refunds) {
+            streams.give_back(self.shard, session, bytes);
         }
         if self.scheduler.wants_load() {
             let time = self.time(now);
@@ -353,10 +379,12 @@ impl Leader {
                 deadline,
                 ..
             } if self.ready => {
+                self.taken.remove(item);
                 self.hand_out(
                     *item, *session, *token, *deadline, rows, streams, bodies, now,
                 );
             }
+            Effect::GrantSkipped { item, .. } => self.refund(*item),
             Effect::Ungranted { item, .. } => {
                 self.asked.remove(item);
             }
@@ -390,8 +418,12 @@ impl Leader {
 
     fn answer(&mut self, waiter: Waiter, effects: &[Effect], streams: &mut Streams) {
         match waiter {
-            Waiter::Fast(..) | Waiter::Internal | Waiter::Expire(_) => {}
-            Waiter::Append(reply, ..) => reply.send(append::outcome(effects)),
+            Waiter::Fast(_, reserved) => reserved.into_iter().for_each(|item| self.refund(item)),
+            Waiter::Internal | Waiter::Expire(_) => {}
+            Waiter::Append(reply, _, reserved) => {
+                reserved.into_iter().for_each(|item| self.refund(item));
+                reply.send(append::outcome(effects));
+            }
             Waiter::Chunk(reply) => reply.send(append::chunk_outcome(effects)),
             Waiter::Settle(replies) => settle::answer(replies, effects),
             Waiter::Open(stream) => self.opened(stream, effects, streams),
@@ -421,15 +453,11 @@ impl Waiter {
         match self {
             Waiter::Fast(message, reserved) => {
                 leader.in_flight.remove(&message);
-                reserved
-                    .into_iter()
-                    .for_each(|item| leader.scheduler.unpick(item));
+                reserved.into_iter().for_each(|item| leader.unpick(item));
             }
             Waiter::Append(reply, message, reserved) => {
                 leader.in_flight.remove(&message);
-                reserved
-                    .into_iter()
-                    .for_each(|item| leader.scheduler.unpick(item));
+                reserved.into_iter().for_each(|item| leader.unpick(item));
                 reply.send_with(append, leader_address.to_owned(), String::new());
             }
             Waiter::Chunk(reply) => {
@@ -443,9 +471,7 @@ impl Waiter {
             // Asked again by their next keepalive, or by a new stream.
             Waiter::Open(_) | Waiter::Internal => {}
             // The grants of this window were not made.
-            Waiter::Window(_, picked) => picked
-                .into_iter()
-                .for_each(|item| leader.scheduler.unpick(item)),
+            Waiter::Window(_, picked) => picked.into_iter().for_each(|item| leader.unpick(item)),
             Waiter::Timer(item) => {
                 leader.timers_busy.remove(&item);
             }

@@ -140,6 +140,14 @@ impl Streams {
         changed
     }
 
+    /// Gives back the credit of a grant that was not made.
+    pub fn give_back(&mut self, shard: u32, session: LeaseSessionId, bytes: u64) {
+        if let Some(stream) = self.of(shard, session) {
+            stream.credit_items += 1;
+            stream.credit_bytes = stream.credit_bytes.saturating_add(bytes as i64);
+        }
+    }
+
     /// Sets the window of a destination.
     pub fn window(&mut self, id: StreamId, destination: &Destination, items: u32) {
         let Some(stream) = self.streams.get_mut(&id) else {

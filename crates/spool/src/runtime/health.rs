@@ -11,6 +11,7 @@ use crate::log::DiskUse;
 pub struct Health {
     stopped: Arc<watch::Sender<Option<String>>>,
     reopen: Arc<std::sync::atomic::AtomicBool>,
+    over_budget: Arc<std::sync::atomic::AtomicBool>,
     disk: Arc<Mutex<DiskUse>>,
 }
 
@@ -20,6 +21,7 @@ impl Health {
         Health {
             stopped: Arc::new(watch::channel(None).0),
             reopen: Arc::default(),
+            over_budget: Arc::default(),
             disk: Arc::default(),
         }
     }
@@ -57,6 +59,17 @@ impl Health {
     /// To wait for it.
     pub fn watch(&self) -> watch::Receiver<Option<String>> {
         self.stopped.subscribe()
+    }
+
+    /// Whether the log kept for lagging followers alone has used up its budget.
+    pub fn set_over_budget(&self, over: bool) {
+        self.over_budget
+            .store(over, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// See [`Health::set_over_budget`].
+    pub fn over_budget(&self) -> bool {
+        self.over_budget.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// What the log thread saw last.

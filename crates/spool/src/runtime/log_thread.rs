@@ -21,6 +21,13 @@ const NO_SPACE_PAUSE: Duration = Duration::from_millis(200);
 /// An idle log says by then that its last batch was durable.
 const IDLE_MARK: Duration = Duration::from_millis(50);
 
+/// Log kept for lagging followers only, before one that was silent for long is left behind (a snapshot would be cheaper to send than more): a tenth of
+/// the disk, but no more than [`LOG_BUDGET_MAX`].
+const LOG_BUDGET_SHARE: u64 = 10;
+
+/// See [`LOG_BUDGET_SHARE`]; octets.
+const LOG_BUDGET_MAX: u64 = 20 << 30;
+
 /// How often room on the disk is looked at.
 const DISK_SCAN: Duration = Duration::from_millis(500);
 
@@ -35,6 +42,8 @@ pub struct LogThread {
     pub health: super::Health,
     /// Octets that live in each segment, as of the last durable flush of the state.
     pub live: BTreeMap<u64, u64>,
+    /// Octets of a segment.
+    pub segment_bytes: u64,
 }
 
 impl LogThread {
@@ -170,7 +179,9 @@ impl LogThread {
         let entries = entries.to_vec();
         // A thread of its own: the flush of everybody's mail must not wait for one follower's reads. There is one
         // fetch a follower at a time, so their count is bounded by the peers.
-        std::thread::spawn(move || {
+        let nothing = raft.clone();
+        let helper = std::thread::Builder::new().name("fetch".to_owned());
+        let spawned = helper.spawn(move || {
             let mut read = Vec::new();
             for entry in entries {
                 match reader.read_entry(entry.location, group, entry.index) {
@@ -187,6 +198,12 @@ impl LogThread {
                 entries: read,
             });
         });
+        if let Err(error) = spawned {
+            // Raft asks again.
+            tracing::warn!(group, %error, "no thread to read entries for a follower");
+            let entries = Vec::new();
+            let _ = nothing.send(RaftEvent::Fetched { group, id, entries });
+        }
     }
 
     fn release(&mut self) {
@@ -199,6 +216,13 @@ impl LogThread {
 
     fn look_at_disk(&mut self) {
         let disk = self.segments.disk();
+        // Sealed segments in which nothing lives, and which are still here: kept for followers that lag.
+        let kept = |s: &&crate::log::SegmentInfo| {
+            s.sealed && self.live.get(&s.id).copied().unwrap_or(0) == 0
+        };
+        let kept = self.segments.list().iter().filter(kept).count() as u64 * self.segment_bytes;
+        self.health
+            .set_over_budget(kept > (disk.limit / LOG_BUDGET_SHARE).min(LOG_BUDGET_MAX));
         metrics::gauge!("postroad_disk_used_bytes").set(disk.used as f64);
         if self.directory.own_full() != disk.full {
             if disk.full {

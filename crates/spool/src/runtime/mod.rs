@@ -177,14 +177,6 @@ impl Threads {
         others.remove(&config.node);
         let peers = Peers::connect(&others, &introducer.sender(), &config.tls, &directory);
         let segments = recovered.writer.segments();
-        let over_budget = {
-            let segments = segments.clone();
-            // Before snapshots exist: the log's budget is 10 % of the disk, at most 20 GB (queue.md 4.5, 4.8).
-            move || {
-                let disk = segments.disk();
-                disk.used > (disk.limit / 10).min(20 << 30)
-            }
-        };
         let reader = recovered.reader.clone();
         let raft_thread = raft_thread::RaftThread {
             groups: recovered.groups,
@@ -194,7 +186,6 @@ impl Threads {
             peers,
             directory: directory.clone(),
             health: health.clone(),
-            over_budget: Box::new(over_budget),
             replies: std::collections::HashMap::new(),
         };
         let log_thread = log_thread::LogThread {
@@ -206,7 +197,9 @@ impl Threads {
             directory: directory.clone(),
             health: health.clone(),
             live: recovered.live,
+            segment_bytes: config.segment_bytes,
         };
+        let (headers, header_reads) = mpsc::channel();
         let state_thread = state_thread::StateThread::new(
             recovered.state,
             config,
@@ -214,14 +207,19 @@ impl Threads {
             mail.clone(),
             log,
             reader.clone(),
+            headers,
             directory.clone(),
             health.clone(),
             introducer.introduced(),
         )?;
+        let (header_reader, header_answers) = (reader.clone(), mail.state.clone());
         let threads = vec![
             spawn("raft", &health, move || raft_thread.run())?,
             spawn("log", &health, move || log_thread.run())?,
             spawn("state", &health, move || state_thread.run())?,
+            spawn("headers", &health, move || {
+                questions::read_headers(&header_reader, &header_reads, &header_answers)
+            })?,
         ];
         Ok(Threads {
             mail,

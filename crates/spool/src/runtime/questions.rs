@@ -1,6 +1,6 @@
 //! Read-only questions about a shard, answered on the state thread from applied rows; and reads of header blocks.
 
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Receiver, Sender};
 
 use bytes::{Bytes, BytesMut};
 use proto::v1;
@@ -257,17 +257,15 @@ pub fn read_pieces(reader: &LogReader, group: u32, pieces: &[Piece]) -> Result<B
     Ok(all.freeze())
 }
 
-/// Reads a header block in a thread of its own and gives it to the state thread. A report without the header is better
-/// than none, so an error is logged and the decision goes on.
-pub fn read_header(
-    reader: LogReader,
-    to: Sender<StateEvent>,
-    group: u32,
-    pending: Pending,
-    pieces: Vec<Piece>,
-) {
-    std::thread::spawn(move || {
-        let header = read_pieces(&reader, group, &pieces).unwrap_or_else(|error| {
+/// A header block that a report waits for: group, decision, and where the header lies.
+pub type HeaderRead = (u32, Pending, Vec<Piece>);
+
+/// The thread that reads header blocks, one after another: a burst of failures with an old backlog must not become a
+/// burst of threads. What waits is bounded by the settles that a node takes at once. A report without the header is
+/// better than none, so an error is logged and the decision goes on. Ends with the state thread.
+pub fn read_headers(reader: &LogReader, from: &Receiver<HeaderRead>, to: &Sender<StateEvent>) {
+    while let Ok((group, pending, pieces)) = from.recv() {
+        let header = read_pieces(reader, group, &pieces).unwrap_or_else(|error| {
             tracing::warn!(
                 group,
                 error,
@@ -276,5 +274,5 @@ pub fn read_header(
             Bytes::new()
         });
         let _ = to.send(StateEvent::HeaderRead(pending, header));
-    });
+    }
 }

@@ -26,8 +26,6 @@ pub struct RaftThread {
     pub peers: Peers,
     pub directory: Directory,
     pub health: super::Health,
-    /// The log's disk budget for lagging followers is used up.
-    pub over_budget: Box<dyn Fn() -> bool + Send>,
     /// Replies of proposals that are answered at commit.
     pub replies: HashMap<Ticket, AppendReply>,
 }
@@ -97,7 +95,7 @@ impl RaftThread {
                 self.input(group, Input::Fetched { id, entries })
             }
             RaftEvent::Durable { group, applied } => {
-                let over_budget = (self.over_budget)();
+                let over_budget = self.health.over_budget();
                 self.input(
                     group,
                     Input::Truncate {

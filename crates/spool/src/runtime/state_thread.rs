@@ -81,6 +81,7 @@ pub struct StateThread {
     pub to: Mailboxes,
     pub log: Sender<LogEvent>,
     pub reader: LogReader,
+    pub headers: Sender<super::questions::HeaderRead>,
     pub directory: Directory,
     pub health: super::Health,
     pub policy: Policy,
@@ -107,6 +108,7 @@ impl StateThread {
         to: Mailboxes,
         log: Sender<LogEvent>,
         reader: LogReader,
+        headers: Sender<super::questions::HeaderRead>,
         directory: Directory,
         health: super::Health,
         introduced: super::Introduced,
@@ -144,6 +146,7 @@ impl StateThread {
             to,
             log,
             reader,
+            headers,
             directory,
             health,
             policy: Policy {
@@ -381,7 +384,7 @@ impl StateThread {
         }
         if let Some(former) = shard.leader.take() {
             let address = self.directory.leader_address(group);
-            former.ended(&address);
+            former.ended(&mut self.streams, &address);
             self.streams.leader_changed(group - 1);
             shard.tickets.clear();
         }
@@ -613,13 +616,7 @@ impl StateThread {
             });
         }
         for (pending, pieces) in out.reads {
-            super::questions::read_header(
-                self.reader.clone(),
-                self.to.state.clone(),
-                group,
-                pending,
-                pieces,
-            );
+            let _ = self.headers.send((group, pending, pieces));
         }
     }
 
@@ -661,14 +658,16 @@ impl StateThread {
                 let shards = self.shards.values_mut().map(|s| &mut s.rows);
                 self.store
                     .flushed(flushed, shards.chain([self.control.rows()]));
-                for group in self.shards.keys().copied().chain([crate::CONTROL_GROUP]) {
-                    let applied = self.store.durable_applied(group);
-                    let _ = self.to.raft.send(RaftEvent::Durable { group, applied });
-                }
+                // First what lives, then what may be truncated: the log thread must never see a segment without
+                // entries that count before it knows of the bodies in it.
                 let live = self.store.segments_live();
                 let _ = self.log.send(LogEvent::Live(
                     live.into_iter().map(|(s, l)| (s, l.count)).collect(),
                 ));
+                for group in self.shards.keys().copied().chain([crate::CONTROL_GROUP]) {
+                    let applied = self.store.durable_applied(group);
+                    let _ = self.to.raft.send(RaftEvent::Durable { group, applied });
+                }
                 if let Ok(bytes) = self.store.disk_bytes() {
                     let _ = self.log.send(LogEvent::OtherBytes(bytes));
                 }
@@ -692,7 +691,8 @@ impl StateThread {
     fn finish(mut self) {
         for (group, shard) in &mut self.shards {
             if let Some(leader) = shard.leader.take() {
-                leader.ended(&self.directory.leader_address(*group));
+                let address = self.directory.leader_address(*group);
+                leader.ended(&mut self.streams, &address);
             }
         }
         if self.flushing || self.health.stopped().is_some() {

@@ -144,11 +144,13 @@ mod tests {
         m.log_term = 6;
         m.index = 41;
         m.commit = 40;
-        let mut e = Entry::default();
-        e.term = 7;
-        e.index = 42;
-        e.context = bytes::Bytes::from_static(b"command");
-        e.data = bytes::Bytes::from_static(b"body");
+        let e = Entry {
+            term: 7,
+            index: 42,
+            context: bytes::Bytes::from_static(b"command"),
+            data: bytes::Bytes::from_static(b"body"),
+            ..Entry::default()
+        };
         m.set_entries(vec![e].into());
         m
     }
