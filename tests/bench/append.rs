@@ -10,7 +10,7 @@ use clap::Args;
 use proto::client::{AppendResult, ClientConfig, QueueClient};
 use proto::{NodeTls, Role};
 use serde_json::{Value, json};
-use tests::process;
+use tests::child;
 use tests::program::Cluster;
 use tests::queue;
 
@@ -173,7 +173,7 @@ async fn through_grpc(
     let pids = cluster.pids();
     let look = || {
         let done = done.load(Ordering::Relaxed);
-        (done, process::cpu(&pids), process::own_cpu())
+        (done, child::cpu(&pids), child::own_cpu())
     };
     let ((before, cpu_before, own_before), begun) = (look(), Instant::now());
     while begun.elapsed() < options.common.duration() {

@@ -126,7 +126,7 @@ fn watch(load: Load, shared: &Shared, go_on: &GoOn) -> Result<Rate> {
     let look = || {
         (
             shared.committed.load(Ordering::Relaxed),
-            tests::process::own_cpu(),
+            tests::child::own_cpu(),
         )
     };
     let ((before, cpu_before), begun) = (look(), Instant::now());

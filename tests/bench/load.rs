@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use tests::netns::Namespace;
-use tests::process::{self, Process};
+use tests::child::{self, Process};
 
 use crate::GoOn;
 
@@ -149,7 +149,7 @@ impl Bench<'_> {
     pub fn send(&self, shape: Shape, messages: u64, limit: Duration) -> Result<Run> {
         let before = self.sink.count();
         let tools = [self.sink.process.pid()];
-        let (cpu, sink_cpu) = (process::cpu(&self.pids), process::cpu(&tools));
+        let (cpu, sink_cpu) = (child::cpu(&self.pids), child::cpu(&tools));
         let begun = Instant::now();
         // Arrival is watched while it is sent: some systems are done before smtp-source is.
         let (source, ended) = std::thread::scope(|scope| {
@@ -167,12 +167,12 @@ impl Bench<'_> {
         };
         arrived?;
         std::thread::sleep(AFTERMATH);
-        let tools_cpu = source_cpu + process::cpu(&tools).saturating_sub(sink_cpu);
+        let tools_cpu = source_cpu + child::cpu(&tools).saturating_sub(sink_cpu);
         Ok(Run {
             messages,
             seconds: elapsed.as_secs_f64(),
             accepted_seconds: accepted.as_secs_f64(),
-            cpu: process::cpu(&self.pids).saturating_sub(cpu).as_secs_f64(),
+            cpu: child::cpu(&self.pids).saturating_sub(cpu).as_secs_f64(),
             tools: tools_cpu.as_secs_f64(),
             extra: self.sink.count() - before - messages,
         })
@@ -180,7 +180,7 @@ impl Bench<'_> {
 
     /// Runs smtp-source to its end and gives its CPU time.
     fn source(&self, shape: Shape, messages: u64, limit: Duration) -> Result<Duration> {
-        let before = process::reaped_cpu();
+        let before = child::reaped_cpu();
         let mut command = self.namespace.command("smtp-source");
         command
             .args(["-C", "20", "-M", "client.test"])
@@ -202,7 +202,7 @@ impl Bench<'_> {
             }
             bail!("smtp-source failed: {}", said.trim());
         }
-        Ok(process::reaped_cpu().saturating_sub(before))
+        Ok(child::reaped_cpu().saturating_sub(before))
     }
 
     fn arrived(&self, wanted: u64, limit: Duration) -> Result<()> {

@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use tests::netns::Namespace;
 use tests::postfix::{Postfix, Setup};
-use tests::process::Process;
+use tests::child::Process;
 use tests::program::{Cluster, relay_to, start};
 
 use crate::load::{SINK_PORT, SYSTEM};

@@ -5,7 +5,7 @@ pub mod process;
 =======
 pub mod netns;
 pub mod postfix;
-pub mod process;
+pub mod child;
 pub mod program;
 >>>>>>> 88b6872 (Measure Postroad beside Postfix and beside its own log)
 pub mod queue;

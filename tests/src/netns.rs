@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 
-use crate::process::run;
+use crate::child::run;
 
 /// Namespaces that this process has made: part of their names.
 static MADE: AtomicU32 = AtomicU32::new(0);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::process::{Process, exists, run};
+use crate::child::{Process, exists, run};
 
 /// Postfix looks at all its files at a start, which a loaded machine does slowly.
 const START_LIMIT: Duration = Duration::from_secs(30);

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use proto::{Role, pki};
 
-use crate::process::Process;
+use crate::child::Process;
 
 /// The cluster id of all tests.
 const CLUSTER: &str = "6f1d2c3b-0a4e-4b8e-9d57-0e6f3c2b1a09";
