@@ -8,8 +8,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use tests::netns::Namespace;
 use tests::child::{self, Process};
+use tests::netns::Namespace;
 
 use crate::GoOn;
 

@@ -84,7 +84,7 @@ impl Common {
             Some(path) => path
                 .canonicalize()
                 .with_context(|| format!("there is no {}", path.display())),
-            None => tests::program::build(),
+            None => Ok(tests::process::node::program()?.to_owned()),
         }
     }
 }

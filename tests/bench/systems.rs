@@ -7,9 +7,9 @@ use std::process::Command;
 
 use anyhow::Result;
 use clap::ValueEnum;
+use tests::child::Process;
 use tests::netns::Namespace;
 use tests::postfix::{Postfix, Setup};
-use tests::child::Process;
 use tests::program::{Cluster, relay_to, start};
 
 use crate::load::{SINK_PORT, SYSTEM};
@@ -24,6 +24,8 @@ const SHARDS: u32 = 4;
 pub enum Kind {
     /// Postfix as an expert sets it up for relaying, fsync included
     Postfix,
+    /// Postfix as Debian installs it, with a relayhost and as many processes as the load needs
+    PostfixPlain,
     /// `postroad up`: one replica
     Up1,
     /// `postroad up --replicas 3`: three replicas in one process, over mutual TLS
@@ -37,6 +39,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Kind::Postfix => "postfix",
+            Kind::PostfixPlain => "postfix plain",
             Kind::Up1 => "postroad up",
             Kind::Up3 => "postroad up x3",
             Kind::Cluster3 => "postroad 3+1+1",
@@ -80,9 +83,15 @@ impl System {
         };
         let command = || namespace.command(program);
         let running = match kind {
-            Kind::Postfix => Running::Postfix(Postfix::start(dir.path(), &postfix(), |name| {
-                namespace.command(name)
-            })?),
+            Kind::Postfix | Kind::PostfixPlain => {
+                let setup = match kind {
+                    Kind::Postfix => postfix(plain()),
+                    _ => plain(),
+                };
+                Running::Postfix(Postfix::start(dir.path(), &setup, |name| {
+                    namespace.command(name)
+                })?)
+            }
             Kind::Up1 => Running::Up(up(dir.path(), &files()?, 1, command())?),
             Kind::Up3 => Running::Up(up(dir.path(), &files()?, 3, command())?),
             Kind::Cluster3 => Running::Cluster(
@@ -115,17 +124,23 @@ fn up(dir: &Path, files: &Path, replicas: u32, mut command: Command) -> Result<P
     start(dir, "up", &mut command)
 }
 
-/// Postfix for a relay under load: no limit that would stop 100 sessions or 100 deliveries, processes that live long,
-/// no pause when mail comes in faster than it leaves. Durability is untouched: a file and its fsync for each message.
-fn postfix() -> Setup {
+/// Postfix with its defaults, which stop neither 100 sessions nor one client.
+fn plain() -> Setup {
     Setup::new(SYSTEM)
         .set("relayhost", &format!("[127.0.0.1]:{SINK_PORT}"))
-        .set("default_process_limit", "300")
-        .set("default_destination_concurrency_limit", "100")
-        .set("initial_destination_concurrency", "20")
+        .set("default_process_limit", "150")
         .set("smtpd_client_connection_count_limit", "0")
         .set("smtpd_relay_restrictions", "permit_mynetworks, reject")
         .set("smtpd_recipient_restrictions", "permit_mynetworks, reject")
+}
+
+/// Postfix for a relay under load: 100 deliveries at a time, processes that live long, no pause when mail comes in
+/// faster than it leaves. Durability is untouched: a file and its fsync for each message.
+fn postfix(plain: Setup) -> Setup {
+    plain
+        .set("default_process_limit", "300")
+        .set("default_destination_concurrency_limit", "100")
+        .set("initial_destination_concurrency", "20")
         .set("max_use", "1000")
         .set("in_flow_delay", "0")
 }

@@ -45,9 +45,10 @@ impl Setup {
         }
     }
 
-    /// With another line in main.cf.
+    /// With this line in main.cf, instead of an earlier one of that name.
     #[must_use]
     pub fn set(mut self, name: &str, value: &str) -> Setup {
+        self.main.retain(|(earlier, _)| earlier != name);
         self.main.push((name.to_owned(), value.to_owned()));
         self
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use proto::{Role, pki};
 
 use crate::child::Process;
@@ -12,29 +12,7 @@ use crate::child::Process;
 /// The cluster id of all tests.
 const CLUSTER: &str = "6f1d2c3b-0a4e-4b8e-9d57-0e6f3c2b1a09";
 
-/// Builds the program in this build's profile, and says where it is. Cargo builds only libraries for those who depend on
-/// a package, so that a test of a program of another package must ask for it.
-///
-/// # Errors
-/// When it does not compile.
-pub fn build() -> Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    // target/PROFILE/bench, or target/PROFILE/deps/interop-HASH.
-    let mut dir = own.parent().context("this program has no folder")?;
-    if dir.ends_with("deps") {
-        dir = dir.parent().context("deps is in no folder")?;
-    }
-    let release = dir.ends_with("release");
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
-    cargo
-        .args(["build", "--quiet", "-p", "postroad"])
-        .args(release.then_some("--release"))
-        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-    ensure!(cargo.status()?.success(), "postroad does not compile");
-    Ok(dir.join("postroad"))
-}
-
-/// Resources that relay all mail to `domain` to one mail server.
+/// Resources that relay all mail to `domain` to one mail server, and let one client have many sessions.
 ///
 /// # Errors
 /// When the file cannot be written.
@@ -42,7 +20,9 @@ pub fn relay_to(dir: &Path, domain: &str, host: &str, port: u16) -> Result<PathB
     fs::create_dir_all(dir)?;
     let text = format!(
         "apiVersion: postroad.dev/v1alpha1\nkind: RelayDomain\nmetadata: {{name: test}}\nspec:\n  domain: {domain}\n  \
-         inbound:\n    targets:\n      - {{host: {host}, port: {port}}}\n"
+         inbound:\n    targets:\n      - {{host: {host}, port: {port}}}\n---\n\
+         apiVersion: postroad.dev/v1alpha1\nkind: EdgePool\nmetadata: {{name: edge}}\n\
+         spec: {{limits: {{connectionsPerSource: 1000}}}}\n"
     );
     fs::write(dir.join("test.yaml"), text)?;
     Ok(dir.to_owned())

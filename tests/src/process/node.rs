@@ -142,11 +142,12 @@ fn build() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("POSTROAD_BIN") {
         return Ok(path.into());
     }
-    // target/PROFILE/deps/this-test
-    let test = std::env::current_exe()?;
-    let profile = test
+    // target/PROFILE/deps/this-test, or target/PROFILE/this-program
+    let own = std::env::current_exe()?;
+    let profile = own
         .ancestors()
-        .nth(2)
+        .skip(1)
+        .find(|dir| !dir.ends_with("deps"))
         .context("a test lies in target/PROFILE/deps")?;
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args([
