@@ -324,14 +324,15 @@ impl<'a> Replica<'a> {
         if free == 0 {
             return Ok(());
         }
-        let entry = Entry {
-            data: self.body.clone(),
+        // Octets of its own, as every message has: none of them is in the processor's cache already.
+        let entry = || Entry {
+            data: Bytes::copy_from_slice(&self.body),
             ..Entry::default()
         };
         let mut message = Message::default();
         message.set_msg_type(MessageType::MsgPropose);
         message.from = self.raw.raft.id;
-        message.set_entries(vec![entry; free].into());
+        message.set_entries((0..free).map(|_| entry()).collect::<Vec<_>>().into());
         let before = self.raw.raft.raft_log.last_index();
         self.raw
             .step(message)

@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use tests::child::Process;
 use tests::netns::Namespace;
 use tests::postfix::{Postfix, Setup};
-use tests::program::{Cluster, relay_to, start};
+use tests::program::{Cluster, DISK_BYTES, relay_to, start};
 
 use crate::load::{SINK_PORT, SYSTEM};
 
@@ -117,6 +117,7 @@ fn up(dir: &Path, files: &Path, replicas: u32, mut command: Command) -> Result<P
         .args(["up", "--listen", SYSTEM, "--admin-listen", "off"])
         .args(["--hostname", "postroad.test"])
         .args(["--replicas", &replicas.to_string()])
+        .args(["--disk-bytes", DISK_BYTES])
         .arg("-f")
         .arg(files)
         .arg("--data")

@@ -11,6 +11,8 @@ use crate::child::Process;
 
 /// The cluster id of all tests.
 const CLUSTER: &str = "6f1d2c3b-0a4e-4b8e-9d57-0e6f3c2b1a09";
+/// For `--disk-bytes`: what a queue node keeps free is a share of it, and a large disk may be nearly full of other things.
+pub const DISK_BYTES: &str = "32GiB";
 
 /// Resources that relay all mail to `domain` to one mail server, and let one client have many sessions.
 ///
@@ -86,6 +88,7 @@ impl Cluster {
                 .args(["--node-id", &node.to_string()])
                 .args(["--initial-cluster", &initial.join(",")])
                 .args(["--shards", &shards.to_string()])
+                .args(["--disk-bytes", DISK_BYTES])
                 .args(["--listen-peer", &peer(node), "--listen", &client(node)])
                 .arg("--pki")
                 .arg(pki)
