@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use proto::client::QueueClient;
 use tempfile::TempDir;
 use tests::process::disk::{SmallDisk, can_mount};
-use tests::process::{Client, Cluster, Load, Sink, Spec, judge};
+use tests::process::{Client, Cluster, Load, Sink, Spec, judge, size};
 
 /// For whatever is waited for here.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -143,12 +143,13 @@ async fn a_queue_filled_by_its_own_mail_says_452_and_recovers_when_it_is_drained
     let tally = judge(&after, &[&sink], &[]);
     tally.must_hold();
     assert_eq!(tally.acked, 200);
-    while !full(&admin).await.is_empty() {
+    // The third is left behind: it could not hold what lies between, and snapshots do not exist yet.
+    while full(&admin).await.iter().any(|id| *id != 3) {
         assert!(drain.elapsed() < PATIENCE, "{:?}", disks(&admin).await);
         tokio::time::sleep(LOOK).await;
     }
     println!(
-        "all have room after {:.1?}: {:?}",
+        "two have room after {:.1?}: {:?}",
         drain.elapsed(),
         disks(&admin).await
     );
@@ -170,13 +171,14 @@ async fn disks_filled_by_somebody_else_lose_nothing_and_recover_when_space_retur
         ..load(ENDLESS)
     };
     let mut client = Client::start(&cluster.edges, steady);
+    // Longer than a flush of the state and the five seconds to the next attempt to open it; or than a disk may hang.
+    let held = size(Duration::from_secs(8), Duration::from_secs(45));
     for filled in [&disks[..1], &disks[..]] {
         let before = client.ledger.acked();
         client.acked(before + 200, PATIENCE).await.unwrap();
         let others: Vec<_> = filled.iter().map(|disk| disk.fill().unwrap()).collect();
         let begun = Instant::now();
-        // Longer than a flush of the state, and than the five seconds to the next attempt to open it.
-        tokio::time::sleep(Duration::from_secs(8)).await;
+        tokio::time::sleep(held).await;
         cluster.all_run().unwrap();
         let meanwhile = client.ledger.acked();
         for file in others {
@@ -188,7 +190,7 @@ async fn disks_filled_by_somebody_else_lose_nothing_and_recover_when_space_retur
             .await
             .unwrap();
         println!(
-            "{} of 3 disks full for 8 s: nobody got 250 for {:.1?}; {meanwhile} messages before space returned, 200 more {:.1?} \
+            "{} of 3 disks full for {held:.0?}: nobody got 250 for {:.1?}; {meanwhile} messages before space returned, 200 more {:.1?} \
              after; refusals so far {:?}",
             filled.len(),
             client.ledger.longest_silence(begun, Instant::now()),

@@ -158,11 +158,11 @@ fn arrived_as(octets: &[u8], sent: &[u8]) -> Result<String, String> {
     };
     let trace = String::from_utf8_lossy(trace);
     let lines: Vec<&str> = trace.split_inclusive("\r\n").collect();
-    let folded = |line: &&str| line.starts_with([' ', '\t']) && line.ends_with("\r\n");
+    let folded = |line: &str| line.starts_with([' ', '\t']) && line.ends_with("\r\n");
     let is_trace = lines
         .first()
         .is_some_and(|l| l.starts_with("Received: from "))
-        && lines.iter().skip(1).all(|line| folded(&line));
+        && lines.iter().skip(1).all(|line| folded(line));
     let mut words = trace.split_whitespace();
     let ulid = words.by_ref().skip_while(|word| *word != "id").nth(1);
     match ulid {
