@@ -1,4 +1,4 @@
-//! The active journal of fjall after a power cut.
+//! The journals of fjall: the active one after a power cut, and what all of them take.
 //!
 //! fjall drops a last batch that ends too early, or whose entries do not parse. It refuses to open when the batch
 //! parses to its end but is not what was written (a lost page inside a value). Each flush is one batch and syncs
@@ -6,6 +6,7 @@
 //! anything follows the broken batch it was durable once, and its damage is a loss.
 
 use std::fs::{self, OpenOptions};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -19,6 +20,9 @@ const START: u8 = 1;
 const ITEM: u8 = 2;
 const END: u8 = 3;
 const CLEAR: u8 = 4;
+
+/// What `stat` counts blocks in, octets, whatever the file system's own are (POSIX leaves it open; Linux says 512).
+const BLOCK: u64 = 512;
 
 /// What was cut off.
 #[derive(Debug)]
@@ -50,6 +54,23 @@ pub(super) fn cut_torn_batch(dir: &Path) -> Result<Result<Cut, String>, StoreErr
         path,
         octets: (bytes.len() - whole) as u64,
     }))
+}
+
+/// Octets that the journals really take: they are made sparse, [`fs::Metadata::len`] says what they may come to.
+///
+/// # Errors
+/// The directory could not be read.
+pub(super) fn blocks(dir: &Path) -> Result<u64, StoreError> {
+    let failed = |error| StoreError::io("listing", dir, &error);
+    let mut blocks = 0;
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if entry.path().extension().is_some_and(|e| e == "jnl") {
+            // One that was deleted meanwhile takes nothing.
+            blocks += entry.metadata().map_or(0, |m| m.blocks());
+        }
+    }
+    Ok(blocks * BLOCK)
 }
 
 /// The one with the highest number.

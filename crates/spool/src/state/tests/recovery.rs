@@ -215,3 +215,10 @@ fn damage_before_the_last_batch_is_a_loss() {
         "nothing was thrown away"
     );
 }
+
+#[test]
+fn an_empty_store_takes_hardly_any_room_although_its_journal_is_long() {
+    let bench = Bench::new(1);
+    let took = bench.store().disk_bytes().unwrap();
+    assert!(took < 4 << 20, "{took} octets");
+}
