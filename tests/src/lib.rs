@@ -1,6 +1,7 @@
 //! Everything that is seen from outside: worlds for the tests, and the programs beside them.
 
 pub mod child;
+pub mod deliver;
 pub mod netns;
 pub mod postfix;
 pub mod process;

@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
@@ -43,20 +44,36 @@ pub fn server() -> Server {
 pub fn incoming(listener: TcpListener, tls: Arc<NodeTls>) -> Incoming {
     let (done, ready) = mpsc::channel(HANDSHAKES_MAX);
     tokio::spawn(accept(listener, tls, done));
-    Incoming { ready }
+    Incoming { ready, cut: None }
 }
 
 /// Connections whose handshake is done.
 #[derive(Debug)]
 pub struct Incoming {
     ready: mpsc::Receiver<TlsIo>,
+    cut: Option<CancellationToken>,
+}
+
+impl Incoming {
+    /// Its connections break when `cut` is cancelled. A server that ends waits for the streams that stand, and some
+    /// stand for ever; who is at their other end must notice and go elsewhere.
+    pub fn until(self, cut: CancellationToken) -> Incoming {
+        let cut = Some(cut);
+        Incoming { cut, ..self }
+    }
 }
 
 impl Stream for Incoming {
     type Item = Result<TlsIo, io::Error>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.ready.poll_recv(cx).map(|io| io.map(Ok))
+        let ready = self.ready.poll_recv(cx);
+        ready.map(|io| {
+            io.map(|mut io| {
+                io.cut = self.cut.clone().map(|cut| Box::pin(cut.cancelled_owned()));
+                Ok(io)
+            })
+        })
     }
 }
 
@@ -115,6 +132,7 @@ async fn shake(socket: TcpStream, address: SocketAddr, tls: &NodeTls) -> io::Res
     Ok(TlsIo {
         stream,
         peer: Peer { identity, address },
+        cut: None,
     })
 }
 
@@ -123,6 +141,7 @@ async fn shake(socket: TcpStream, address: SocketAddr, tls: &NodeTls) -> io::Res
 pub struct TlsIo {
     stream: TlsStream<TcpStream>,
     peer: Peer,
+    cut: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
 impl Connected for TlsIo {
@@ -139,6 +158,12 @@ impl AsyncRead for TlsIo {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        // HTTP/2 always reads, so this always wakes.
+        if let Some(cut) = &mut self.cut
+            && cut.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::directory::Directory;
 use crate::event::{LogEvent, Mailboxes, RaftEvent};
-use crate::log::{LogReader, LogWriter, Segments, WriteError, WriteTask};
+use crate::log::{DiskUse, LogReader, LogWriter, Segments, WriteError, WriteTask};
 use crate::node::FetchEntry;
 
 /// Octets that one call of the writer takes at most: a second buffer's worth fills while it flushes.
@@ -44,23 +44,31 @@ pub struct LogThread {
     pub live: BTreeMap<u64, u64>,
     /// Octets of a segment.
     pub segment_bytes: u64,
+    /// What lives, or what is truncated, changed since segments were released.
+    pub may_release: bool,
+    /// How long a write may find no room before the replica node closes and opens again.
+    pub patience: Duration,
+}
+
+/// A write found no room.
+struct Blocked {
+    since: Instant,
+    again: Instant,
 }
 
 impl LogThread {
     /// Runs until told to stop, or until the device fails.
     pub fn run(mut self) {
         let mut waiting: VecDeque<WriteTask> = VecDeque::new();
-        let mut blocked_until: Option<Instant> = None;
+        let mut blocked: Option<Blocked> = None;
         let mut next_scan = Instant::now();
         loop {
-            let pause = if waiting.is_empty() {
-                IDLE_MARK
-            } else {
-                Duration::ZERO
+            let now = Instant::now();
+            let pause = match &blocked {
+                Some(blocked) => IDLE_MARK.min(blocked.again.saturating_duration_since(now)),
+                None if waiting.is_empty() => IDLE_MARK,
+                None => Duration::ZERO,
             };
-            let pause = blocked_until.map_or(pause, |until| {
-                until.saturating_duration_since(Instant::now())
-            });
             match self.mail.recv_timeout(pause) {
                 Ok(event) => {
                     if !self.take(event, &mut waiting) {
@@ -75,19 +83,30 @@ impl LogThread {
                     return self.finish(waiting);
                 }
             }
+            if std::mem::take(&mut self.may_release) {
+                self.release();
+            }
             let now = Instant::now();
             if now >= next_scan {
                 next_scan = now + DISK_SCAN;
                 self.look_at_disk();
             }
-            if blocked_until.is_some_and(|until| now < until) {
-                continue;
-            }
-            match self.write(&mut waiting) {
-                Ok(true) => blocked_until = None,
+            let waits = blocked.as_ref().is_some_and(|blocked| now < blocked.again);
+            let written = if waiting.is_empty() || waits {
+                self.mark()
+            } else {
+                self.write(&mut waiting)
+            };
+            match written {
+                Ok(_) if waits => {}
+                Ok(true) => blocked = None,
                 Ok(false) => {
-                    self.release();
-                    blocked_until = Some(now + NO_SPACE_PAUSE);
+                    let since = blocked.map_or(now, |blocked| blocked.since);
+                    if now >= since + self.patience {
+                        self.reopen();
+                    }
+                    let again = now + NO_SPACE_PAUSE;
+                    blocked = Some(Blocked { since, again });
                 }
                 Err(reason) => {
                     let _ = self.to.raft.send(RaftEvent::Failed(reason));
@@ -102,10 +121,11 @@ impl LogThread {
             LogEvent::Write(tasks) => waiting.extend(tasks),
             LogEvent::Truncated { group, index, term } => {
                 self.segments.set_truncated(group, (index, term));
+                self.may_release = true;
             }
             LogEvent::Live(live) => {
                 self.live = live;
-                self.release();
+                self.may_release = true;
             }
             LogEvent::Fetch { group, id, entries } => self.fetch(group, id, &entries),
             LogEvent::OtherBytes(bytes) => self.segments.set_other_bytes(bytes),
@@ -116,13 +136,6 @@ impl LogThread {
 
     /// Writes what waits. `Ok(false)`: there is no room; what was not written stays in front, in order.
     fn write(&mut self, waiting: &mut VecDeque<WriteTask>) -> Result<bool, String> {
-        if waiting.is_empty() {
-            return self
-                .writer
-                .mark_if_idle()
-                .map(|()| true)
-                .or_else(|e| self.failed(e));
-        }
         while !waiting.is_empty() {
             let mut bytes = 0;
             let mut batch = Vec::new();
@@ -142,6 +155,8 @@ impl LogThread {
                     metrics::histogram!("postroad_log_flush_seconds").record(begun.elapsed());
                     metrics::counter!("postroad_log_bytes_total").increment(bytes as u64);
                     let _ = self.to.raft.send(RaftEvent::Persisted(written));
+                    // At once: what comes before the next scan could take the room that is kept for settles.
+                    self.look_at_room();
                 }
                 Err(WriteError::NoSpace { written, unwritten }) => {
                     if !written.is_empty() {
@@ -160,6 +175,22 @@ impl LogThread {
             }
         }
         Ok(true)
+    }
+
+    /// Says that the last batch was durable, and the STATE records that released segments wait for: a full disk gets
+    /// its room back by these, so they are written while mail waits for room as well.
+    fn mark(&mut self) -> Result<bool, String> {
+        let marked = self.writer.mark_if_idle();
+        marked.map(|()| true).or_else(|e| self.failed(e))
+    }
+
+    /// Nothing gave way: without what waits here, recovery finds a log that takes settles.
+    fn reopen(&self) {
+        self.health.reopen(
+            "the queue's disk is full and mail that was under way stands before the settles that would free it; the \
+             mail is dropped (its senders have no answer and try again)",
+        );
+        let _ = self.to.raft.send(RaftEvent::Stop);
     }
 
     fn failed(&self, error: WriteError) -> Result<bool, String> {
@@ -214,8 +245,10 @@ impl LogThread {
         }
     }
 
+    /// From time to time: room, and what the log keeps for those that lag.
     fn look_at_disk(&mut self) {
-        let disk = self.segments.disk();
+        let disk = self.look_at_room();
+        metrics::gauge!("postroad_disk_used_bytes").set(disk.used as f64);
         // Sealed segments in which nothing lives, and which are still here: kept for followers that lag.
         let kept = |s: &&crate::log::SegmentInfo| {
             s.sealed && self.live.get(&s.id).copied().unwrap_or(0) == 0
@@ -223,7 +256,11 @@ impl LogThread {
         let kept = self.segments.list().iter().filter(kept).count() as u64 * self.segment_bytes;
         self.health
             .set_over_budget(kept > (disk.limit / LOG_BUDGET_SHARE).min(LOG_BUDGET_MAX));
-        metrics::gauge!("postroad_disk_used_bytes").set(disk.used as f64);
+    }
+
+    /// Whether the disk is full: told to whoever takes mail.
+    fn look_at_room(&mut self) -> DiskUse {
+        let disk = self.segments.disk();
         if self.directory.own_full() != disk.full {
             if disk.full {
                 tracing::warn!(
@@ -245,6 +282,7 @@ impl LogThread {
             let _ = self.to.raft.send(RaftEvent::Full { node, full });
         }
         self.health.set_disk(disk);
+        disk
     }
 
     /// The last words before a clean end.

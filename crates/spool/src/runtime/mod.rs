@@ -35,6 +35,13 @@ use crate::serve::{PeerRunning, PeerServices, Services};
 /// A replica node without space is opened again after this.
 const REOPEN: Duration = Duration::from_secs(5);
 
+/// A write that finds no room for this long closes the replica node, and it opens again: what waits then is mail that
+/// nobody was promised, and behind it, in the same groups, wait the settles that would make room.
+const NO_ROOM: Duration = Duration::from_secs(3);
+
+/// [`NO_ROOM`] doubles up to this while it does not help: what this replica lacks is mail that the others have.
+const NO_ROOM_MAX: Duration = Duration::from_secs(300);
+
 /// How long leadership is given away before a node ends: a transfer takes milliseconds, and who cannot be told finds
 /// out by election.
 const HAND_OVER: Duration = Duration::from_millis(1_000);
@@ -53,8 +60,15 @@ pub async fn run(
     ready: watch::Sender<bool>,
 ) -> Result<(), Error> {
     config.validate()?;
+    let mut patience = NO_ROOM;
     loop {
-        match run_once(&config, &shutdown, &ready).await {
+        let opened = Instant::now();
+        let end = run_once(&config, &shutdown, &ready, patience).await;
+        patience = match opened.elapsed() > 10 * patience {
+            true => NO_ROOM,
+            false => (2 * patience).min(NO_ROOM_MAX),
+        };
+        match end {
             Err(Error::Store(crate::state::StoreError::NoSpace(reason))) => {
                 tracing::error!(
                     reason,
@@ -82,21 +96,24 @@ async fn run_once(
     config: &Config,
     shutdown: &CancellationToken,
     ready: &watch::Sender<bool>,
+    patience: Duration,
 ) -> Result<End, Error> {
     let stop_servers = CancellationToken::new();
     let _stop_on_return = stop_servers.clone().drop_guard();
+    let cut = CancellationToken::new();
+    let _cut_on_return = cut.clone().drop_guard();
     let introducer = Introducer::open(config)?;
     let running = Arc::new(OnceLock::new());
     let peers = PeerServices {
         introducer: introducer.clone(),
         running: running.clone(),
     };
-    let peer_server = serve_peers(config, peers, stop_servers.clone()).await?;
+    let peer_server = serve_peers(config, peers, stop_servers.clone(), cut.clone()).await?;
     tokio::select! {
         joined = introducer.become_member(config) => joined?,
         () = shutdown.cancelled() => return Ok(End::Shutdown),
     }
-    let node = Threads::start(config, &introducer).await?;
+    let node = Threads::start(config, &introducer, patience).await?;
     let _ = running.set(PeerRunning {
         mail: node.mail.clone(),
         directory: node.directory.clone(),
@@ -110,7 +127,7 @@ async fn run_once(
         node.health.clone(),
         config.shards,
     );
-    let client_server = serve_clients(config, services, stop_servers.clone()).await?;
+    let client_server = serve_clients(config, services, stop_servers.clone(), cut).await?;
     tracing::info!(node = config.node, client = %config.listen_client, peer = %config.listen_peer, "queue node runs");
     let groups = config.shards as usize + 1;
     let mut stopped = node.health.watch();
@@ -155,7 +172,11 @@ struct Threads {
 }
 
 impl Threads {
-    async fn start(config: &Config, introducer: &Introducer) -> Result<Threads, Error> {
+    async fn start(
+        config: &Config,
+        introducer: &Introducer,
+        patience: Duration,
+    ) -> Result<Threads, Error> {
         let (raft, raft_mail) = mpsc::channel();
         let (state, state_mail) = mpsc::channel();
         let (log, log_mail) = mpsc::channel();
@@ -198,6 +219,8 @@ impl Threads {
             health: health.clone(),
             live: recovered.live,
             segment_bytes: config.segment_bytes,
+            may_release: true,
+            patience,
         };
         let (headers, header_reads) = mpsc::channel();
         let state_thread = state_thread::StateThread::new(
@@ -291,13 +314,14 @@ async fn serve_peers(
     config: &Config,
     peers: PeerServices,
     stop: CancellationToken,
+    cut: CancellationToken,
 ) -> Result<Server, Error> {
     let listener = listen(config.listen_peer, "replicas").await?;
     let service = PeerServer::new(peers)
         .max_decoding_message_size(proto::tls::MESSAGE_BYTES_MAX)
         .max_encoding_message_size(proto::tls::MESSAGE_BYTES_MAX);
     let server = proto::tls::server().add_service(service);
-    let incoming = proto::incoming(listener, config.tls.clone());
+    let incoming = proto::incoming(listener, config.tls.clone()).until(cut);
     Ok(tokio::spawn(async move {
         if let Err(error) = server
             .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
@@ -312,6 +336,7 @@ async fn serve_clients(
     config: &Config,
     services: Services,
     stop: CancellationToken,
+    cut: CancellationToken,
 ) -> Result<Server, Error> {
     let listener = listen(config.listen_client, "clients").await?;
     let queue = QueueServer::new(services.clone())
@@ -319,7 +344,7 @@ async fn serve_clients(
         .max_encoding_message_size(proto::tls::MESSAGE_BYTES_MAX);
     let admin = AdminServer::new(services);
     let server = proto::tls::server().add_service(queue).add_service(admin);
-    let incoming = proto::incoming(listener, config.tls.clone());
+    let incoming = proto::incoming(listener, config.tls.clone()).until(cut);
     Ok(tokio::spawn(async move {
         if let Err(error) = server
             .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())

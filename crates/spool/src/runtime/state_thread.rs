@@ -630,7 +630,10 @@ impl StateThread {
             return;
         }
         self.next_flush = now + FLUSH_EVERY;
-        let Some(flush) = self.freeze() else { return };
+        let Some(flush) = self.freeze() else {
+            // Nothing changed since, but a follower may have caught up: the log may end later by now.
+            return self.tell_what_is_durable();
+        };
         self.flushing = true;
         let state = self.to.state.clone();
         // One flush at a time; the thread lives as long as the flush.
@@ -651,6 +654,19 @@ impl StateThread {
         self.store.freeze(shards.chain([self.control.rows()]))
     }
 
+    /// What the log may let go, by the last flush that is durable.
+    fn tell_what_is_durable(&self) {
+        // First what lives, then what may be truncated: the log thread releases a segment by both, and what was
+        // truncated by this flush must not meet what lived at the flush before.
+        let live = self.store.segments_live();
+        let live = live.into_iter().map(|(s, l)| (s, l.count)).collect();
+        let _ = self.log.send(LogEvent::Live(live));
+        for group in self.shards.keys().copied().chain([crate::CONTROL_GROUP]) {
+            let applied = self.store.durable_applied(group);
+            let _ = self.to.raft.send(RaftEvent::Durable { group, applied });
+        }
+    }
+
     fn flushed(&mut self, result: Result<Flushed, StoreError>) -> bool {
         self.flushing = false;
         match result {
@@ -658,16 +674,7 @@ impl StateThread {
                 let shards = self.shards.values_mut().map(|s| &mut s.rows);
                 self.store
                     .flushed(flushed, shards.chain([self.control.rows()]));
-                // First what lives, then what may be truncated: the log thread must never see a segment without
-                // entries that count before it knows of the bodies in it.
-                let live = self.store.segments_live();
-                let _ = self.log.send(LogEvent::Live(
-                    live.into_iter().map(|(s, l)| (s, l.count)).collect(),
-                ));
-                for group in self.shards.keys().copied().chain([crate::CONTROL_GROUP]) {
-                    let applied = self.store.durable_applied(group);
-                    let _ = self.to.raft.send(RaftEvent::Durable { group, applied });
-                }
+                self.tell_what_is_durable();
                 if let Ok(bytes) = self.store.disk_bytes() {
                     let _ = self.log.send(LogEvent::OtherBytes(bytes));
                 }
