@@ -11,7 +11,7 @@
 //!                                 settle: failed ─ report appended in the same entry ─► (none)
 //! ```
 //!
-//! [`apply`] is total and deterministic and knows only facts: whatever depends on time, policy or chance was decided
+//! [`apply()`] is total and deterministic and knows only facts: whatever depends on time, policy or chance was decided
 //! by the leader and stands in the [`Command`]. It has no clock, no random source and no I/O; a storage error is the
 //! business of whoever implements [`Rows`].
 
