@@ -46,6 +46,13 @@ pub struct Streams {
 /// Windows of destinations that one stream may set: beyond it the oldest habit, the default, holds.
 const WINDOWS_MAX: usize = 100_000;
 
+/// Items that a stream may be owed at once. It bounds what waits here for a node that gives credit and never reads: events
+/// of handouts are the only ones that pile up by themselves.
+const CREDIT_ITEMS_MAX: u64 = 20_000;
+
+/// The same in octets of bodies; most of them are the entry cache's own.
+const CREDIT_BYTES_MAX: i64 = 256 << 20;
+
 impl Streams {
     /// A new stream.
     pub fn connected(
@@ -130,10 +137,13 @@ impl Streams {
         let Some(stream) = self.streams.get_mut(&id) else {
             return false;
         };
-        stream.credit_items = stream.credit_items.saturating_add(u64::from(credit.items));
+        let items = stream.credit_items.saturating_add(u64::from(credit.items));
+        stream.credit_items = items.min(CREDIT_ITEMS_MAX);
+        let bytes = i64::try_from(credit.bytes).unwrap_or(i64::MAX);
         stream.credit_bytes = stream
             .credit_bytes
-            .saturating_add(i64::try_from(credit.bytes).unwrap_or(i64::MAX));
+            .saturating_add(bytes)
+            .min(CREDIT_BYTES_MAX);
         let classes: Vec<Arc<str>> = credit.classes.iter().map(|c| c.as_str().into()).collect();
         let changed = classes != stream.classes;
         stream.classes = classes;
@@ -207,5 +217,30 @@ impl LeaseStream {
             shard,
             what: Some(what),
         })));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credit_has_an_upper_bound_whatever_a_node_says() {
+        let mut streams = Streams::default();
+        let (to, _events) = tokio::sync::mpsc::unbounded_channel();
+        streams.connected(1, &v1::LeaseHello::default(), to);
+        for _ in 0..3 {
+            let all = v1::Credit {
+                items: u32::MAX,
+                bytes: u64::MAX,
+                classes: Vec::new(),
+            };
+            streams.credit(1, &all);
+        }
+        let stream = streams.get(1).unwrap();
+        assert_eq!(
+            (stream.credit_items, stream.credit_bytes),
+            (CREDIT_ITEMS_MAX, CREDIT_BYTES_MAX)
+        );
     }
 }
