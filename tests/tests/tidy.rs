@@ -86,7 +86,6 @@ const FILE_LINES_MAX: usize = 500;
 const TOO_LONG: &[&str] = &[
     "crates/spool/src/decide/lease.rs",
     "crates/spool/src/decide/mod.rs",
-    "crates/spool/src/runtime/state_thread.rs",
 ];
 
 fn root() -> PathBuf {

@@ -7,7 +7,7 @@ mod log_thread;
 mod questions;
 mod raft_thread;
 mod recover;
-mod state_thread;
+mod state;
 
 use std::sync::mpsc;
 use std::sync::{Arc, OnceLock};
@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 pub use health::Health;
 pub use introduce::{Introduced, Introducer};
 pub use questions::read_pieces;
-pub use state_thread::wall_ms;
+pub use state::wall_ms;
 
 use crate::config::{Config, Error};
 use crate::directory::Directory;
@@ -223,7 +223,7 @@ impl Threads {
             patience,
         };
         let (headers, header_reads) = mpsc::channel();
-        let state_thread = state_thread::StateThread::new(
+        let state_thread = state::StateThread::new(
             recovered.state,
             config,
             state_mail,

@@ -1,0 +1,177 @@
+//! What clients ask of the shards that this node leads: append, lease, settle, look.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use proto::v1::lease_request::What as LeaseRequest;
+
+use super::StateThread;
+use crate::decide::{BodyCache, Leader, Out, Streams};
+use crate::event::{AppendCall, LeaseCall, Question, SettleCall, StreamId};
+use crate::runtime::questions;
+use crate::state::GroupState;
+
+impl StateThread {
+    pub(super) fn appends(&mut self, calls: Vec<AppendCall>) {
+        let now = Instant::now();
+        let mut out: BTreeMap<u32, Out> = BTreeMap::new();
+        for call in calls {
+            let group = call.shard + 1;
+            let Some(shard) = self.shards.get_mut(&group) else {
+                let text = format!("shard {} does not exist on this cluster", call.shard);
+                call.reply
+                    .send_with(proto::v1::AppendOutcome::Invalid, String::new(), text);
+                continue;
+            };
+            let Some(leader) = &mut shard.leader else {
+                let address = self.directory.leader_address(group);
+                call.reply
+                    .send_with(proto::v1::AppendOutcome::NotLeader, address, String::new());
+                continue;
+            };
+            let full = self.directory.majority_full(group);
+            let out = out.entry(group).or_default();
+            let parts = (&mut shard.rows, &mut self.streams, &mut self.bodies);
+            leader.append(
+                call.what, call.reply, full, parts.0, parts.1, parts.2, now, out,
+            );
+        }
+        for (group, out) in out {
+            self.send(group, out);
+        }
+    }
+
+    pub(super) fn settles(&mut self, calls: Vec<SettleCall>) {
+        for call in calls {
+            let group = call.shard + 1;
+            let leads = self.shards.get(&group).is_some_and(|s| s.leader.is_some());
+            if !leads {
+                let address = self.directory.leader_address(group);
+                call.reply
+                    .send(proto::v1::SettleOutcome::NotLeader, address);
+                continue;
+            }
+            self.with_leader(group, |leader, rows, _, bodies, now, out| {
+                leader.settle(call, rows, bodies, now, out)
+            });
+        }
+    }
+
+    pub(super) fn lease(&mut self, id: StreamId, call: LeaseCall) {
+        let request = match call {
+            LeaseCall::Connected { hello, to } => return self.streams.connected(id, &hello, to),
+            LeaseCall::Disconnected => {
+                for (shard, session) in self.streams.disconnected(id) {
+                    self.with_leader(shard + 1, |leader, _, _, _, _, _| leader.detached(session));
+                }
+                return;
+            }
+            LeaseCall::Request(request) => request,
+        };
+        let Some(what) = request.what else { return };
+        match &what {
+            LeaseRequest::Credit(credit) => {
+                if self.streams.credit(id, credit) {
+                    let classes = self
+                        .streams
+                        .get(id)
+                        .map(|s| s.classes.clone())
+                        .unwrap_or_default();
+                    self.with_sessions(id, |leader, session, _| leader.classes(session, &classes));
+                }
+            }
+            LeaseRequest::Window(w) => {
+                let destination = mail::Destination::from_canonical(&w.destination);
+                self.streams.window(id, &destination, w.items);
+                self.with_sessions(id, |leader, session, _| {
+                    leader.window(session, &destination, w.items)
+                });
+            }
+            LeaseRequest::Busy(busy) => {
+                let destination = mail::Destination::from_canonical(&busy.destination);
+                self.with_sessions(id, |leader, session, now| {
+                    leader.busy(session, &destination, busy.for_ms, now)
+                });
+            }
+            LeaseRequest::Open(v) => self.lease_of(id, v.shard, what),
+            LeaseRequest::Reattach(v) => self.lease_of(id, v.shard, what),
+            LeaseRequest::Keepalive(v) => self.lease_of(id, v.shard, what),
+            LeaseRequest::Extend(v) => self.lease_of(id, v.shard, what),
+            LeaseRequest::Hello(_) => {}
+        }
+    }
+
+    pub(super) fn with_sessions(
+        &mut self,
+        id: StreamId,
+        mut f: impl FnMut(&mut Leader, queue::LeaseSessionId, Instant),
+    ) {
+        let sessions = self
+            .streams
+            .get(id)
+            .map(|s| s.sessions.clone())
+            .unwrap_or_default();
+        for (shard, session) in sessions {
+            self.with_leader(shard + 1, |leader, _, _, _, now, _| f(leader, session, now));
+        }
+    }
+
+    pub(super) fn lease_of(&mut self, id: StreamId, shard: u32, what: LeaseRequest) {
+        let group = shard.saturating_add(1);
+        if self.shards.get(&group).is_none_or(|s| s.leader.is_none()) {
+            let leader_address = self.directory.leader_address(group);
+            if let Some(stream) = self.streams.get(id) {
+                let not_leader = proto::v1::NotLeader { leader_address };
+                stream.send(shard, proto::v1::lease_event::What::NotLeader(not_leader));
+            }
+            return;
+        }
+        self.with_leader(group, |leader, rows, streams, bodies, now, out| {
+            leader.lease_request(id, what, rows, streams, bodies, now, out);
+        });
+    }
+
+    pub(super) fn ask(&mut self, question: Question) {
+        let group = question.shard().saturating_add(1);
+        let address = self.directory.leader_address(group);
+        let Some(shard) = self.shards.get_mut(&group) else {
+            return;
+        };
+        let Some(leader) = shard.leader.as_mut().filter(|l| l.is_ready()) else {
+            return question.not_leader(address);
+        };
+        let now = Instant::now();
+        let mut out = Out::default();
+        match question {
+            Question::Act(request, reply) => leader.act(&request, reply, now, &mut out),
+            other => {
+                let time = leader.time(now);
+                questions::answer(other, &mut shard.rows, time);
+            }
+        }
+        self.send(group, out);
+    }
+
+    pub(super) fn with_leader(
+        &mut self,
+        group: u32,
+        f: impl FnOnce(&mut Leader, &mut GroupState, &mut Streams, &mut BodyCache, Instant, &mut Out),
+    ) {
+        let Some(shard) = self.shards.get_mut(&group) else {
+            return;
+        };
+        let Some(leader) = &mut shard.leader else {
+            return;
+        };
+        let mut out = Out::default();
+        f(
+            leader,
+            &mut shard.rows,
+            &mut self.streams,
+            &mut self.bodies,
+            Instant::now(),
+            &mut out,
+        );
+        self.send(group, out);
+    }
+}

@@ -1,0 +1,101 @@
+//! The flush of applied rows to the metadata store, and what the log may let go by it.
+
+use std::time::Instant;
+
+use super::{FLUSH_BYTES, FLUSH_EVERY, StateThread};
+use crate::event::{LogEvent, RaftEvent, StateEvent};
+use crate::state::{Flushed, StoreError};
+
+impl StateThread {
+    pub(super) fn flush_if_due(&mut self) {
+        let now = Instant::now();
+        let bytes: usize = self.shards.values().map(|s| s.rows.overlay_bytes()).sum();
+        if self.flushing
+            || self.health.stopped().is_some()
+            || (now < self.next_flush && bytes < FLUSH_BYTES)
+        {
+            return;
+        }
+        self.next_flush = now + FLUSH_EVERY;
+        let Some(flush) = self.freeze() else {
+            // Nothing changed since, but a follower may have caught up: the log may end later by now.
+            return self.tell_what_is_durable();
+        };
+        self.flushing = true;
+        let state = self.to.state.clone();
+        // One flush at a time; the thread lives as long as the flush.
+        let helper = std::thread::Builder::new().name("flush".to_owned());
+        let spawned = helper.spawn(move || {
+            let _ = state.send(StateEvent::Flushed(flush.run()));
+        });
+        if let Err(error) = spawned {
+            // The frozen rows went with it: recovery replays them.
+            self.health
+                .reopen(&format!("no thread for the flush of the metadata: {error}"));
+            let _ = self.to.raft.send(RaftEvent::Stop);
+        }
+    }
+
+    pub(super) fn freeze(&mut self) -> Option<crate::state::Flush> {
+        let shards = self.shards.values_mut().map(|s| &mut s.rows);
+        self.store.freeze(shards.chain([self.control.rows()]))
+    }
+
+    /// What the log may let go, by the last flush that is durable.
+    pub(super) fn tell_what_is_durable(&self) {
+        // First what lives, then what may be truncated: the log thread releases a segment by both, and what was
+        // truncated by this flush must not meet what lived at the flush before.
+        let live = self.store.segments_live();
+        let live = live.into_iter().map(|(s, l)| (s, l.count)).collect();
+        let _ = self.log.send(LogEvent::Live(live));
+        for group in self.shards.keys().copied().chain([crate::CONTROL_GROUP]) {
+            let applied = self.store.durable_applied(group);
+            let _ = self.to.raft.send(RaftEvent::Durable { group, applied });
+        }
+    }
+
+    pub(super) fn flushed(&mut self, result: Result<Flushed, StoreError>) -> bool {
+        self.flushing = false;
+        match result {
+            Ok(flushed) => {
+                let shards = self.shards.values_mut().map(|s| &mut s.rows);
+                self.store
+                    .flushed(flushed, shards.chain([self.control.rows()]));
+                self.tell_what_is_durable();
+                if let Ok(bytes) = self.store.disk_bytes() {
+                    let _ = self.log.send(LogEvent::OtherBytes(bytes));
+                }
+                true
+            }
+            Err(error @ StoreError::NoSpace(_)) => {
+                // The store refuses writes after a failed one: the replica node closes, and opens again in 5 s.
+                self.health.reopen(&error.to_string());
+                let _ = self.to.raft.send(RaftEvent::Stop);
+                true
+            }
+            Err(error) => {
+                self.health
+                    .stop_for_good(&format!("the metadata store failed: {error}"));
+                let _ = self.to.raft.send(RaftEvent::Stop);
+                false
+            }
+        }
+    }
+
+    pub(super) fn finish(mut self) {
+        for (group, shard) in &mut self.shards {
+            if let Some(leader) = shard.leader.take() {
+                let address = self.directory.leader_address(*group);
+                leader.ended(&mut self.streams, &address);
+            }
+        }
+        if self.flushing || self.health.stopped().is_some() {
+            return;
+        }
+        if let Some(flush) = self.freeze()
+            && let Err(error) = flush.run()
+        {
+            tracing::warn!(%error, "the last flush failed; the log has everything, the next start replays it");
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The shards' leaders on this node: they come with a term, run after each burst of events, and end with it.
+
+use std::time::Instant;
+
+use super::{PUBLISH_EVERY, StateThread, wall_ms};
+use crate::decide::{Leader, LeaderConfig, Out};
+use crate::event::RaftEvent;
+
+impl StateThread {
+    pub(super) fn role(&mut self, group: u32, leads: bool, term: u64) {
+        let now = Instant::now();
+        let own_ms = wall_ms();
+        let others = self.directory.walls(group, now);
+        if group == crate::CONTROL_GROUP {
+            return self.control.role(leads, term, own_ms);
+        }
+        let Some(shard) = self.shards.get_mut(&group) else {
+            return;
+        };
+        if shard
+            .leader
+            .as_ref()
+            .is_some_and(|l| leads && l.term == term)
+        {
+            return;
+        }
+        if let Some(former) = shard.leader.take() {
+            let address = self.directory.leader_address(group);
+            former.ended(&mut self.streams, &address);
+            self.streams.leader_changed(group - 1);
+            shard.tickets.clear();
+        }
+        if leads {
+            tracing::info!(group, term, "leads");
+            let config = LeaderConfig {
+                group,
+                term,
+                policy: self.policy.clone(),
+                seed: self.seed,
+                tickets: self.tickets.clone(),
+            };
+            let mut leader = Leader::elected(config, &mut shard.rows, own_ms, &others, now);
+            if shard.rows.applied().1 == term {
+                leader.begin(&mut shard.rows, &mut self.streams, now);
+            }
+            shard.leader = Some(leader);
+        }
+    }
+
+    pub(super) fn run_leaders(&mut self) {
+        let now = Instant::now();
+        let mut outs = Vec::new();
+        for (group, shard) in &mut self.shards {
+            let Some(leader) = &mut shard.leader else {
+                continue;
+            };
+            let mut out = Out::default();
+            leader.run(
+                &mut shard.rows,
+                &mut self.streams,
+                &mut self.bodies,
+                now,
+                &mut out,
+            );
+            outs.push((*group, out));
+            if now >= self.next_publish {
+                self.directory.set_cluster_time(leader.time(now).0);
+            }
+        }
+        for (group, out) in outs {
+            self.send(group, out);
+        }
+        let proposals = self.control.run(now);
+        if !proposals.is_empty() {
+            let group = crate::CONTROL_GROUP;
+            let _ = self.to.raft.send(RaftEvent::Propose {
+                group,
+                proposals,
+                replies: Vec::new(),
+            });
+        }
+        if now >= self.next_publish {
+            self.next_publish = now + PUBLISH_EVERY;
+            self.directory.publish();
+        }
+    }
+
+    pub(super) fn send(&mut self, group: u32, out: Out) {
+        if !out.proposals.is_empty() {
+            let (proposals, replies) = (out.proposals, out.replies);
+            let _ = self.to.raft.send(RaftEvent::Propose {
+                group,
+                proposals,
+                replies,
+            });
+        }
+        for (pending, pieces) in out.reads {
+            let _ = self.headers.send((group, pending, pieces));
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! The state thread: applies committed entries, decides for the shards that this node leads, flushes the state.
+//!
+//! Deciding and applying share a thread on purpose: a decision reads applied rows, and so needs no lock and sees no
+//! half of an entry. Raft and the disk have threads of their own and never wait for this one.
+
+mod apply;
+mod calls;
+mod flush;
+mod lead;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::control::Control;
+use super::recover::State;
+use crate::config::{Config, Error};
+use crate::decide::{BodyCache, Leader, Policy, ShardRows, Streams};
+use crate::directory::Directory;
+use crate::event::{LogEvent, Mailboxes, RaftEvent, StateEvent, Ticket};
+use crate::log::LogReader;
+use crate::node::Membership;
+use crate::state::{GroupState, Store};
+
+/// Events taken from the mailbox before leaders run: what one burst brings shares entries.
+const BURST: usize = 4096;
+
+/// The state is flushed this often, or when it holds [`FLUSH_BYTES`]: what a restart replays at most, and how long a
+/// message must live before its rows reach the metadata store.
+const FLUSH_EVERY: Duration = Duration::from_secs(2);
+
+/// See [`FLUSH_EVERY`]; octets, estimated.
+const FLUSH_BYTES: usize = 64 << 20;
+
+/// Octets of bodies of young messages, for handouts and reports. They are the very octets that the Raft entry cache
+/// holds, as far as it still does.
+const BODY_CACHE_BYTES: usize = 48 << 20;
+
+/// How often cluster time is published to clients.
+const PUBLISH_EVERY: Duration = Duration::from_secs(5);
+
+/// The longest sleep without events.
+const IDLE: Duration = Duration::from_millis(500);
+
+/// One shard on this node.
+pub struct Shard {
+    pub rows: GroupState,
+    pub leader: Option<Leader>,
+    /// Tickets whose entries are committed and not yet applied, by index.
+    pub tickets: BTreeMap<u64, Ticket>,
+    /// Changes of membership that came with an entry not yet applied.
+    pub conf: BTreeMap<u64, Membership>,
+}
+
+impl Shard {
+    /// A shard as its rows were recovered.
+    pub fn new(rows: GroupState) -> Shard {
+        Shard {
+            rows,
+            leader: None,
+            tickets: BTreeMap::new(),
+            conf: BTreeMap::new(),
+        }
+    }
+}
+
+/// What the state thread holds.
+pub struct StateThread {
+    pub store: Store,
+    pub shards: BTreeMap<u32, Shard>,
+    pub control: Control,
+    pub shard_count: u32,
+    pub streams: Streams,
+    pub bodies: BodyCache,
+    pub mail: Receiver<StateEvent>,
+    pub to: Mailboxes,
+    pub log: Sender<LogEvent>,
+    pub reader: LogReader,
+    pub headers: Sender<super::questions::HeaderRead>,
+    pub directory: Directory,
+    pub health: super::Health,
+    pub policy: Policy,
+    pub seed: u64,
+    pub tickets: Arc<AtomicU64>,
+    pub flushing: bool,
+    pub next_flush: Instant,
+    pub next_publish: Instant,
+}
+
+impl StateThread {
+    /// A state thread over what was recovered.
+    ///
+    /// # Errors
+    /// [`Error::Recovered`]: the control group's row is damaged.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of a node meet here, once"
+    )]
+    pub fn new(
+        state: State,
+        config: &Config,
+        mail: Receiver<StateEvent>,
+        to: Mailboxes,
+        log: Sender<LogEvent>,
+        reader: LogReader,
+        headers: Sender<super::questions::HeaderRead>,
+        directory: Directory,
+        health: super::Health,
+        introduced: super::Introduced,
+    ) -> Result<StateThread, Error> {
+        let tickets = Arc::new(AtomicU64::new(1));
+        let cluster = queue::control::Cluster {
+            id: config.cluster_id.0,
+            shards: config.shards,
+            replication_factor: config.replication_factor,
+        };
+        let initial = config.initial_cluster.keys().copied().collect();
+        let control = Control::new(
+            state.control,
+            config.node,
+            cluster,
+            initial,
+            introduced,
+            tickets.clone(),
+        )
+        .map_err(|e| Error::Recovered(format!("the control group's state is damaged: {e}")))?;
+        control.publish(&directory);
+        let now = Instant::now();
+        Ok(StateThread {
+            store: state.store,
+            shards: state
+                .shards
+                .into_iter()
+                .map(|(id, rows)| (id, Shard::new(rows)))
+                .collect(),
+            control,
+            shard_count: config.shards,
+            streams: Streams::default(),
+            bodies: BodyCache::new(BODY_CACHE_BYTES),
+            mail,
+            to,
+            log,
+            reader,
+            headers,
+            directory,
+            health,
+            policy: Policy {
+                retry: config.retry,
+                reporting_mta: config.hostname.as_str().into(),
+            },
+            seed: rand::random(),
+            tickets,
+            flushing: false,
+            next_flush: now + FLUSH_EVERY,
+            next_publish: now,
+        })
+    }
+
+    /// Runs until told to stop.
+    pub fn run(mut self) {
+        loop {
+            let now = Instant::now();
+            let wake = self.next_wake(now);
+            let mut more = match self.mail.recv_timeout(wake.saturating_duration_since(now)) {
+                Ok(event) => self.take(event),
+                Err(RecvTimeoutError::Timeout) => true,
+                Err(RecvTimeoutError::Disconnected) => false,
+            };
+            for _ in 0..BURST {
+                let Ok(event) = self.mail.try_recv() else {
+                    break;
+                };
+                more &= self.take(event);
+            }
+            if !more {
+                return self.finish();
+            }
+            self.run_leaders();
+            self.flush_if_due();
+            if let Some(error) = self.shards.values().find_map(|s| s.rows.error()) {
+                self.health
+                    .stop_for_good(&format!("the metadata store failed: {error}"));
+                let _ = self.to.raft.send(RaftEvent::Stop);
+                return;
+            }
+        }
+    }
+
+    fn next_wake(&mut self, now: Instant) -> Instant {
+        let mut wake = now + IDLE;
+        if !self.flushing {
+            wake = wake.min(self.next_flush);
+        }
+        for shard in self.shards.values_mut() {
+            if let Some(leader) = &mut shard.leader {
+                wake = wake.min(leader.next_wake(&self.streams, now));
+            }
+        }
+        wake
+    }
+
+    /// Takes an event; `false` ends the thread.
+    fn take(&mut self, event: StateEvent) -> bool {
+        match event {
+            StateEvent::Committed {
+                group,
+                tickets,
+                entries,
+            } => self.committed(group, tickets, entries),
+            StateEvent::Failed { group, ticket, why } => {
+                let address = self.directory.leader_address(group);
+                if group == crate::CONTROL_GROUP {
+                    self.control.failed(ticket);
+                } else if let Some(leader) =
+                    self.shards.get_mut(&group).and_then(|s| s.leader.as_mut())
+                {
+                    leader.failed(ticket, why, &address);
+                }
+            }
+            StateEvent::Role {
+                group,
+                leader,
+                term,
+            } => self.role(group, leader, term),
+            StateEvent::ConfChanged {
+                group,
+                index,
+                members,
+            } => {
+                if let Some(shard) = self.shards.get_mut(&group) {
+                    shard.conf.insert(index, members);
+                }
+            }
+            StateEvent::Appends(calls) => self.appends(calls),
+            StateEvent::Settles(calls) => self.settles(calls),
+            StateEvent::Lease(stream, call) => self.lease(stream, call),
+            StateEvent::Ask(question) => self.ask(question),
+            StateEvent::HeaderRead(pending, header) => {
+                let group = pending.group(self.shard_count);
+                self.with_leader(group, |leader, rows, _, _, now, out| {
+                    leader.header_read(pending, &header, rows, now, out);
+                });
+            }
+            StateEvent::Flushed(result) => return self.flushed(result),
+            StateEvent::Stop => return false,
+        }
+        true
+    }
+}
+
+impl ShardRows for GroupState {
+    fn locate(&self, index: u64) -> Option<crate::log::Location> {
+        GroupState::locate(self, index)
+    }
+}
+
+/// The wall clock in milliseconds since the epoch; a clock before it counts as 0.
+pub fn wall_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_millis() as u64)
+}
