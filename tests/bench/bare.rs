@@ -372,6 +372,7 @@ impl<'a> Replica<'a> {
             number,
             entries: entries.into_iter().map(memory::to_log).collect(),
             hard_state: hard_state.as_ref().map(memory::hard_state_to_log),
+            reset: None,
             urgent: false,
         };
         let write = Write {

@@ -67,6 +67,7 @@ fn log(dir: &Path, batch: usize, run: Duration) -> Result<f64, Box<dyn std::erro
             number: next,
             entries,
             hard_state: None,
+            reset: None,
             urgent: false,
         }])?;
         written += (batch * (ENTRY + 300)) as u64;

@@ -95,6 +95,22 @@ impl Batch {
         }
     }
 
+    /// Adds the data of a committed entry again.
+    pub fn relocated(&mut self, group: u32, index: u64, data: &[u8]) -> Location {
+        let offset = self.start + self.buffer.len() as u64;
+        let header = RecordHeader {
+            index,
+            ..self.header(RecordType::RelocatedBody, group)
+        };
+        self.push(header, data);
+        Location {
+            segment: self.segment,
+            offset: offset as u32,
+            context_len: 0,
+            data_len: data.len() as u32,
+        }
+    }
+
     /// Adds a hard state.
     pub fn hard_state(&mut self, group: u32, state: HardState) {
         let payload = encode_numbers::<HARD_STATE_PAYLOAD>(&[state.term, state.vote, state.commit]);

@@ -6,6 +6,7 @@
 //! * `types`, `error`: the words; `record`: the format on disk
 //! * `batch`, `place`, `writer`: tasks become batches; `spare`, `segments`: where they go, and how much room is left
 //! * `scan`, `replay`, `recover`, `open`: what a start finds; `reader`: entries back
+//! * bodies that a snapshot brought, or that the collector moved, are records of their own in the same stream
 //! * `disk`, `sim`: the disk, and one that crashes on purpose
 
 mod batch;

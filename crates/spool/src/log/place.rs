@@ -179,6 +179,13 @@ impl LogWriter {
 }
 
 impl GroupState {
+    /// Takes over a snapshot: nothing of the group's log is left, whatever it held.
+    pub fn reset(&mut self, snapshot: (u64, u64)) {
+        self.truncated = snapshot;
+        self.last = snapshot.0;
+        self.hard_state.commit = self.hard_state.commit.max(snapshot.0);
+    }
+
     /// Takes over a truncation; one beyond the end empties the group's log.
     pub fn adopt(&mut self, truncated: (u64, u64)) {
         self.truncated = self.truncated.max(truncated);

@@ -12,7 +12,8 @@ pub struct LogReader {
 }
 
 impl LogReader {
-    /// Reads a whole entry. [`ReadError::Recycled`] means that the location is old.
+    /// Reads a whole entry, or of one that was relocated its data (then context is empty and the term is 0).
+    /// [`ReadError::Recycled`] means that the location is old.
     pub fn read_entry(
         &self,
         location: Location,
@@ -40,7 +41,7 @@ impl LogReader {
         };
         let kind = header
             .entry_kind()
-            .filter(|_| header.kind == RecordType::Entry);
+            .filter(|_| matches!(header.kind, RecordType::Entry | RecordType::RelocatedBody));
         let right = header.segment == location.segment as u32
             && (header.group, header.index) == (group, index)
             && header.context_len == location.context_len

@@ -23,8 +23,8 @@ const MAGIC: [u8; 8] = *b"postroad";
 /// Where the segment header's checksum stands. Between the fields and here is room for a wrapped key and its id.
 const SEGMENT_CRC_AT: usize = BLOCK as usize - 4;
 
-/// What a record is; the numbers are those on disk. 4, 5 and 6 are kept for suffix truncation, snapshots and
-/// relocated bodies.
+/// What a record is; the numbers are those on disk. 4 and 5 are kept for suffix truncation and
+/// snapshots; a snapshot that replaced a group's log shows as a STATE whose truncation is also its last entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RecordType {
     /// A Raft entry: context, then data.
@@ -33,6 +33,9 @@ pub(super) enum RecordType {
     HardState = 2,
     /// All that must be known of a group besides its entries; `index` and `term` are the truncation.
     State = 3,
+    /// The data of a committed entry (no context), written again: by a snapshot that brought it, or moved by the collector.
+    /// Replay passes it by; only the metadata refer to it, and while none do it is garbage.
+    RelocatedBody = 6,
     /// Nothing but the closing record's `durable_upto` matters.
     DurableMark = 7,
     /// Closes a batch.
@@ -45,6 +48,7 @@ impl RecordType {
             1 => Self::Entry,
             2 => Self::HardState,
             3 => Self::State,
+            6 => Self::RelocatedBody,
             7 => Self::DurableMark,
             9 => Self::BatchEnd,
             _ => return None,

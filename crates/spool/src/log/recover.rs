@@ -282,6 +282,7 @@ fn replay_batch(
             }
             RecordType::HardState
             | RecordType::State
+            | RecordType::RelocatedBody
             | RecordType::DurableMark
             | RecordType::BatchEnd => {}
         }

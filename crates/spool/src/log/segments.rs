@@ -51,6 +51,8 @@ pub(super) struct Table {
     pub durable: BTreeMap<u32, (u64, u64)>,
     /// Released by the owner of the live counters, not yet recycled.
     pub released: BTreeSet<u64>,
+    /// Not to be recycled, whatever lives: who wants them, and which.
+    pub pins: BTreeMap<u64, BTreeSet<u64>>,
     pub spares: Spares,
     /// Bytes that others use of the same budget.
     pub other_bytes: u64,
@@ -90,6 +92,21 @@ impl Segments {
         }
         drop(table);
         self.0.wake();
+    }
+
+    /// Keeps segments from being recycled until [`Segments::unpin`], even released ones: a snapshot is read from them, or
+    /// was written into them and is not referred to yet. Adds to what `who` has pinned before.
+    pub fn pin(&self, who: u64, segments: impl IntoIterator<Item = u64>) {
+        let mut table = self.0.lock();
+        table.pins.entry(who).or_default().extend(segments);
+    }
+
+    /// `who` needs its segments no longer.
+    pub fn unpin(&self, who: u64) {
+        let known = self.0.lock().pins.remove(&who).is_some();
+        if known {
+            self.0.wake();
+        }
     }
 
     /// Sealed segments, not yet released, whose entries are all truncated in every group.
@@ -151,6 +168,7 @@ impl Table {
         };
         let ready = |id: &u64| {
             *id < active
+                && !self.pins.values().any(|pinned| pinned.contains(id))
                 && self
                     .segments
                     .get(id)

@@ -55,6 +55,8 @@ pub struct WriteTask {
     pub entries: Vec<Entry>,
     /// The hard state, when it changed.
     pub hard_state: Option<HardState>,
+    /// (index, term) of a snapshot that is installed: the group's log is emptied and goes on after it. Before the entries.
+    pub reset: Option<(u64, u64)>,
     /// True when the entries only settle, grant or keep lease sessions: such a task may use the two reserved segments.
     pub urgent: bool,
 }

@@ -5,11 +5,13 @@ use std::io;
 use std::mem;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use super::batch::{Batch, GroupState};
 use super::place::{Active, Rank, Stop};
 use super::record::{HARD_STATE_PAYLOAD, Position, STATE_PAYLOAD};
 use super::spare::is_no_space;
-use super::{Entry, HardState, LogConfig, Segments, WriteError, WriteTask, Written};
+use super::{Entry, HardState, Location, LogConfig, Segments, WriteError, WriteTask, Written};
 
 /// How long after the last flush an idle log says that it was durable: it separates a torn tail from damage.
 const IDLE_MARK: Duration = Duration::from_millis(50);
@@ -82,6 +84,43 @@ impl LogWriter {
             written: done,
             unwritten,
         })
+    }
+
+    /// Writes the data of committed entries again, durably, and says where each lies now: a snapshot brought them. They
+    /// are garbage until the metadata refer to them, so pin their segments (see [`Segments::pin`]) until these do.
+    ///
+    /// # Errors
+    /// [`WriteError::NoSpace`]: some may be written, none is referred to. [`WriteError::Fatal`] as ever.
+    pub fn write_bodies(
+        &mut self,
+        group: u32,
+        bodies: &[(u64, Bytes)],
+    ) -> Result<Vec<Location>, WriteError> {
+        self.check_alive()?;
+        self.begin_batch();
+        let mut progress = Progress::default();
+        let mut locations = Vec::with_capacity(bodies.len());
+        let mut add = |writer: &mut LogWriter, index: u64, data: &Bytes| {
+            writer.make_room_for(data.len(), Rank::Normal, &mut progress)?;
+            locations.push(writer.batch.relocated(group, index, data));
+            Ok(())
+        };
+        let mut outcome = bodies
+            .iter()
+            .try_for_each(|(index, data)| add(self, *index, data));
+        if outcome.is_ok() {
+            outcome = self.flush(&mut progress);
+        } else {
+            self.begin_batch();
+        }
+        match outcome {
+            Ok(()) => Ok(locations),
+            Err(Stop::NoSpace) => Err(WriteError::NoSpace {
+                written: Vec::new(),
+                unwritten: (0..bodies.len()).collect(),
+            }),
+            Err(Stop::Fatal(error)) => Err(self.die(error)),
+        }
     }
 
     /// When the last flush was at least 50 ms ago and no batch says yet that it was durable, writes one that does. Also
@@ -159,6 +198,14 @@ impl LogWriter {
         progress: &mut Progress,
     ) -> Result<(), Stop> {
         self.adopt_truncation(task, progress)?;
+        if let Some(snapshot) = task.reset {
+            self.make_room_for(STATE_PAYLOAD, Rank::Urgent, progress)?;
+            let state = self.state_in_batch(task.group);
+            state.reset(snapshot);
+            let state = *state;
+            self.batch.state(task.group, &state);
+            self.segments.set_truncated(task.group, snapshot);
+        }
         if let Some(wanted) = task.hard_state {
             // First, so that no entry of a term is durable before the term; with the commit that is durable already.
             let state = self.groups.get(&task.group).copied().unwrap_or_default();

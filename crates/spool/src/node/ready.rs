@@ -109,6 +109,7 @@ impl Group {
         self.actions.push(Action::Write(WriteTask {
             group: self.config.group,
             number,
+            reset: None,
             urgent: entries.iter().all(|entry| self.is_urgent(entry)),
             entries: entries.iter().map(to_log).collect(),
             hard_state: hard_state.as_ref().map(hard_state_to_log).or(late_commit),

@@ -4,6 +4,7 @@ mod damage;
 mod model;
 mod real;
 mod room;
+mod snapshot;
 
 use std::sync::Arc;
 
@@ -51,6 +52,7 @@ fn task(group: u32, number: u64, entries: Vec<Entry>) -> WriteTask {
         number,
         entries,
         hard_state: None,
+        reset: None,
         urgent: false,
     }
 }
@@ -66,6 +68,7 @@ fn voted(group: u32, number: u64, term: u64, vote: u64) -> WriteTask {
         number,
         entries: Vec::new(),
         hard_state,
+        reset: None,
         urgent: false,
     }
 }

@@ -182,6 +182,7 @@ impl History {
             number: self.number,
             entries,
             hard_state,
+            reset: None,
             urgent: self.pick(4) == 0,
         };
         steps(std::slice::from_ref(&task))
