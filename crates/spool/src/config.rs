@@ -78,6 +78,14 @@ pub enum Error {
     /// A group cannot begin.
     #[error(transparent)]
     Group(#[from] crate::node::StartError),
+    /// What this node promised is damaged or gone. It must not take part with what is left.
+    #[error("queue node {node} does not start: {source}")]
+    Damaged {
+        /// Which.
+        node: u64,
+        /// What was found, where, and what to do.
+        source: Box<Error>,
+    },
     /// What was recovered does not fit together.
     #[error("{0}")]
     Recovered(String),

@@ -23,8 +23,9 @@ pub enum OpenError {
     /// Bytes that were acknowledged as durable are not what was written.
     #[error(
         "log {}: {name} is damaged at offset {offset}: {what}. These bytes had been acknowledged, so this node must not \
-         go on with what is left: keep the directory for inspection, remove this node from the cluster and start it \
-         again on an empty directory under a new node id",
+         go on with what is left. Nothing was changed. Keep the directory for inspection, remove this node from the \
+         cluster and add a new node id on an empty directory; the other replicas have the mail and keep serving. If this \
+         was the only copy: postroad queue salvage",
         dir.display()
     )]
     Corrupt {

@@ -34,7 +34,7 @@ pub use reader::LogReader;
 pub use segments::Segments;
 pub use sim::SimDisk;
 pub use types::{
-    DiskUse, Entry, EntryKind, HardState, Location, LogConfig, Recovered, RecoveredEntry,
+    Damaged, DiskUse, Entry, EntryKind, HardState, Location, LogConfig, Recovered, RecoveredEntry,
     RecoveredGroup, SegmentInfo, WriteTask, Written,
 };
 pub use writer::LogWriter;

@@ -27,7 +27,8 @@ pub struct Log;
 
 impl Log {
     /// Opens the log in `dir` (usually `<data directory>/log`) and recovers what it holds; an empty directory is an
-    /// empty log. A member whose log is empty lost its disk: the caller refuses to go on with it.
+    /// empty log. A member whose log is empty lost its disk: the caller refuses to go on with it (see
+    /// [`LogWriter::begin`]).
     pub fn open(
         dir: &Path,
         config: LogConfig,
@@ -56,7 +57,9 @@ impl Log {
             .map_err(recovery.io("make", "the directory"))?;
         let mut found = recovery.read()?;
         let groups = finish_replays(&recovery, &mut found)?;
+        let damaged = recovery.judge_damage(std::mem::take(&mut found.damaged), &groups)?;
         let recovered = Recovered {
+            damaged,
             torn_bytes: found.torn_bytes,
             segments: found.segments.len(),
             groups,

@@ -54,6 +54,18 @@ impl RecordType {
             _ => return None,
         })
     }
+
+    /// Says that a record's payload fails its checksum.
+    pub fn flaw(self) -> &'static str {
+        match self {
+            Self::Entry => "the payload of an entry fails its checksum",
+            Self::HardState => "the payload of a HARDSTATE fails its checksum",
+            Self::State => "the payload of a STATE fails its checksum",
+            Self::RelocatedBody => "a body that was written again fails its checksum",
+            Self::DurableMark => "the payload of a DURABLE_MARK fails its checksum",
+            Self::BatchEnd => "the payload of a BATCH_END fails its checksum",
+        }
+    }
 }
 
 impl EntryKind {

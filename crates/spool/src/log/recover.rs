@@ -10,8 +10,11 @@ use super::record::{
     segment_name, u64_at,
 };
 use super::replay::Replay;
-use super::scan::{Scan, ScannedBatch, Window};
-use super::{Disk, DiskFile, HardState, Location, LogConfig, OpenError, RecoveredEntry};
+use super::scan::{Flaw, Scan, ScannedBatch, ScannedRecord, Window};
+use super::{
+    Damaged, Disk, DiskFile, EntryKind, HardState, Location, LogConfig, OpenError, RecoveredEntry,
+    RecoveredGroup,
+};
 
 /// What the directory holds, before anything in it is changed.
 #[derive(Debug, Default)]
@@ -28,6 +31,8 @@ pub(super) struct Found {
     pub last_segment: u64,
     pub last_batch: u64,
     pub torn_bytes: u64,
+    /// Entries whose payload is damaged in batches that were durable.
+    pub damaged: Vec<Damaged>,
 }
 
 /// A segment that counts, with the highest index of each group in it.
@@ -58,7 +63,8 @@ impl Recovery<'_> {
         };
         for (at, candidate) in candidates.iter().enumerate() {
             let Some(header) = &candidate.header else {
-                self.refuse_if_durable(&candidates[at..], 0)?;
+                let flaw = "the segment's header fails its checksum";
+                self.refuse_if_durable(&candidates[at..], 0, &flaw)?;
                 found.unused = candidates[at..]
                     .iter()
                     .map(|unused| (unused.id, unused.file.clone()))
@@ -70,19 +76,21 @@ impl Recovery<'_> {
                 .map(|next| next.durable)
                 .filter(|(id, _)| *id == candidate.id)
                 .map(|(_, end)| end);
-            let reached = self.read_segment(candidate, end, &mut found)?;
-            match end {
-                Some(end) if reached < end => {
-                    return Err(self.corrupt(
-                        candidate.id,
-                        reached,
-                        format!("the next segment says that it reaches to {end}"),
-                    ));
+            // When the segment that named this one's end is recycled, only what is in this one can vouch for it: what is
+            // missing beyond shows as a gap in a group's log.
+            let witnesses = match next {
+                Some(_) => &candidates[at..=at],
+                None => &candidates[at..],
+            };
+            let (reached, flaw) = self.read_segment(candidate, end, witnesses, &mut found)?;
+            match (end, flaw) {
+                (Some(end), Some(flaw)) if reached < end => {
+                    let what =
+                        format!("{flaw}; the next segment says that this one reaches to {end}");
+                    return Err(self.corrupt(candidate.id, reached, what));
                 }
-                Some(_) => {}
-                // The segment that named this one's end is recycled: what is missing shows as a gap in a group's log.
-                None if next.is_some() => self.refuse_if_durable(&candidates[at..=at], reached)?,
-                None => self.refuse_if_durable(&candidates[at..], reached)?,
+                (Some(_), _) | (None, None) => {}
+                (None, Some(flaw)) => self.refuse_if_durable(witnesses, reached, &flaw)?,
             }
             found.other_size = header.capacity != self.capacity;
             found.tail = Some((candidate.id, if reached == BLOCK { 0 } else { reached }));
@@ -152,29 +160,46 @@ impl Recovery<'_> {
         }
     }
 
-    /// Replays the batches of a segment up to `end`, or to the first invalid one; returns where that is.
+    /// Replays the batches of a segment up to `end`, or to the first that does not count; returns where that is, and why
+    /// it does not. `witnesses` are the segments, from this one on, that may vouch for what stands in it.
     fn read_segment(
         &self,
         candidate: &Candidate,
         end: Option<u64>,
+        witnesses: &[Candidate],
         found: &mut Found,
-    ) -> Result<u64, OpenError> {
+    ) -> Result<(u64, Option<Flaw>), OpenError> {
         let name = segment_name(candidate.id);
         let mut last = BTreeMap::new();
         let mut window = Window::new(candidate.file.as_ref()).map_err(self.io("read", &name))?;
         let mut at = BLOCK;
+        let mut flaw = None;
         while end.is_none_or(|end| at < end) {
             match window
                 .batch(candidate.id, at)
                 .map_err(self.io("read", &name))?
             {
                 Scan::Batch(batch) => {
-                    replay_batch(candidate.id, &batch, &mut found.replays, &mut last);
+                    // A payload that did not reach the disk before the power failed looks like one that rotted there. Only
+                    // what was written later tells.
+                    if let Some(torn) = batch.damaged_at()
+                        && end.is_none()
+                        && self.durable_claim(witnesses, at)?.is_none()
+                    {
+                        found.torn_bytes = torn - at;
+                        flaw = Some(Flaw::torn_payload());
+                        break;
+                    }
+                    self.replay_batch(candidate.id, &batch, found, &mut last)?;
                     found.last_batch = batch.end.batch;
                     at = batch.next;
                 }
-                Scan::Invalid { valid_until } => {
+                Scan::Invalid {
+                    valid_until,
+                    flaw: found_flaw,
+                } => {
                     found.torn_bytes = valid_until - at;
+                    flaw = Some(found_flaw);
                     break;
                 }
             }
@@ -182,14 +207,37 @@ impl Recovery<'_> {
         found
             .segments
             .insert(candidate.id, (candidate.file.clone(), last));
-        Ok(at)
+        Ok((at, flaw))
     }
 
     /// The first invalid record stands at `offset` of the first candidate. When anything written later says that it was
     /// durable, it is damage and never a torn tail.
-    fn refuse_if_durable(&self, candidates: &[Candidate], offset: u64) -> Result<(), OpenError> {
-        let Some(first) = candidates.first() else {
+    fn refuse_if_durable(
+        &self,
+        candidates: &[Candidate],
+        offset: u64,
+        flaw: &dyn std::fmt::Display,
+    ) -> Result<(), OpenError> {
+        let Some((witness, (segment, end))) = self.durable_claim(candidates, offset)? else {
             return Ok(());
+        };
+        let first = candidates.first().map_or(segment, |first| first.id);
+        let what = format!(
+            "{flaw}; a later batch in {} says that all before segment {segment}, offset {end} was durable",
+            segment_name(witness)
+        );
+        Err(self.corrupt(first, offset, what))
+    }
+
+    /// Who says, behind `offset` of the first candidate, that what stands there was durable: the segment of the witness,
+    /// and how far it vouches.
+    fn durable_claim(
+        &self,
+        candidates: &[Candidate],
+        offset: u64,
+    ) -> Result<Option<(u64, Position)>, OpenError> {
+        let Some(first) = candidates.first() else {
+            return Ok(None);
         };
         for candidate in candidates {
             let name = segment_name(candidate.id);
@@ -204,14 +252,110 @@ impl Recovery<'_> {
                 .durable_claims(candidate.id, from)
                 .map_err(self.io("read", &name))?;
             let claim = claim.max(candidate.header.map(|header| header.durable));
-            if let Some((segment, end)) = claim.filter(|claim| *claim > (first.id, offset)) {
-                let what = format!(
-                    "a later batch in {name} says that all before segment {segment}, offset {end} was durable"
-                );
-                return Err(self.corrupt(first.id, offset, what));
+            if let Some(claim) = claim.filter(|claim| *claim > (first.id, offset)) {
+                return Ok(Some((candidate.id, claim)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes a batch that counts. Damaged payloads that will be applied again are more than can be mended.
+    fn replay_batch(
+        &self,
+        segment: u64,
+        batch: &ScannedBatch,
+        found: &mut Found,
+        last: &mut BTreeMap<u32, u64>,
+    ) -> Result<(), OpenError> {
+        for record in &batch.records {
+            let header = &record.header;
+            if record.damaged {
+                found.damaged.push(Damaged {
+                    group: header.group,
+                    index: header.index,
+                    term: header.term,
+                    location: location(segment, record),
+                    copy: header.kind == RecordType::RelocatedBody,
+                });
+            }
+            let replay = found.replays.entry(header.group);
+            match header.kind {
+                RecordType::Entry => {
+                    let Some(kind) = header.entry_kind() else {
+                        continue;
+                    };
+                    let highest = last.entry(header.group).or_default();
+                    *highest = (*highest).max(header.index);
+                    let entry = RecoveredEntry {
+                        index: header.index,
+                        term: header.term,
+                        kind,
+                        location: location(segment, record),
+                    };
+                    replay.or_default().entry(entry);
+                }
+                RecordType::HardState if record.payload.len() >= STATE_PAYLOAD - 8 => {
+                    replay.or_default().hard_state = hard_state(&record.payload);
+                }
+                RecordType::State if record.payload.len() >= STATE_PAYLOAD => {
+                    let last = u64_at(&record.payload, 24);
+                    let truncated = (header.index, header.term);
+                    replay
+                        .or_default()
+                        .state(hard_state(&record.payload), truncated, last);
+                }
+                // Shorter than any version wrote them, under a valid checksum: not ours.
+                RecordType::HardState | RecordType::State => {
+                    return Err(self.corrupt(segment, record.offset, header.kind.flaw().into()));
+                }
+                RecordType::RelocatedBody | RecordType::DurableMark | RecordType::BatchEnd => {}
             }
         }
         Ok(())
+    }
+
+    /// Sorts the damage: what no group's log holds any more and what can be mended is kept for whoever needs the body; an
+    /// entry that is to be applied again, or a change of membership, is more than that.
+    pub fn judge_damage(
+        &self,
+        damaged: Vec<Damaged>,
+        groups: &BTreeMap<u32, RecoveredGroup>,
+    ) -> Result<Vec<Damaged>, OpenError> {
+        let mut mendable = Vec::new();
+        for it in damaged {
+            let Some(group) = groups.get(&it.group) else {
+                continue;
+            };
+            if it.copy {
+                mendable.push(it);
+                continue;
+            }
+            let gone = it.index <= group.truncated.0;
+            let at = it.index.wrapping_sub(group.truncated.0 + 1) as usize;
+            let entry = group.entries.get(at).filter(|_| !gone);
+            if !gone && entry.is_none_or(|entry| entry.location != it.location) {
+                // Overwritten by a later leader: nobody will ask for it.
+                continue;
+            }
+            let applied = self.config.applied.get(&it.group).copied().unwrap_or(0);
+            let needed = entry.is_some_and(|entry| entry.kind != EntryKind::Normal);
+            if it.index > applied || needed {
+                let why = if needed {
+                    "it changes the group's members".to_owned()
+                } else {
+                    format!(
+                        "the metadata reaches to entry {applied} only, so it would have to be applied"
+                    )
+                };
+                let what = format!(
+                    "the payload of entry {} of group {} fails its checksum, and {why}",
+                    it.index, it.group
+                );
+                return Err(self.corrupt(it.location.segment, it.location.offset.into(), what));
+            }
+            mendable.push(it);
+        }
+        Ok(mendable)
     }
 
     /// The error for damage in a segment.
@@ -237,55 +381,13 @@ impl Recovery<'_> {
     }
 }
 
-fn replay_batch(
-    segment: u64,
-    batch: &ScannedBatch,
-    replays: &mut BTreeMap<u32, Replay>,
-    last: &mut BTreeMap<u32, u64>,
-) {
-    for record in &batch.records {
-        let header = &record.header;
-        match header.kind {
-            RecordType::Entry => {
-                let Some(kind) = header.entry_kind() else {
-                    continue;
-                };
-                let highest = last.entry(header.group).or_default();
-                *highest = (*highest).max(header.index);
-                let context_len = header.context_len;
-                let data_len = header.len - context_len;
-                let location = Location {
-                    segment,
-                    offset: record.offset as u32,
-                    context_len,
-                    data_len,
-                };
-                let entry = RecoveredEntry {
-                    index: header.index,
-                    term: header.term,
-                    kind,
-                    location,
-                };
-                replays.entry(header.group).or_default().entry(entry);
-            }
-            RecordType::HardState if record.payload.len() >= STATE_PAYLOAD - 8 => {
-                replays.entry(header.group).or_default().hard_state = hard_state(&record.payload);
-            }
-            RecordType::State if record.payload.len() >= STATE_PAYLOAD => {
-                let last = u64_at(&record.payload, 24);
-                let truncated = (header.index, header.term);
-                replays.entry(header.group).or_default().state(
-                    hard_state(&record.payload),
-                    truncated,
-                    last,
-                );
-            }
-            RecordType::HardState
-            | RecordType::State
-            | RecordType::RelocatedBody
-            | RecordType::DurableMark
-            | RecordType::BatchEnd => {}
-        }
+fn location(segment: u64, record: &ScannedRecord) -> Location {
+    let context_len = record.header.context_len;
+    Location {
+        segment,
+        offset: record.offset as u32,
+        context_len,
+        data_len: record.header.len - context_len,
     }
 }
 

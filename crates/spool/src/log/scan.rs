@@ -1,5 +1,6 @@
 //! Batches back from a segment's bytes, with every checksum verified.
 
+use std::fmt;
 use std::io;
 
 use super::DiskFile;
@@ -24,9 +25,12 @@ pub(super) struct ScannedRecord {
     pub offset: u64,
     /// Payload of STATE and HARDSTATE; empty for entries, whose bodies are not kept.
     pub payload: Vec<u8>,
+    /// An entry whose payload fails its checksum. Its header says still which entry it is, so that another replica can be
+    /// asked for it.
+    pub damaged: bool,
 }
 
-/// A batch that counts.
+/// A batch that counts: all its headers and its end are right. Payloads of entries may be damaged.
 #[derive(Debug)]
 pub(super) struct ScannedBatch {
     pub records: Vec<ScannedRecord>,
@@ -35,13 +39,55 @@ pub(super) struct ScannedBatch {
     pub next: u64,
 }
 
+impl ScannedBatch {
+    /// Offset of the first entry whose payload is damaged.
+    pub fn damaged_at(&self) -> Option<u64> {
+        let first = self.records.iter().find(|record| record.damaged);
+        first.map(|record| record.offset)
+    }
+}
+
 /// What stands at an offset.
 #[derive(Debug)]
 pub(super) enum Scan {
     /// A whole batch.
     Batch(ScannedBatch),
     /// Not a batch; `valid_until` is the offset of the first invalid record, equal to the start when nothing is valid.
-    Invalid { valid_until: u64 },
+    Invalid { valid_until: u64, flaw: Flaw },
+}
+
+/// What is wrong with bytes that should be a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Flaw {
+    what: &'static str,
+    /// Group and index, where a valid header names them.
+    of: Option<(u32, u64)>,
+    /// Group and index of the last valid entry before it in its batch.
+    after: Option<(u32, u64)>,
+}
+
+impl Flaw {
+    /// The payload of an entry in an otherwise whole batch.
+    pub fn torn_payload() -> Flaw {
+        Flaw {
+            what: RecordType::Entry.flaw(),
+            of: None,
+            after: None,
+        }
+    }
+}
+
+impl fmt::Display for Flaw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.what)?;
+        if let Some((group, index)) = self.of {
+            write!(f, ", group {group}, index {index}")?;
+        }
+        if let Some((group, index)) = self.after {
+            write!(f, " (right after entry {index} of group {group})")?;
+        }
+        Ok(())
+    }
 }
 
 impl<'a> Window<'a> {
@@ -80,54 +126,61 @@ impl<'a> Window<'a> {
         let mut chain_crc = 0;
         let mut at = start;
         loop {
-            let invalid = Ok(Scan::Invalid { valid_until: at });
+            let (batch, after) = (records.first(), records.last());
+            let batch = batch.map(|first| first.header.batch);
+            let after = after
+                .filter(|last| last.header.kind == RecordType::Entry)
+                .map(|last| (last.header.group, last.header.index));
+            let invalid = |what, of: Option<&RecordHeader>| {
+                let of = of.map(|header| (header.group, header.index));
+                Ok(Scan::Invalid {
+                    valid_until: at,
+                    flaw: Flaw { what, of, after },
+                })
+            };
             let Some(bytes) = self.get(at, HEADER)? else {
-                return invalid;
+                return invalid("the file ends inside a batch", None);
             };
             let Some(header) = RecordHeader::decode(bytes) else {
-                return invalid;
+                return invalid("a record's header fails its checksum", None);
             };
             let header_crc = [bytes[44], bytes[45], bytes[46], bytes[47]];
-            let same_batch = records
-                .first()
-                .is_none_or(|first| first.header.batch == header.batch);
+            let same_batch = batch.is_none_or(|first| first == header.batch);
             if header.segment != segment as u32 || !same_batch {
-                return invalid;
+                return invalid("a record of another batch stands there", None);
             }
             let Some(payload) = self.get(at + HEADER as u64, header.len as usize)? else {
-                return invalid;
+                return invalid("the file ends inside a record", Some(&header));
             };
-            if crc32c::crc32c(payload) != header.payload_crc {
-                return invalid;
+            let damaged = crc32c::crc32c(payload) != header.payload_crc;
+            let body = matches!(header.kind, RecordType::Entry | RecordType::RelocatedBody);
+            if damaged && !body {
+                return invalid(header.kind.flaw(), Some(&header));
             }
             let next = at + HEADER as u64 + u64::from(header.len);
             if header.kind == RecordType::BatchEnd {
-                let Some(end) = BatchEnd::decode(payload) else {
-                    return invalid;
+                let end = BatchEnd::decode(payload).filter(|end| {
+                    end.records as usize == records.len()
+                        && u64::from(end.bytes) == at - start
+                        && end.chain_crc == chain_crc
+                        && end.batch as u32 == header.batch
+                });
+                let Some(end) = end else {
+                    return invalid("the end of a batch does not fit its records", None);
                 };
-                let fits = end.records as usize == records.len()
-                    && u64::from(end.bytes) == at - start
-                    && end.chain_crc == chain_crc
-                    && end.batch as u32 == header.batch;
-                if !fits {
-                    return invalid;
-                }
                 return Ok(Scan::Batch(ScannedBatch {
                     records,
                     end,
                     next: next.next_multiple_of(BLOCK),
                 }));
             }
-            let payload = if header.kind == RecordType::Entry {
-                Vec::new()
-            } else {
-                payload.to_vec()
-            };
+            let payload = if body { Vec::new() } else { payload.to_vec() };
             chain_crc = crc32c::crc32c_append(chain_crc, &header_crc);
             records.push(ScannedRecord {
                 header,
                 offset: at,
                 payload,
+                damaged,
             });
             at = next;
         }

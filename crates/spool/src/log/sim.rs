@@ -121,6 +121,11 @@ impl SimDisk {
 
     /// Turns one bit of a file over, behind everybody's back. False when there is no such byte.
     pub fn flip(&self, path: &Path, at: usize) -> bool {
+        self.damage(path, at, 1)
+    }
+
+    /// Turns over the bits of a byte that `mask` names, behind everybody's back. False when there is no such byte.
+    pub fn damage(&self, path: &Path, at: usize, mask: u8) -> bool {
         let mut state = self.lock();
         let Some(inode) = state.names.get(path).copied() else {
             return false;
@@ -129,9 +134,36 @@ impl SimDisk {
         let (Some(now), Some(durable)) = (file.now.get_mut(at), file.durable.get_mut(at)) else {
             return false;
         };
-        *now ^= 1;
-        *durable ^= 1;
+        *now ^= mask;
+        *durable ^= mask;
         true
+    }
+
+    /// What a process that starts now would find: each file with its octets.
+    pub fn contents(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let state = self.lock();
+        let now =
+            |(path, inode): (&PathBuf, &usize)| (path.clone(), state.files[*inode].now.clone());
+        state.names.iter().map(now).collect()
+    }
+
+    /// Puts these files in the place of everything, durably; open files close.
+    pub fn put_back(&self, contents: &BTreeMap<PathBuf, Vec<u8>>) {
+        let mut state = self.lock();
+        state.life += 1;
+        state.pending.clear();
+        state.files.clear();
+        state.names.clear();
+        for (path, octets) in contents {
+            let inode = state.files.len();
+            state.files.push(Inode {
+                now: octets.clone(),
+                durable: octets.clone(),
+                dirty: BTreeSet::new(),
+            });
+            state.names.insert(path.clone(), inode);
+        }
+        state.durable_names = state.names.clone();
     }
 
     /// Everything is gone, as on a new disk.

@@ -92,8 +92,26 @@ pub struct Recovered {
     pub groups: BTreeMap<u32, RecoveredGroup>,
     /// Bytes of an unacknowledged last batch that were dropped, for the start-up message; 0 = a clean end.
     pub torn_bytes: u64,
-    /// Segments read.
+    /// Segments read; 0: the log was never begun, or its disk was lost.
     pub segments: usize,
+    /// Entries that were acknowledged and whose bytes are damaged, all of them at or below [`LogConfig::applied`]. What
+    /// still needs them gets them from another replica.
+    pub damaged: Vec<Damaged>,
+}
+
+/// An entry that is known to have been durable and cannot be read any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Damaged {
+    /// Raft group.
+    pub group: u32,
+    /// Raft index.
+    pub index: u64,
+    /// Raft term.
+    pub term: u64,
+    /// Where its record stands.
+    pub location: Location,
+    /// The record is a copy of the entry's data, and no part of the group's log.
+    pub copy: bool,
 }
 
 /// One group as the log held it.
@@ -170,6 +188,9 @@ pub struct LogConfig {
     pub max_entry_bytes: u32,
     /// A batch is flushed when it is this long, bytes; one entry may exceed it.
     pub batch_bytes: usize,
+    /// For each group the index up to which its state is durable. Damage to bodies of entries up to there can be mended,
+    /// since nothing will apply them again; all other damage keeps the log closed.
+    pub applied: BTreeMap<u32, u64>,
     /// Make and fill spare segments in a thread. Off, [`super::Segments::maintain`] does it when called (simulation).
     pub background: bool,
 }
@@ -191,6 +212,7 @@ impl LogConfig {
             disk_bytes: None,
             max_entry_bytes: Self::MAX_ENTRY_BYTES,
             batch_bytes: Self::BATCH_BYTES,
+            applied: BTreeMap::new(),
             background: true,
         }
     }

@@ -164,6 +164,31 @@ impl LogWriter {
         }
     }
 
+    /// Begins an empty log durably: from now on a log without a segment is one that was lost, and not a new one.
+    ///
+    /// # Errors
+    /// [`WriteError::NoSpace`] without tasks, or [`WriteError::Fatal`].
+    pub fn begin(&mut self) -> Result<(), WriteError> {
+        self.check_alive()?;
+        if self.active.is_some() {
+            return Ok(());
+        }
+        self.begin_batch();
+        let mut progress = Progress::default();
+        let begun = self.make_room(0, Rank::Urgent).and_then(|()| {
+            self.batch.mark();
+            self.flush(&mut progress)
+        });
+        match begun {
+            Ok(()) => Ok(()),
+            Err(Stop::NoSpace) => Err(WriteError::NoSpace {
+                written: Vec::new(),
+                unwritten: Vec::new(),
+            }),
+            Err(Stop::Fatal(error)) => Err(self.die(error)),
+        }
+    }
+
     /// The last index and term of `group` that is logically gone. Snapshots set it beyond the log's end, which empties
     /// the group's log.
     pub fn set_group_state(&mut self, group: u32, truncated: (u64, u64)) {

@@ -151,7 +151,7 @@ impl Introducer {
         loop {
             let own = self.own();
             match first_start(&own, &initial, &heard) {
-                FirstStart::BecomeMember { known } => return self.take_part(known),
+                FirstStart::BecomeMember { known } => return self.take_part(config, known).await,
                 FirstStart::Refuse { text } => return Err(Error::Refused(text)),
                 FirstStart::Wait { asking } => {
                     for node in asking {
@@ -178,7 +178,13 @@ impl Introducer {
         }
     }
 
-    fn take_part(&self, known: BTreeMap<u64, u128>) -> Result<(), Error> {
+    /// From now on this store has given promises. The log is begun before that is said, so that a member without a log is
+    /// known to have lost its disk.
+    async fn take_part(&self, config: &Config, known: BTreeMap<u64, u128>) -> Result<(), Error> {
+        let (config, incarnation) = (config.clone(), self.incarnation());
+        tokio::task::spawn_blocking(move || super::recover::begin(&config, incarnation))
+            .await
+            .map_err(|e| Error::Recovered(format!("beginning the log failed: {e}")))??;
         let mut inner = self.lock();
         let mut identity = inner.identity.clone();
         identity.state = StoreState::Member;

@@ -191,6 +191,7 @@ impl Threads {
                 .await;
         let recovered =
             recovered.map_err(|e| Error::Recovered(format!("recovery failed: {e}")))??;
+        metrics::gauge!("postroad_log_damaged_bodies").set(recovered.damaged.len() as f64);
         for (group, voters) in &recovered.voters {
             directory.set_voters(*group, voters.clone());
         }

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use crate::config::{Config, Error};
 use crate::directory::{node_of, peer_id};
-use crate::log::{Log, LogConfig, LogReader, LogWriter, RecoveredGroup};
+use crate::log::{
+    Damaged, Log, LogConfig, LogReader, LogWriter, OpenError, RecoveredGroup, WriteError,
+};
 use crate::node::{Group, GroupConfig, Membership};
-use crate::state::{GroupState, Store, StoreConfig};
+use crate::state::{GroupState, Store, StoreConfig, StoreError};
 use crate::storage::{CacheBudget, GroupLog, Hole};
 
 /// Octets of entries that all groups of a node keep in memory (queue.md 3.3).
@@ -28,21 +30,67 @@ pub struct Recovered {
     pub voters: BTreeMap<u32, Vec<u64>>,
     pub state: State,
     pub live: BTreeMap<u64, u64>,
+    /// Entries whose octets must come from another replica if anything needs them.
+    pub damaged: Vec<Damaged>,
 }
 
-/// Opens log and metadata and makes the groups. Blocking.
-pub fn recover(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
+/// Begins the log of a store that is about to take part for the first time. Blocking.
+pub fn begin(config: &Config, incarnation: u128) -> Result<(), Error> {
+    let mut log_config = log_config(config, incarnation);
+    // Opened for a moment only: no thread of it may prepare segments when it is opened again.
+    log_config.background = false;
+    let (mut writer, _, _) = Log::open(&config.dir.join("log"), log_config)?;
+    writer.begin().map_err(|e| match e {
+        WriteError::NoSpace { .. } => Error::Store(StoreError::NoSpace(
+            "the log cannot be begun: there is no room for its first segment".to_owned(),
+        )),
+        fatal => Error::Stopped(fatal.to_string()),
+    })
+}
+
+fn log_config(config: &Config, incarnation: u128) -> LogConfig {
     let mut log_config = LogConfig::new(config.cluster_id, incarnation);
     log_config.segment_bytes = config.segment_bytes;
     log_config.disk_bytes = config.disk_bytes;
-    let (writer, reader, found) = Log::open(&config.dir.join("log"), log_config)?;
-    if found.torn_bytes > 0 {
-        tracing::info!(
-            octets = found.torn_bytes,
-            "an unacknowledged end of the log was dropped"
-        );
-    }
+    log_config
+}
+
+/// Opens metadata and log and makes the groups. Blocking.
+///
+/// # Errors
+/// [`Error::Damaged`]: what this node promised is damaged or gone; the text says what and where.
+pub fn recover(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
+    open(config, incarnation).map_err(|error| match error {
+        // Names the node: whoever reads this has several, and one of them is to be replaced.
+        Error::Log(OpenError::Corrupt { .. })
+        | Error::Store(StoreError::Lost { .. })
+        | Error::Group(_)
+        | Error::Recovered(_) => Error::Damaged {
+            node: config.node,
+            source: Box::new(error),
+        },
+        other => other,
+    })
+}
+
+/// The metadata come first: how far they reach says which damage of the log can be mended.
+fn open(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
     let store = Store::open(&config.dir, StoreConfig::default())?;
+    let mut log_config = log_config(config, incarnation);
+    log_config.applied = (0..=config.shards)
+        .map(|group| (group, store.durable_applied(group)))
+        .collect();
+    let dir = config.dir.join("log");
+    let (writer, reader, found) = Log::open(&dir, log_config)?;
+    if found.segments == 0 {
+        return Err(Error::Recovered(format!(
+            "log {}: there is no segment, but this store took part in the cluster: its votes and its mail are lost. Keep \
+             the directory for inspection, remove this node from the cluster and add a new node id on an empty \
+             directory; the other replicas have the mail and keep serving",
+            dir.display()
+        )));
+    }
+    report(&found);
     let budget = CacheBudget::new(CACHE_BYTES);
     let first = Membership {
         voters: config.initial_cluster.keys().map(|n| peer_id(*n)).collect(),
@@ -88,7 +136,26 @@ pub fn recover(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
             shards: rows,
         },
         live,
+        damaged: found.damaged,
     })
+}
+
+fn report(found: &crate::log::Recovered) {
+    if found.torn_bytes > 0 {
+        tracing::info!(
+            octets = found.torn_bytes,
+            "an unacknowledged end of the log was dropped"
+        );
+    }
+    for it in &found.damaged {
+        tracing::error!(
+            group = it.group,
+            index = it.index,
+            segment = it.location.segment,
+            offset = it.location.offset,
+            "the octets of an applied entry are damaged: while anything needs them, they come from another replica"
+        );
+    }
 }
 
 fn members(state: &GroupState, first: &Membership) -> Result<Membership, Error> {

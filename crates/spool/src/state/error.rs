@@ -13,7 +13,8 @@ pub enum StoreError {
     NoSpace(String),
     /// A write or sync failed. Nothing may be tried again: a page that failed to sync counts as clean.
     #[error(
-        "the metadata store failed ({0}): this replica node stops; look at the disk, then start it again"
+        "the metadata store failed ({0}): this replica node stops; look at the disk, then start it again. When it stops \
+         at the same place again, remove this node and add a new node id on an empty directory"
     )]
     Fatal(String),
     /// Another process has it.

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::StoreError;
+use crate::log::{Disk as _, RealDisk};
 
 /// Ends each batch in fjall's journal format 3.
 const TRAILER: &[u8] = b"FJL\x03";
@@ -71,6 +72,31 @@ pub(super) fn blocks(dir: &Path) -> Result<u64, StoreError> {
         }
     }
     Ok(blocks * BLOCK)
+}
+
+/// Makes what the page cache holds of the files under `dir` durable, or drops it: after a failed sync pages count as clean,
+/// and a start would read what never reached the disk.
+///
+/// # Errors
+/// A file could not be opened or synced.
+pub(super) fn believe_only_the_device(dir: &Path) -> Result<(), StoreError> {
+    let failed = |path: &Path, error| StoreError::io("reading afresh", path, &error);
+    for entry in fs::read_dir(dir).map_err(|error| failed(dir, error))? {
+        let entry = entry.map_err(|error| failed(dir, error))?;
+        let path = entry.path();
+        let kind = entry.file_type().map_err(|error| failed(&path, error))?;
+        if kind.is_dir() {
+            believe_only_the_device(&path)?;
+        } else if kind.is_file() {
+            let file = RealDisk.open(&path);
+            let dropped = file.and_then(|file| {
+                file.sync_data()?;
+                file.drop_cache()
+            });
+            dropped.map_err(|error| failed(&path, error))?;
+        }
+    }
+    Ok(())
 }
 
 /// The one with the highest number.

@@ -86,6 +86,9 @@ impl Store {
     /// [`StoreError::Fatal`].
     pub fn open(dir: &Path, config: StoreConfig) -> Result<Store, StoreError> {
         let dir = dir.join("meta");
+        if dir.is_dir() {
+            journal::believe_only_the_device(&dir)?;
+        }
         let database = match database(&dir, &config) {
             Err(fjall::Error::JournalRecovery(problem)) => {
                 let lost = |reason| StoreError::Lost {

@@ -95,3 +95,18 @@ fn after_a_failed_sync_the_writer_never_writes_again() {
     disk.kill_process();
     assert!(open(&disk).2.groups.is_empty());
 }
+
+/// rabbit#12366, restate#2415: a replica that lost its disk must not come back as if it had never promised anything.
+#[test]
+fn trap_14_a_log_that_was_begun_is_told_from_one_that_was_lost() {
+    let disk = SimDisk::new(4 << 20, 1);
+    let (mut writer, _, found) = open(&disk);
+    assert_eq!(found.segments, 0, "nothing was promised yet");
+    writer.begin().expect("there is room");
+    writer.begin().expect("once is enough");
+    disk.restart();
+    let (_, _, found) = open(&disk);
+    assert_eq!((found.segments, found.torn_bytes), (1, 0));
+    disk.wipe();
+    assert_eq!(open(&disk).2.segments, 0);
+}

@@ -1,6 +1,7 @@
 //! The log against a real disk, a disk that crashes, and a model.
 
 mod damage;
+mod flips;
 mod model;
 mod real;
 mod room;
