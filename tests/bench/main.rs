@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! smtp.rs     smtp-source -> Postroad or Postfix -> smtp-sink; systems.rs starts them, load.rs sends and counts
+//! failover.rs kill -9 on the leader of most shards, and how long each takes no mail
+//! parked.rs   memory, rate and restart with a million messages that wait
 //! append.rs   a client -> gRPC -> three queue processes, beside bare.rs: raft and log alone in one process
 //! machine.rs  what the figures were measured on; report.rs prints them
 //! ```
@@ -19,8 +21,10 @@ use clap::{Args, Parser, Subcommand};
 
 mod append;
 mod bare;
+mod failover;
 mod load;
 mod machine;
+mod parked;
 mod report;
 mod smtp;
 mod systems;
@@ -45,6 +49,10 @@ enum What {
     Smtp(smtp::Options),
     /// Entries a second and CPU per entry, through gRPC and mutual TLS, beside raft and log alone
     Append(append::Options),
+    /// How long a shard takes no mail after the node that leads it was killed
+    Failover(failover::Options),
+    /// Memory, rate and restart with a million messages that wait
+    Parked(parked::Options),
 }
 
 /// What both have in common.
@@ -122,6 +130,8 @@ fn run(cli: Cli) -> Result<()> {
     match cli.what {
         What::Smtp(options) => smtp::run(&options, &go_on),
         What::Append(options) => append::run(&options, &go_on, &runtime),
+        What::Failover(options) => runtime.block_on(failover::run(&options, &go_on)),
+        What::Parked(options) => runtime.block_on(parked::run(&options, &go_on)),
     }
 }
 

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::cut::{Cut, FIRST_GROUP};
 use super::node::Process;
 
 const CLUSTER: &str = "6f1d2c3b-0a4e-4b8e-9d57-0e6f3c2b1a0a";
@@ -36,6 +37,10 @@ pub struct Spec {
     pub data: BTreeMap<String, PathBuf>,
     /// Where the mail of a domain goes: domain, port on loopback.
     pub relays: Vec<(String, u16)>,
+    /// Shards of the queue.
+    pub shards: u32,
+    /// Queue nodes can be cut off from each other ([`Cluster::cut`]). Needs root.
+    pub cuttable: bool,
 }
 
 impl Spec {
@@ -48,6 +53,8 @@ impl Spec {
             more: BTreeMap::new(),
             data: BTreeMap::new(),
             relays: relays.iter().map(|(d, p)| ((*d).to_owned(), *p)).collect(),
+            shards: 4,
+            cuttable: false,
         }
     }
 
@@ -74,6 +81,7 @@ pub struct Cluster {
     /// Where each edge accepts mail.
     pub edges: Vec<u16>,
     clients: BTreeMap<u32, String>,
+    peers: BTreeMap<u32, u16>,
     spec: Spec,
     dir: TempDir,
 }
@@ -106,6 +114,7 @@ impl Cluster {
             places: BTreeMap::new(),
             edges: Vec::new(),
             clients: BTreeMap::new(),
+            peers: BTreeMap::new(),
             spec,
             dir,
         };
@@ -121,9 +130,11 @@ impl Cluster {
             .zip(&peers)
             .map(|(id, port)| format!("{id}=127.0.0.1:{port}"))
             .collect();
+        let shards = cluster.spec.shards.to_string();
         for (id, peer) in (1..).zip(&peers) {
             let client = format!("127.0.0.1:{}", free_port()?);
             cluster.clients.insert(id, client.clone());
+            cluster.peers.insert(id, *peer);
             let (id, listen) = (id.to_string(), format!("127.0.0.1:{peer}"));
             let initial = initial.join(",");
             let args = [
@@ -138,7 +149,7 @@ impl Cluster {
                 "--listen",
                 &client,
                 "--shards",
-                "4",
+                &shards,
                 "--hostname",
                 "queue.chaos.test",
             ];
@@ -256,7 +267,10 @@ spec: {limits: {connectionsPerSource: 1000}}
     /// Starts a node that does not run.
     pub fn spawn(&mut self, name: &str) -> Result<()> {
         let place = self.places.get(name).context("no such node")?;
-        let process = Process::start(name, &place.args, &place.log)?;
+        let group = queue_id(name)
+            .filter(|_| self.spec.cuttable)
+            .map(|id| FIRST_GROUP + id);
+        let process = Process::start(name, &place.args, &place.log, group)?;
         self.running.insert(name.to_owned(), process);
         Ok(())
     }
@@ -307,6 +321,20 @@ spec: {limits: {connectionsPerSource: 1000}}
         Ok(())
     }
 
+    /// Cuts a queue node off from the other queue nodes, until the value is dropped; clients reach all of them.
+    pub fn cut(&self, name: &str) -> Result<Cut> {
+        ensure!(self.spec.cuttable, "the cluster was not made for this");
+        let id = queue_id(name).with_context(|| format!("{name} is no queue node"))?;
+        let others: Vec<u16> = self
+            .peers
+            .iter()
+            .filter(|(other, _)| **other != id)
+            .map(|(_, port)| *port)
+            .collect();
+        let port = self.peers.get(&id).context("no such node")?;
+        Cut::off(FIRST_GROUP + id, *port, &others)
+    }
+
     /// Fails when a node that should run does not.
     pub fn all_run(&mut self) -> Result<()> {
         self.running.values_mut().try_for_each(Process::runs)
@@ -341,7 +369,7 @@ spec: {limits: {connectionsPerSource: 1000}}
                     led
                 },
             );
-            if led.values().sum::<usize>() == 4 {
+            if led.values().sum::<usize>() == self.spec.shards as usize {
                 let most = led.iter().max_by_key(|(_, count)| **count);
                 let address = most.map(|(address, _)| address.as_str());
                 let of = self
@@ -360,6 +388,16 @@ spec: {limits: {connectionsPerSource: 1000}}
     /// Messages in the queue.
     pub async fn queued(&self, admin: &QueueClient) -> Result<u64> {
         Ok(admin.admin().summary(10).await?.messages)
+    }
+
+    /// The shards that a queue node leads, as far as this client knows.
+    pub fn led_by(&self, admin: &QueueClient, name: &str) -> Vec<u32> {
+        let address = queue_id(name).and_then(|id| self.clients.get(&id));
+        let view = admin.view();
+        let mut leaders = view.leaders();
+        address
+            .and_then(|address| leaders.remove(address.as_str()))
+            .unwrap_or_default()
     }
 
     /// Waits until the queue is empty. What waits because a next hop may have taken it already (its connection ended
@@ -406,6 +444,10 @@ spec: {limits: {connectionsPerSource: 1000}}
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
     }
+}
+
+fn queue_id(name: &str) -> Option<u32> {
+    name.strip_prefix("queue-")?.parse().ok()
 }
 
 fn text(path: &Path) -> Result<String> {

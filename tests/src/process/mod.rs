@@ -6,6 +6,7 @@
 //! client.rs   sends messages with an id each, again until 250, and writes down what came of every attempt
 //! sink.rs     the next hop: keeps what it accepts, octet for octet
 //! judge.rs    compares the two: lost, damaged, delivered more than once and why
+//! cut.rs      cuts a queue node off from the others
 //! disk.rs     a small file system in a file
 //! ```
 //!
@@ -13,6 +14,7 @@
 
 pub mod client;
 pub mod cluster;
+pub mod cut;
 pub mod disk;
 pub mod judge;
 pub mod node;
@@ -20,6 +22,7 @@ pub mod sink;
 
 pub use client::{Client, Ledger, Load};
 pub use cluster::{Cluster, Spec};
+pub use cut::Cut;
 pub use judge::judge;
 pub use sink::Sink;
 

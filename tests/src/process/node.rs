@@ -24,10 +24,20 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `postroad` with these arguments; what it says goes to the end of `log`.
-    pub fn start(name: &str, args: &[String], log: &Path) -> Result<Process> {
+    /// Starts `postroad` with these arguments, under this group id if there is one; what it says goes to the end of
+    /// `log`.
+    pub fn start(name: &str, args: &[String], log: &Path, group: Option<u32>) -> Result<Process> {
         let file = File::options().create(true).append(true).open(log)?;
-        let child = Command::new(program()?)
+        let mut command = match group {
+            None => Command::new(program()?),
+            Some(group) => {
+                let mut command = Command::new("setpriv");
+                command.args(["--regid", &group.to_string(), "--clear-groups"]);
+                command.arg(program()?);
+                command
+            }
+        };
+        let child = command
             .args(args)
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
@@ -61,11 +71,32 @@ impl Process {
 
     /// Asks it to leave.
     pub fn terminate(&self) -> Result<()> {
-        let pid = i32::try_from(self.child.id())?;
-        Ok(kill_process(
-            Pid::from_raw(pid).context("a process has an id")?,
-            Signal::TERM,
-        )?)
+        self.signal(Signal::TERM)
+    }
+
+    /// Stops it in the middle of whatever it does (SIGSTOP): its sockets stay open and nobody answers on them.
+    pub fn pause(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets it go on (SIGCONT), with a clock that has jumped.
+    pub fn resume(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(i32::try_from(self.child.id())?).context("a process has an id")?;
+        Ok(kill_process(pid, signal)?)
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Memory that it has now, octets (VmRSS).
+    pub fn memory(&self) -> Result<u64> {
+        self.status_field("VmRSS:")
     }
 
     /// Waits until it ends by itself.
@@ -94,10 +125,14 @@ impl Process {
 
     /// The most memory that it had at once, octets (VmHWM).
     pub fn memory_peak(&self) -> Result<u64> {
+        self.status_field("VmHWM:")
+    }
+
+    fn status_field(&self, name: &str) -> Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+        let line = status.lines().find_map(|l| l.strip_prefix(name));
         let kib = line.and_then(|l| l.split_whitespace().next());
-        Ok(kib.context("VmHWM is in every status")?.parse::<u64>()? * 1024)
+        Ok(kib.context("it is in every status")?.parse::<u64>()? * 1024)
     }
 
     /// The end of its log.

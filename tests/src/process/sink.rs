@@ -38,12 +38,14 @@ struct Kept {
     copies: HashMap<u64, Vec<Copy>>,
     deferred: HashMap<u64, Vec<Instant>>,
     strange: Vec<String>,
+    stalled: usize,
 }
 
 struct Shared {
     kept: Mutex<Kept>,
     judge: Judge,
     pause: Duration,
+    stall: Option<String>,
 }
 
 impl Shared {
@@ -68,12 +70,23 @@ impl Sink {
 
     /// Answers each message's final dot as `judge` says of its id, after `pause`.
     pub async fn with(judge: Judge, pause: Duration) -> Result<Sink> {
+        Sink::listen(judge, pause, None).await
+    }
+
+    /// Accepts everything but from who calls himself `host` in EHLO: he waits for the reply to his DATA for ever.
+    pub async fn stalling(host: &str) -> Result<Sink> {
+        let accept = Box::new(|_| Verdict::Accept);
+        Sink::listen(accept, Duration::ZERO, Some(host.to_owned())).await
+    }
+
+    async fn listen(judge: Judge, pause: Duration, stall: Option<String>) -> Result<Sink> {
         let port = super::cluster::free_port()?;
         let listener = TcpListener::bind(("127.0.0.1", port)).await?;
         let shared = Arc::new(Shared {
             kept: Mutex::default(),
             judge,
             pause,
+            stall,
         });
         let of = shared.clone();
         let task = tokio::spawn(async move {
@@ -106,6 +119,11 @@ impl Sink {
     /// How many different messages were accepted.
     pub fn count(&self) -> usize {
         self.shared.lock().copies.len()
+    }
+
+    /// Transactions that wait for the reply to DATA for ever.
+    pub fn stalled(&self) -> usize {
+        self.shared.lock().stalled
     }
 
     /// What came and had no id: nobody sent it.
@@ -145,6 +163,12 @@ async fn converse(stream: TcpStream, shared: &Shared) -> Result<()> {
             "RCPT" => {
                 to.push(text);
                 "250 2.1.5 ok\r\n"
+            }
+            "DATA" if shared.stall.as_ref() == Some(&by) => {
+                shared.lock().stalled += 1;
+                // Until the other side is gone.
+                while read.read_until(b'\n', &mut line).await? > 0 {}
+                return Ok(());
             }
             "DATA" => {
                 write.write_all(b"354 go on\r\n").await?;

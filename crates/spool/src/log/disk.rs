@@ -92,11 +92,10 @@ impl DiskFile for RealFile {
 
 /// Writes zeros from `from` to `to`, in pieces of 1 MiB.
 pub(super) fn write_zeros(file: &dyn DiskFile, from: u64, to: u64) -> io::Result<()> {
-    let zeros = vec![0; ZERO_PIECE];
     let mut at = from;
     while at < to {
         let len = (to - at).min(ZERO_PIECE as u64) as usize;
-        file.write_at(&zeros[..len], at)?;
+        file.write_at(&ZEROS[..len], at)?;
         at += len as u64;
     }
     Ok(())
@@ -104,6 +103,9 @@ pub(super) fn write_zeros(file: &dyn DiskFile, from: u64, to: u64) -> io::Result
 
 /// Bytes written at once when a file is filled with zeros: short enough not to hold up a flush for long.
 const ZERO_PIECE: usize = 1 << 20;
+
+/// What files are filled with. Not allocated for each piece: the kernel would clear the memory each time anew.
+static ZEROS: [u8; ZERO_PIECE] = [0; ZERO_PIECE];
 
 impl Disk for RealDisk {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
