@@ -191,6 +191,7 @@ impl World {
                 let open = Command::OpenSession(OpenSession {
                     node: format!("delivery-{number}").into(),
                     incarnation: u128::from(incarnation).to_be_bytes(),
+                    sequence: sent,
                     boot_id: boot.to_string().into(),
                     past_dot,
                     handed_back,

@@ -133,6 +133,7 @@ impl Queue {
             retry: self.options.retry,
             hostname: "queue.test".to_owned(),
             zone: String::new(),
+            state_machine: spool::wire::log::STATE_MACHINE_VERSION,
         };
         let stop = CancellationToken::new();
         let (to, ready) = watch::channel(false);

@@ -48,6 +48,7 @@ async fn deliver_all(client: &QueueClient, shards: u32, expected: usize) -> usiz
         for shard in groups.into_iter().filter(|g| *g < shards) {
             let open = v1::OpenSession {
                 shard,
+                sequence: 1,
                 holding: vec![],
             };
             to.send(say(lease_request::What::Open(open))).await.unwrap();

@@ -71,6 +71,8 @@ pub(crate) struct Leases {
     shards: Vec<Shard>,
     links: HashMap<String, Link>,
     last_serial: u64,
+    /// Of the last OpenSession, over all shards.
+    last_open: u64,
     nodes: u32,
     windows: HashMap<String, u32>,
     busy: HashMap<String, Instant>,
@@ -87,6 +89,7 @@ impl Leases {
             shards: Vec::new(),
             links: HashMap::new(),
             last_serial: 0,
+            last_open: 0,
             nodes: 1,
             windows: HashMap::new(),
             busy: HashMap::new(),
@@ -330,6 +333,16 @@ impl Leases {
                     shard.retry_at = Some(now + RETRY_AFTER);
                 }
             }
+            Some(Event::NotOpened(refused)) => {
+                let shard = &mut self.shards[id as usize];
+                if shard
+                    .opening
+                    .is_some_and(|(sequence, _)| sequence == refused.sequence)
+                {
+                    (shard.link, shard.opening) = (None, None);
+                    shard.retry_at = Some(now + RETRY_AFTER);
+                }
+            }
             None => {}
         }
     }
@@ -382,9 +395,12 @@ impl Leases {
         out: &mut Vec<Effect>,
     ) {
         let shard = &mut self.shards[id as usize];
-        let (Some(asked), true) = (shard.opening, shard.link == Some(serial)) else {
+        let (Some((sequence, asked)), true) = (shard.opening, shard.link == Some(serial)) else {
             return;
         };
+        if sequence != opened.sequence {
+            return;
+        }
         shard.opening = None;
         shard.session = Some(opened.session);
         shard.last_keepalive = Some(asked);

@@ -94,7 +94,7 @@ pub async fn run(
     }
     let hello = v1::LeaseHello {
         node: config.name.clone(),
-        incarnation: bytes::Bytes::copy_from_slice(&rand::random::<[u8; 16]>()),
+        incarnation: bytes::Bytes::copy_from_slice(&incarnation()),
         boot_id: place(&config.data_dir),
     };
     let (node, ways) = Node::new(config, host, queue, resolver, catalog, journal);
@@ -118,6 +118,17 @@ pub async fn run(
     ready.send_replace(false);
     leave(&node).await;
     Ok(())
+}
+
+/// New for each process, and greater than that of any earlier process under the same boot id: the uptime of the kernel,
+/// which no clock setting moves, then chance.
+fn incarnation() -> [u8; 16] {
+    let uptime = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let seconds = u64::try_from(uptime.tv_sec).unwrap_or_default();
+    let nanoseconds = u64::try_from(uptime.tv_nsec).unwrap_or_default();
+    let mut octets: [u8; 16] = rand::random();
+    octets[..8].copy_from_slice(&(seconds * 1_000_000_000 + nanoseconds).to_be_bytes());
+    octets
 }
 
 /// Takes up what an earlier process left in the journal.

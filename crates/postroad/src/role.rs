@@ -236,6 +236,7 @@ fn queue_config(settings: &settings::QueueNode) -> Result<spool::Config, Failure
         retry: retry(&catalog),
         hostname: hostname(settings.mail.hostname.as_deref())?.to_string(),
         zone: settings.zone.clone(),
+        state_machine: spool::wire::log::STATE_MACHINE_VERSION,
     })
 }
 

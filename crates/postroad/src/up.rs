@@ -140,5 +140,6 @@ fn queue_config(
         retry: role::retry(&catalog),
         hostname,
         zone: String::new(),
+        state_machine: spool::wire::log::STATE_MACHINE_VERSION,
     })
 }

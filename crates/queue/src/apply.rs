@@ -52,6 +52,11 @@ impl Shard<'_> {
             Command::Admin(admin) => self.administer(admin),
             // It stands in the log; the rows do not change.
             Command::Note { .. } => {}
+            Command::SetVersion { version } => self.set_version(*version),
+            Command::VerifyDigest { from, rows } => self.emit(Effect::DigestWanted {
+                from: from.clone(),
+                rows: *rows,
+            }),
         }
     }
 

@@ -77,6 +77,18 @@ pub enum Command {
         /// What.
         text: Arc<str>,
     },
+    /// From the next entry on the state machine behaves as this version; see [`crate::version`]. Never goes back.
+    SetVersion {
+        /// See [`crate::version::NEWEST`].
+        version: u32,
+    },
+    /// Every replica digests the same rows at this entry, so that they can be compared. The rows do not change.
+    VerifyDigest {
+        /// Where the rows begin, as the driver understands it; empty: with the first.
+        from: Arc<[u8]>,
+        /// How many rows at most.
+        rows: u32,
+    },
 }
 
 /// What the edge knows of a message; kept with it for its whole life.
@@ -180,8 +192,10 @@ pub struct ExpressGrant {
 pub struct OpenSession {
     /// The node's name.
     pub node: Arc<str>,
-    /// Random, of the delivery process.
+    /// Of the delivery process. Under one `boot_id` a later process compares greater.
     pub incarnation: [u8; 16],
+    /// Of this request within the process: rises. A request that comes after a later one is void.
+    pub sequence: u64,
     /// Of the kernel that it runs on: a same one proves by the data directory's lock that the older process is dead.
     pub boot_id: Arc<str>,
     /// Items past the final dot: they stay leased, now under the new lease session.

@@ -100,6 +100,23 @@ pub enum Effect {
         /// Items that it holds from before (past the final dot), with their new tokens.
         kept: Vec<KeptItem>,
     },
+    /// An OpenSession that came after a later one of the same node: it opened nothing.
+    OpenRefused {
+        /// The node's name.
+        node: Arc<str>,
+    },
+    /// The state machine behaves as this version from the next entry on.
+    VersionSet {
+        /// See [`crate::version::NEWEST`].
+        version: u32,
+    },
+    /// Every replica digests rows now; the driver does, as it knows their octets.
+    DigestWanted {
+        /// Where the rows begin.
+        from: Arc<[u8]>,
+        /// How many at most.
+        rows: u32,
+    },
     /// A grant that came to nothing: the item is not Waiting, not due, or the lease session is gone. Where
     /// the item still waits, [`Effect::Waiting`] follows.
     GrantSkipped {

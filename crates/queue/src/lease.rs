@@ -1,6 +1,7 @@
 //! Lease: sessions of delivery nodes, grants and deadlines.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use mail::Ulid;
 
@@ -16,8 +17,19 @@ const PAGE_ROWS: usize = 256;
 impl Shard<'_> {
     pub(crate) fn open_session(&mut self, open: &OpenSession) {
         let session = LeaseSessionId(self.index);
+        let ordered = self.knows(crate::version::OPENS_IN_ORDER);
+        let superseded = self.superseded_by(open, session);
+        // It was under way for so long that a later request, or a later process, was there first. It must not end that one's
+        // lease session: the node would not know, and send final dots for items that are granted elsewhere.
+        let late = |(_, row): &(_, Arc<LeaseSession>)| {
+            (row.incarnation, row.sequence) > (open.incarnation, open.sequence)
+        };
+        if ordered && superseded.iter().any(late) {
+            let node = open.node.clone();
+            return self.emit(Effect::OpenRefused { node });
+        }
         let mut kept = Vec::new();
-        for older in self.superseded_by(open, session) {
+        for (older, _) in superseded {
             self.supersede(older, session, open, &mut kept);
         }
         self.rows.sessions().put(
@@ -25,6 +37,7 @@ impl Shard<'_> {
             LeaseSession {
                 node: open.node.clone(),
                 incarnation: open.incarnation,
+                sequence: if ordered { open.sequence } else { 0 },
                 boot_id: open.boot_id.clone(),
                 opened: self.now,
             },
@@ -42,17 +55,21 @@ impl Shard<'_> {
         &mut self,
         open: &OpenSession,
         session: LeaseSessionId,
-    ) -> Vec<LeaseSessionId> {
+    ) -> Vec<(LeaseSessionId, Arc<LeaseSession>)> {
         let mut found = Vec::new();
         let mut from = None;
         loop {
             let page = self.rows.sessions().range(from.as_ref(), PAGE_ROWS);
-            found.extend(page.iter().filter_map(|(id, row)| {
-                let same = row.node == open.node
-                    && row.boot_id == open.boot_id
-                    && !open.boot_id.is_empty();
-                (same || *id == session).then_some(*id)
-            }));
+            found.extend(
+                page.iter()
+                    .filter(|(id, row)| {
+                        let same = row.node == open.node
+                            && row.boot_id == open.boot_id
+                            && !open.boot_id.is_empty();
+                        same || *id == session
+                    })
+                    .cloned(),
+            );
             match page.last() {
                 Some((last, _)) if page.len() == PAGE_ROWS && last.0 < u64::MAX => {
                     from = Some(LeaseSessionId(last.0 + 1));

@@ -30,6 +30,7 @@ pub mod scheduler;
 mod settle;
 mod timer;
 mod upload;
+pub mod version;
 pub mod view;
 
 pub use append::DEDUPE_MS;

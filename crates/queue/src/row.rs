@@ -188,6 +188,8 @@ pub struct LeaseSession {
     pub node: Arc<str>,
     /// Of its process.
     pub incarnation: [u8; 16],
+    /// Of the request that opened it, within the process; 0 before version 2.
+    pub sequence: u64,
     /// Of its kernel.
     pub boot_id: Arc<str>,
     /// Cluster time of the entry that opened it.
@@ -291,6 +293,8 @@ pub struct ShardState {
     pub sweep_at: Timestamp,
     /// Where the sweep of `forgets` goes on.
     pub forget_from: Timestamp,
+    /// What was set by [`crate::Command::SetVersion`]; 0: nothing yet, which is version 1.
+    pub version: u32,
 }
 
 /// Key of a message's rows; here for symmetry of the tables.

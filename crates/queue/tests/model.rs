@@ -31,6 +31,7 @@ enum Op {
     Open {
         node: u8,
         boot: u8,
+        sequence: u64,
         past_dot: u16,
         handed_back: u16,
     },
@@ -60,6 +61,9 @@ enum Op {
     Again {
         back: usize,
     },
+    Version {
+        version: u32,
+    },
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -69,8 +73,9 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(message, digest, chunks, null, grant)| Op::Append { message, digest, chunks, null, grant }),
         2 => (0..MESSAGES, 0..3u32).prop_map(|(message, seq)| Op::Chunk { message, seq }),
         1 => Just(Op::ExpireUpload),
-        2 => (0..2u8, 0..2u8, any::<u16>(), any::<u16>())
-            .prop_map(|(node, boot, past_dot, handed_back)| Op::Open { node, boot, past_dot, handed_back }),
+        2 => (0..2u8, 0..2u8, 0..4u64, any::<u16>(), any::<u16>())
+            .prop_map(|(node, boot, sequence, past_dot, handed_back)| Op::Open { node, boot, sequence, past_dot, handed_back }),
+        1 => (1..3u32).prop_map(|version| Op::Version { version }),
         6 => (vec(item.clone(), 1..6), 0..4usize).prop_map(|(items, session)| Op::Grant { items, session }),
         2 => (0..4usize).prop_map(|session| Op::Expire { session }),
         8 => (item.clone(), 0..4usize, prop::bool::weighted(0.2), vec((0..3u32, 0..3u8), 0..3), prop::bool::weighted(0.8), prop::bool::weighted(0.2))
@@ -183,6 +188,7 @@ impl Run {
             Op::Open {
                 node,
                 boot,
+                sequence,
                 past_dot,
                 handed_back,
             } => {
@@ -195,12 +201,14 @@ impl Run {
                 Command::OpenSession(OpenSession {
                     node: format!("node-{node}").into(),
                     incarnation: [0; 16],
+                    sequence: *sequence,
                     boot_id: format!("boot-{boot}").into(),
                     past_dot: of(*past_dot),
                     handed_back: of(*handed_back),
                     retry: self.later(60_000),
                 })
             }
+            Op::Version { version } => Command::SetVersion { version: *version },
             Op::Grant { items, session } => {
                 let session = self.session(*session);
                 let items = items

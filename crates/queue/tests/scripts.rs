@@ -4,7 +4,8 @@
 //! ```text
 //! > append m1 a.example:alice,bob b.example:carol   one item a destination; also: null, digest=2, chunks=2, grant=0:s2
 //! > chunk m1 0                                      a part of a big body
-//! > open node-1 boot-1 past-dot=m1.0 handed-back=m1.1   lease sessions are named by the index of their entry
+//! > open node-1 boot-1 past-dot=m1.0 handed-back=m1.1   lease sessions are named by the index of their entry; also: process=2, request=3
+//! > version 2                                       of the state machine, from the next entry on
 //! > grant s2 m1.0 m1.1                              > extend s2 m1.0
 //! > settle m1.0 s2 @3 delivered failed retry=5m     one verdict a recipient (- for none); also: release, give-up, report=r1
 //! > expire s2        > timer m1.0 notice report=r1     > hold|release|retry|drop m1.0        > wait 5m
@@ -146,12 +147,16 @@ fn command(world: &World, words: &[&str]) -> Command {
         },
         "open" => Command::OpenSession(OpenSession {
             node: words[1].into(),
-            incarnation: [0; 16],
+            incarnation: [value(words, "process").map_or(0, |n| n.parse().expect("a number")); 16],
+            sequence: value(words, "request").map_or(0, |n| n.parse().expect("a number")),
             boot_id: words[2].into(),
             past_dot: items(words, "past-dot"),
             handed_back: items(words, "handed-back"),
             retry,
         }),
+        "version" => Command::SetVersion {
+            version: words[1].parse().expect("a number"),
+        },
         "grant" | "extend" => {
             let items = words[2..]
                 .iter()
@@ -294,6 +299,11 @@ fn describe(effect: &Effect) -> Option<String> {
         Effect::ChunkStored { message, seq } => {
             format!("chunk {seq} of {} is stored", name(*message))
         }
+        Effect::OpenRefused { node } => {
+            format!("the request of {node} came too late: nothing is opened")
+        }
+        Effect::VersionSet { version } => format!("version {version} from here on"),
+        Effect::DigestWanted { rows, .. } => format!("up to {rows} rows are digested"),
         Effect::BodyKept(extent) => format!("body of {} octets is kept", extent.length),
         Effect::BodyDropped(extent) => format!("body of {} octets is dropped", extent.length),
         Effect::Granted {

@@ -55,6 +55,9 @@ pub struct Config {
     pub hostname: String,
     /// Zone of this node; may be empty.
     pub zone: String,
+    /// Versions of the state machine that this program says it knows: [`crate::wire::log::STATE_MACHINE_VERSION`]. A lower
+    /// one makes it behave as an older program, for trials of mixed clusters.
+    pub state_machine: u32,
 }
 
 /// Why a queue node does not run, or runs no longer.

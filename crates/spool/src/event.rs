@@ -156,8 +156,8 @@ pub enum LeaseCall {
         /// The stream's events.
         to: mpsc::UnboundedSender<Outgoing>,
     },
-    /// Any request after the hello.
-    Request(v1::LeaseRequest),
+    /// Any request after the hello, and one of the requests that a stream may have waiting.
+    Request(v1::LeaseRequest, OwnedSemaphorePermit),
     /// The stream is gone. Its lease sessions live on until they expire.
     Disconnected,
 }
@@ -172,7 +172,26 @@ pub enum Outgoing {
         event: Box<v1::LeaseEvent>,
         /// Where the body lies.
         pieces: Vec<Piece>,
+        /// It could not be read a moment ago, and was looked up again.
+        again: bool,
     },
+}
+
+/// A handout that never went out: its body could not be read, or was not the body that the edge sent.
+#[derive(Debug)]
+pub struct Unreadable {
+    /// Which shard.
+    pub shard: u32,
+    /// Which item.
+    pub item: queue::ItemId,
+    /// The grant that it was handed out by.
+    pub token: queue::Token,
+    /// Its lease session.
+    pub session: queue::LeaseSessionId,
+    /// The second time in a row.
+    pub again: bool,
+    /// For people.
+    pub reason: String,
 }
 
 /// A part of a body: a piece of an entry's data.
@@ -253,6 +272,8 @@ pub enum StateEvent {
     Ask(Question),
     /// A header block that a report needs was read; the work that waited for it goes on.
     HeaderRead(crate::decide::Pending, Bytes),
+    /// From a Lease stream's reader.
+    Unreadable(Unreadable),
     /// A flush of the state ended.
     Flushed(Result<crate::state::Flushed, crate::state::StoreError>),
     /// Flush and end.

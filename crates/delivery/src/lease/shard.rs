@@ -18,7 +18,9 @@ pub(super) struct Shard {
     /// The serial of the stream that knows of the lease session.
     pub(super) link: Option<u64>,
     pub(super) session: Option<u64>,
-    pub(super) opening: Option<Instant>,
+    /// The last OpenSession: its sequence, and when it was sent. Only its answer counts: an earlier one that commits later,
+    /// or before, opens a lease session that this one ends.
+    pub(super) opening: Option<(u64, Instant)>,
     pub(super) retry_at: Option<Instant>,
     pub(super) sequence: u64,
     pub(super) last_keepalive: Option<Instant>,
@@ -54,7 +56,7 @@ impl Leases {
         }
         if shard
             .opening
-            .is_some_and(|since| now - since >= OPEN_TIMEOUT)
+            .is_some_and(|(_, since)| now - since >= OPEN_TIMEOUT)
         {
             (shard.opening, shard.link) = (None, None);
         }
@@ -70,12 +72,14 @@ impl Leases {
         match (shard.session, shard.link == Some(link.serial)) {
             (None, false) if leaving || waits || shard.first > 0 => {}
             (None, false) => {
+                self.last_open += 1;
                 let open = v1::OpenSession {
                     shard: id,
                     holding: hand.past_dot(id),
+                    sequence: self.last_open,
                 };
                 out.push(Effect::Send(address, Request::Open(open)));
-                (shard.link, shard.opening) = (Some(link.serial), Some(now));
+                (shard.link, shard.opening) = (Some(link.serial), Some((self.last_open, now)));
             }
             (None, true) => {}
             (Some(_), false) if waits => {}

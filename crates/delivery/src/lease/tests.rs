@@ -111,7 +111,12 @@ fn say(effect: &Effect) -> String {
     }
 }
 
+/// The answer to the first OpenSession.
 fn opened(session: u64, kept: &[(u32, u64)]) -> Event {
+    answered(1, session, kept)
+}
+
+fn answered(sequence: u64, session: u64, kept: &[(u32, u64)]) -> Event {
     let kept = kept.iter().map(|(number, token)| v1::HeldItem {
         item: Some(item(*number).to_wire()),
         token: *token,
@@ -121,6 +126,7 @@ fn opened(session: u64, kept: &[(u32, u64)]) -> Event {
         session,
         ttl_ms: 30_000,
         kept: kept.collect(),
+        sequence,
     })
 }
 
@@ -154,7 +160,7 @@ fn twenty_seconds_without_an_answer_end_the_session_for_good() {
     assert!(world.hear(kept(3)).is_empty());
     assert!(world.hand.begin(item(2), world.now).is_err());
     assert!(!world.leases.ready());
-    assert!(world.hear(opened(9, &[(1, 11)])).is_empty());
+    assert!(world.hear(answered(2, 9, &[(1, 11)])).is_empty());
     assert_eq!(
         world.hand.settle(item(1), true),
         Some((11, 9)),
@@ -223,6 +229,48 @@ fn a_session_that_the_queue_ended_is_replaced() {
     assert_eq!(world.pass(RETRY_AFTER), ["open []"]);
     // A hand-out of the dead session that was still on its way goes back.
     assert_eq!(world.hear(work(2, 8)), ["release 2@8"]);
+}
+
+#[test]
+fn only_the_answer_to_the_last_request_to_open_counts() {
+    let mut world = World::new();
+    world.lead(QUEUE);
+    assert_eq!(world.link(QUEUE), ["open []"]);
+    // No answer for so long that it is sent again. The first one commits late: its lease session is ended by the second.
+    assert_eq!(world.pass(Duration::from_secs(10)), ["open []"]);
+    assert!(world.hear(answered(1, 5, &[])).is_empty());
+    assert!(!world.leases.ready(), "session 5 is void");
+    assert_eq!(
+        world.hear(Event::Handout(handout(1, 7, 5, &[0]))),
+        ["release 1@7"],
+        "nothing is sent under it"
+    );
+    assert_eq!(world.hear(answered(2, 6, &[])), ["credit"]);
+    assert_eq!(
+        world.hear(Event::Handout(handout(1, 8, 6, &[0]))),
+        ["work 1@8"]
+    );
+}
+
+#[test]
+fn a_request_to_open_that_failed_is_sent_again_at_once() {
+    let mut world = World::new();
+    world.lead(QUEUE);
+    assert_eq!(world.link(QUEUE), ["open []"]);
+    let failed = |sequence| {
+        Event::NotOpened(v1::SessionNotOpened {
+            sequence,
+            leader_address: String::new(),
+        })
+    };
+    assert!(world.hear(failed(1)).is_empty());
+    assert_eq!(world.pass(RETRY_AFTER), ["open []"]);
+    assert!(world.hear(failed(1)).is_empty(), "an old refusal");
+    assert!(
+        world.pass(RETRY_AFTER).is_empty(),
+        "the second is still open"
+    );
+    assert_eq!(world.hear(answered(2, 6, &[])), ["credit"]);
 }
 
 #[test]

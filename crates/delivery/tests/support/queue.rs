@@ -192,6 +192,7 @@ impl State {
                         }
                     })
                     .collect();
+                let sequence = open.sequence;
                 self.opens.push(open);
                 if self.mute {
                     return;
@@ -201,6 +202,7 @@ impl State {
                     session: self.session,
                     ttl_ms: 30_000,
                     kept,
+                    sequence,
                 }));
             }
             Asked::Reattach(again) => self.reattached.push(again),

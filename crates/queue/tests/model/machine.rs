@@ -43,7 +43,9 @@ pub struct Model {
     pub index: u64,
     pub messages: BTreeMap<Ulid, ModelMessage>,
     pub items: BTreeMap<ItemId, ModelItem>,
-    pub sessions: BTreeMap<u64, (String, String)>,
+    /// Node and boot id, and the sequence of the request.
+    pub sessions: BTreeMap<u64, ((String, String), u64)>,
+    version: u32,
     pub chunks: BTreeMap<Ulid, (u32, u64)>,
     /// Ids whose every recipient met its fate, with the time until which they must be remembered.
     pub finished: BTreeMap<Ulid, u64>,
@@ -231,7 +233,8 @@ impl Model {
                 .items
                 .iter()
                 .for_each(|id| self.admin(*id, admin.action)),
-            Command::Note { .. } => {}
+            Command::SetVersion { version } => self.version = self.version.max(*version),
+            Command::Note { .. } | Command::VerifyDigest { .. } => {}
         }
     }
 
@@ -265,12 +268,17 @@ impl Model {
 
     fn open(&mut self, open: &OpenSession) {
         let name = (open.node.to_string(), open.boot_id.to_string());
-        let older: Vec<u64> = self
+        let ordered = self.version >= 2;
+        let sequence = if ordered { open.sequence } else { 0 };
+        let of_name = self
             .sessions
             .iter()
-            .filter(|(_, other)| **other == name)
-            .map(|(id, _)| *id)
-            .collect();
+            .filter(|(_, (other, _))| *other == name);
+        let older: Vec<(u64, u64)> = of_name.map(|(id, (_, at))| (*id, *at)).collect();
+        if ordered && older.iter().any(|(_, at)| *at > sequence) {
+            return;
+        }
+        let older: Vec<u64> = older.into_iter().map(|(id, _)| id).collect();
         for session in older {
             self.sessions.remove(&session);
             for id in self.held_by(session) {
@@ -284,7 +292,7 @@ impl Model {
                 }
             }
         }
-        self.sessions.insert(self.index, name);
+        self.sessions.insert(self.index, (name, sequence));
     }
 
     fn window(&mut self, window: &Window) {

@@ -59,6 +59,7 @@ impl Leader {
         let open = OpenSession {
             node: node.into(),
             incarnation: [0; 16],
+            sequence: 0,
             boot_id: "boot".into(),
             past_dot: Vec::new(),
             handed_back: Vec::new(),

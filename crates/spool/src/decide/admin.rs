@@ -1,13 +1,12 @@
 //! What a person asks of a shard and does to its items.
 
-use std::time::Instant;
-
 use bytes::Bytes;
 use proto::v1;
 use queue::{Admin, AdminAction, AdminOutcome, Command, Effect};
 use tokio::sync::oneshot;
 
-use super::{Leader, Out, Waiter};
+use super::waiter::Waiter;
+use super::{Leader, ShardRows, Turn};
 
 /// Items of one Act request: an entry's context stays far below 256 KiB.
 pub const ACT_ITEMS_MAX: usize = 1_000;
@@ -18,8 +17,7 @@ impl Leader {
         &mut self,
         request: &v1::ActRequest,
         reply: oneshot::Sender<v1::ActResponse>,
-        now: Instant,
-        out: &mut Out,
+        turn: &mut Turn<'_, impl ShardRows>,
     ) {
         let action = match request.action() {
             v1::AdminAction::Hold => AdminAction::Hold,
@@ -43,7 +41,7 @@ impl Leader {
             actor: request.actor.as_str().into(),
             reason: request.reason.as_str().into(),
         });
-        self.propose(command, Bytes::new(), true, Waiter::Admin(reply), now, out);
+        self.propose(command, Bytes::new(), Waiter::Admin(reply), turn);
     }
 }
 

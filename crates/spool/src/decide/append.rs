@@ -5,9 +5,12 @@ use std::time::Instant;
 use bytes::Bytes;
 use mail::Ulid;
 use proto::v1::AppendOutcome;
-use queue::{Append, Command, Effect, Facts, ItemId, MessageFacts};
+use queue::{Append, Command, Effect, Facts, MessageFacts};
 
-use super::{BodyCache, Leader, Out, ShardRows, Streams, Waiter};
+use super::chunks::Chunk;
+use super::grants::Reserved;
+use super::waiter::Waiter;
+use super::{Leader, ShardRows, Turn};
 use crate::event::{AppendReply, AppendWhat};
 use crate::node::{Ack, Proposal};
 
@@ -27,38 +30,31 @@ const UPLOADS_SCANNED: usize = 1_000;
 
 impl Leader {
     /// Decides on a message or a chunk. `full`: a majority of the group's disks takes no more.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the parts of a node's state thread, each borrowed for itself"
-    )]
     pub fn append(
         &mut self,
         what: AppendWhat,
         reply: AppendReply,
         full: bool,
-        rows: &mut impl ShardRows,
-        streams: &mut Streams,
-        bodies: &mut BodyCache,
-        now: Instant,
-        out: &mut Out,
+        turn: &mut Turn<'_, impl ShardRows>,
     ) {
         if !self.ready {
             return reply.send(AppendOutcome::Busy);
         }
         match what {
             AppendWhat::Message { facts, body } => {
-                if let Some(known) = self.known(facts.message, facts.digest, rows) {
+                if let Some(known) = self.known(facts.message, facts.digest, turn.rows) {
                     return reply.send(known);
                 }
                 if full {
                     return reply.send(AppendOutcome::Full);
                 }
-                if facts.chunks == 0 && self.is_stale(facts.message, now) {
+                if facts.chunks == 0 && self.is_stale(facts.message, turn.now) {
                     return reply.send(AppendOutcome::Stale);
                 }
-                self.append_message(*facts, body, reply, rows, streams, bodies, now, out);
+                self.append_message(*facts, body, reply, turn);
             }
             AppendWhat::Chunk { message, seq, data } => {
+                let rows = &mut *turn.rows;
                 let known_upload = rows.uploads().get(&message).is_some();
                 if rows.finished().get(&message).is_some()
                     || rows.messages().get(&message).is_some()
@@ -69,7 +65,7 @@ impl Leader {
                 if full {
                     return reply.send(AppendOutcome::Full);
                 }
-                if !known_upload && (seq > 0 || self.is_stale(message, now)) {
+                if !known_upload && (seq > 0 || self.is_stale(message, turn.now)) {
                     let gone = if seq > 0 {
                         AppendOutcome::UploadGone
                     } else {
@@ -77,12 +73,17 @@ impl Leader {
                     };
                     return reply.send(gone);
                 }
-                if rows.shard().upload_bytes + data.len() as u64 > UPLOAD_BYTES_MAX {
+                if turn.rows.shard().upload_bytes + data.len() as u64 > UPLOAD_BYTES_MAX {
                     return reply.send(AppendOutcome::UploadGone);
                 }
-                let size = data.len() as u32;
-                let command = Command::BodyChunk { message, seq, size };
-                self.propose(command, data, false, Waiter::Chunk(reply), now, out);
+                let chunk = Chunk {
+                    message,
+                    seq,
+                    data,
+                    reply,
+                };
+                self.chunks.push(chunk);
+                self.run_chunks(turn);
             }
         }
     }
@@ -112,40 +113,27 @@ impl Leader {
         message.timestamp_ms().abs_diff(self.time(now).0) > STALE_MS
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the parts of a node's state thread, each borrowed for itself"
-    )]
     fn append_message(
         &mut self,
         facts: MessageFacts,
         body: Bytes,
         reply: AppendReply,
-        rows: &mut impl ShardRows,
-        streams: &mut Streams,
-        bodies: &mut BodyCache,
-        now: Instant,
-        out: &mut Out,
+        turn: &mut Turn<'_, impl ShardRows>,
     ) {
         let message = facts.message;
         if facts.chunks > 0
-            && rows
+            && turn
+                .rows
                 .uploads()
                 .get(&message)
                 .is_none_or(|u| u.chunks.len() != facts.chunks as usize)
         {
             return reply.send(AppendOutcome::UploadGone);
         }
-        let time = self.time(now);
-        let grant_to = self.express(&facts, streams, time);
-        let reserved: Vec<_> = grant_to
-            .iter()
-            .map(|g| ItemId {
-                message,
-                number: g.number,
-            })
-            .collect();
+        let time = self.time(turn.now);
+        let mut reserved = Reserved::default();
         let fast = facts.chunks == 0;
+        let grant_to = self.express(&facts, turn.streams, time, &mut reserved);
         let append = Append {
             expires: self.policy.retry.expires(time),
             notice: self.policy.retry.notice(time),
@@ -153,63 +141,55 @@ impl Leader {
             facts,
         };
         self.in_flight.insert(message);
-        bodies.insert(message, body.clone());
+        turn.bodies.insert(message, body.clone());
+        let command = Command::Append(Box::new(append));
         if !fast {
-            let command = Command::Append(Box::new(append));
-            return self.propose(
-                command,
-                body,
-                false,
-                Waiter::Append(reply, message, reserved),
-                now,
-                out,
-            );
+            let waiter = Waiter::Append(reply, message, reserved);
+            return self.propose(command, body, waiter, turn);
         }
         // A one-entry Append has only Created and AlreadyQueued left as outcomes at apply, both a 250: it is answered
         // at commit, which needs neither this node's own fsync nor its apply.
         let ticket = self.ticket();
         self.waiters.insert(ticket, Waiter::Fast(message, reserved));
-        let context = crate::wire::log::encode(&Facts {
-            time,
-            command: Command::Append(Box::new(append)),
-        });
-        out.proposals.push(Proposal {
+        let context = crate::wire::log::encode(&Facts { time, command });
+        turn.out.proposals.push(Proposal {
             ticket,
             context,
             data: body,
             ack: Ack::Commit,
             urgent: false,
         });
-        out.replies.push((ticket, reply));
+        turn.out.replies.push((ticket, reply));
+    }
+
+    /// Chunks whose turn it is.
+    pub(super) fn run_chunks<R>(&mut self, turn: &mut Turn<'_, R>) {
+        while let Some(chunk) = self.chunks.next() {
+            let command = Command::BodyChunk {
+                message: chunk.message,
+                seq: chunk.seq,
+                size: chunk.data.len() as u32,
+            };
+            self.propose(command, chunk.data, Waiter::Chunk(chunk.reply), turn);
+        }
     }
 
     /// Uploads that nobody continues.
-    pub(super) fn expire_uploads(
-        &mut self,
-        rows: &mut impl ShardRows,
-        now: Instant,
-        out: &mut Out,
-    ) {
-        if rows.shard().upload_bytes == 0 {
+    pub(super) fn expire_uploads(&mut self, turn: &mut Turn<'_, impl ShardRows>) {
+        if turn.rows.shard().upload_bytes == 0 {
             return;
         }
-        let time = self.time(now);
+        let time = self.time(turn.now);
         let idle = |u: &queue::Upload| time.0.saturating_sub(u.last.0) > UPLOAD_IDLE_MS;
-        let uploads = rows.uploads().range(None, UPLOADS_SCANNED);
+        let uploads = turn.rows.uploads().range(None, UPLOADS_SCANNED);
         let messages: Vec<Ulid> = uploads
             .into_iter()
             .filter(|(_, u)| idle(u))
             .map(|(id, _)| id)
             .collect();
         if !messages.is_empty() {
-            self.propose(
-                Command::ExpireUpload { messages },
-                Bytes::new(),
-                true,
-                Waiter::Internal,
-                now,
-                out,
-            );
+            let command = Command::ExpireUpload { messages };
+            self.propose(command, Bytes::new(), Waiter::Internal, turn);
         }
     }
 }

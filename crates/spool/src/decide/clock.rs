@@ -18,6 +18,8 @@ pub struct ClusterClock {
     base: u64,
     since: Instant,
     highest: u64,
+    /// The wall clock is ignored.
+    alarm: bool,
 }
 
 /// A wall clock that is ignored.
@@ -60,6 +62,7 @@ impl ClusterClock {
                 base,
                 since: now,
                 highest: base,
+                alarm: ignored.is_some(),
             },
             ignored,
         )
@@ -70,6 +73,34 @@ impl ClusterClock {
         let elapsed = now.saturating_duration_since(self.since).as_millis() as u64;
         self.highest = self.highest.max(self.base + elapsed);
         Timestamp(self.highest)
+    }
+}
+
+impl ClusterClock {
+    /// Compares the wall clock with cluster time, which does not follow it within a term. `None`: nothing changed since
+    /// the last call; `Some(None)`: they agree again.
+    pub fn check(&mut self, own_ms: u64, now: Instant) -> Option<Option<WallIgnored>> {
+        let used_ms = self.now(now).0;
+        let off = own_ms.abs_diff(used_ms) > WALL_TOLERANCE.as_millis() as u64;
+        if off == self.alarm {
+            return None;
+        }
+        self.alarm = off;
+        Some(off.then_some(WallIgnored { own_ms, used_ms }))
+    }
+}
+
+/// Tells people that the wall clock is ignored, or that it is right again; once for each change.
+pub(super) fn say(group: u32, ignored: Option<&WallIgnored>) {
+    let gauge = metrics::gauge!("postroad_clock_ignored", "group" => group.to_string());
+    gauge.set(f64::from(u8::from(ignored.is_some())));
+    if let Some(ignored) = ignored {
+        tracing::error!(
+            group,
+            own_ms = ignored.own_ms,
+            used_ms = ignored.used_ms,
+            "the wall clock of this node is more than a minute from cluster time and is ignored; set it right (NTP)"
+        );
     }
 }
 
@@ -133,5 +164,21 @@ mod tests {
         let t0 = Instant::now();
         let (mut clock, _) = ClusterClock::elected(Timestamp(HOUR), 200 * HOUR, &[], t0);
         assert_eq!(clock.now(t0), Timestamp(200 * HOUR));
+    }
+
+    #[test]
+    fn a_wall_clock_that_jumps_within_a_term_raises_one_alarm_and_moves_nothing() {
+        let t0 = Instant::now();
+        let (mut clock, _) = ClusterClock::elected(Timestamp(0), 10 * HOUR, &[], t0);
+        let after = |s| t0 + Duration::from_secs(s);
+        assert_eq!(clock.check(10 * HOUR + 59_000, t0), None, "within a minute");
+        let jumped = WallIgnored {
+            own_ms: 12 * HOUR,
+            used_ms: 10 * HOUR + 1_000,
+        };
+        assert_eq!(clock.check(12 * HOUR, after(1)), Some(Some(jumped)));
+        assert_eq!(clock.check(12 * HOUR, after(2)), None, "it is said once");
+        assert_eq!(clock.now(after(3)), Timestamp(10 * HOUR + 3_000));
+        assert_eq!(clock.check(10 * HOUR, after(4)), Some(None), "right again");
     }
 }

@@ -8,12 +8,20 @@
 
 mod admin;
 mod append;
+mod bodies;
+mod chunks;
 mod clock;
+mod grants;
 mod lease;
 mod report;
+mod session;
 mod settle;
 mod streams;
+#[cfg(test)]
+mod tests;
 mod timer;
+mod turn;
+mod waiter;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -26,9 +34,16 @@ use queue::{Command, Effect, Facts, ItemId, LeaseSessionId, Rows, Timestamp};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
+pub use bodies::BodyCache;
 pub use clock::{ClusterClock, WALL_TOLERANCE, WallIgnored};
+pub use lease::item_id;
 pub use report::Pending;
 pub use streams::{LeaseStream, Streams};
+pub use turn::Turn;
+
+use chunks::Chunks;
+use grants::Grants;
+use waiter::Waiter;
 
 use crate::event::{AppendReply, Failure, Piece, SettleReply, Ticket};
 use crate::node::{Ack, Proposal};
@@ -48,10 +63,6 @@ pub struct Policy {
     pub reporting_mta: Arc<str>,
 }
 
-/// A lease session ends this long after its last applied keepalive, or after the leader began (queue.md's argument:
-/// an answered keepalive was committed, so a later leader knows of it; the node itself stops at 20 s).
-pub const SESSION_TTL: Duration = Duration::from_secs(30);
-
 /// Keepalives, grants and settles gather this long before they become an entry: long enough that a busy shard writes
 /// few entries, short beside a round trip to another machine.
 pub const WINDOW: Duration = Duration::from_millis(2);
@@ -65,21 +76,6 @@ pub struct Out {
     pub replies: Vec<(Ticket, AppendReply)>,
     /// Header blocks to be read; the work goes on when they are there.
     pub reads: Vec<(Pending, Vec<Piece>)>,
-}
-
-/// What waits for the entry of a ticket to be applied.
-enum Waiter {
-    /// Answered at commit; only the note of it goes.
-    Fast(Ulid, Vec<ItemId>),
-    Append(AppendReply, Ulid, Vec<ItemId>),
-    Chunk(AppendReply),
-    Settle(Vec<SettleReply>),
-    Open(crate::event::StreamId),
-    Window(Vec<(LeaseSessionId, u64)>, Vec<ItemId>),
-    Admin(tokio::sync::oneshot::Sender<proto::v1::ActResponse>),
-    Timer(ItemId),
-    Expire(LeaseSessionId),
-    Internal,
 }
 
 /// What the leader keeps of a lease session beside its row.
@@ -107,7 +103,7 @@ pub struct Leader {
     in_flight: HashSet<Ulid>,
     waiters: HashMap<Ticket, Waiter>,
     sessions: BTreeMap<LeaseSessionId, Liveness>,
-    keepalives: Vec<(LeaseSessionId, u64)>,
+    keepalives: BTreeMap<LeaseSessionId, u64>,
     extends: Vec<queue::GrantBatch>,
     settles: Vec<(queue::SettleItem, SettleReply)>,
     settle_data: Vec<Bytes>,
@@ -116,10 +112,8 @@ pub struct Leader {
     next_timer_scan: Instant,
     window_since: Option<Instant>,
     slow_cursor: Option<(LeaseSessionId, ItemId)>,
-    /// Credit taken for grants that are on their way: given back when a grant comes to nothing.
-    taken: HashMap<ItemId, (LeaseSessionId, u64)>,
-    /// Credit to be given back at the next [`Leader::run`].
-    refunds: Vec<(LeaseSessionId, u64)>,
+    grants: Grants,
+    chunks: Chunks,
 }
 
 /// What a leader is made from.
@@ -146,14 +140,7 @@ impl Leader {
         now: Instant,
     ) -> Leader {
         let (clock, ignored) = ClusterClock::elected(rows.shard().time, own_ms, others, now);
-        if let Some(ignored) = ignored {
-            tracing::error!(
-                group = config.group,
-                own_ms = ignored.own_ms,
-                used_ms = ignored.used_ms,
-                "the wall clock of this node is more than a minute from the other voters' and is ignored; set it right (NTP)"
-            );
-        }
+        clock::say(config.group, ignored.as_ref());
         let shard = config.group.saturating_sub(1);
         Leader {
             group: config.group,
@@ -170,7 +157,7 @@ impl Leader {
             in_flight: HashSet::new(),
             waiters: HashMap::new(),
             sessions: BTreeMap::new(),
-            keepalives: Vec::new(),
+            keepalives: BTreeMap::new(),
             extends: Vec::new(),
             settles: Vec::new(),
             settle_data: Vec::new(),
@@ -179,8 +166,8 @@ impl Leader {
             next_timer_scan: now,
             window_since: None,
             slow_cursor: None,
-            taken: HashMap::new(),
-            refunds: Vec::new(),
+            grants: Grants::default(),
+            chunks: Chunks::default(),
         }
     }
 
@@ -195,21 +182,23 @@ impl Leader {
     }
 
     /// The first entry of its own term was applied: the rows are whole.
-    pub fn begin(&mut self, rows: &mut impl ShardRows, streams: &mut Streams, now: Instant) {
+    pub fn begin(&mut self, turn: &mut Turn<'_, impl ShardRows>) {
         self.ready = true;
-        let time = self.time(now);
-        self.scheduler = Scheduler::start(rows, queue::scheduler::Limits::default());
-        self.scheduler.load(rows, time);
-        for (id, _) in rows.sessions().range(None, SESSIONS_MAX) {
-            self.sessions.insert(
-                id,
-                Liveness {
-                    heard: now,
-                    ending: false,
-                },
-            );
+        let time = self.time(turn.now);
+        self.scheduler = Scheduler::start(turn.rows, queue::scheduler::Limits::default());
+        self.scheduler.load(turn.rows, time);
+        for (id, _) in turn.rows.sessions().range(None, SESSIONS_MAX) {
+            self.heard_of(id, turn.now);
         }
-        streams.leader_changed(self.shard);
+        turn.streams.leader_changed(self.shard);
+    }
+
+    fn heard_of(&mut self, session: LeaseSessionId, now: Instant) {
+        let liveness = Liveness {
+            heard: now,
+            ending: false,
+        };
+        self.sessions.insert(session, liveness);
     }
 
     fn ticket(&self) -> Ticket {
@@ -217,23 +206,23 @@ impl Leader {
             .fetch_add(1, std::sync::atomic::Ordering::Relaxed)
     }
 
-    /// Puts a command into `out` as a proposal that is answered when it is applied.
-    fn propose(
+    /// Puts a command into `out` as a proposal that is answered when it is applied. Bodies wait for others to share
+    /// their entry's batch; whatever else is decided goes out at once.
+    fn propose<R>(
         &mut self,
         command: Command,
         data: Bytes,
-        urgent: bool,
         waiter: Waiter,
-        now: Instant,
-        out: &mut Out,
+        turn: &mut Turn<'_, R>,
     ) {
+        let urgent = !matches!(command, Command::Append(_) | Command::BodyChunk { .. });
         let ticket = self.ticket();
         self.waiters.insert(ticket, waiter);
         let context = crate::wire::log::encode(&Facts {
-            time: self.time(now),
+            time: self.time(turn.now),
             command,
         });
-        out.proposals.push(Proposal {
+        turn.out.proposals.push(Proposal {
             ticket,
             context,
             data,
@@ -243,42 +232,36 @@ impl Leader {
     }
 
     /// A proposal that has no known index.
-    pub fn failed(&mut self, ticket: Ticket, why: Failure, leader_address: &str) {
-        let Some(waiter) = self.waiters.remove(&ticket) else {
-            return;
-        };
-        waiter.fail(why, leader_address, self);
+    pub fn failed(
+        &mut self,
+        ticket: Ticket,
+        why: Failure,
+        leader_address: &str,
+        streams: &mut Streams,
+    ) {
+        if let Some(waiter) = self.waiters.remove(&ticket) {
+            self.fail(waiter, why, leader_address, streams);
+        }
     }
 
     /// Leadership is over: all that waits has an unknown fate, and the clients ask the next leader.
     pub fn ended(mut self, streams: &mut Streams, leader_address: &str) {
         let waiters: Vec<Waiter> = self.waiters.drain().map(|(_, w)| w).collect();
         for waiter in waiters {
-            waiter.fail(Failure::Unknown, leader_address, &mut self);
+            self.fail(waiter, Failure::Unknown, leader_address, streams);
         }
-        for (session, bytes) in self
-            .refunds
-            .drain(..)
-            .chain(self.taken.drain().map(|(_, t)| t))
-        {
+        for (session, bytes) in self.grants.end() {
             streams.give_back(self.shard, session, bytes);
         }
         for (_, reply) in std::mem::take(&mut self.settles) {
-            reply.send(
-                proto::v1::SettleOutcome::NotLeader,
-                leader_address.to_owned(),
-            );
+            let not_leader = proto::v1::SettleOutcome::NotLeader;
+            reply.send(not_leader, leader_address.to_owned());
         }
-    }
-
-    /// A grant that was not made: the item waits again, and the node has its credit back.
-    fn unpick(&mut self, item: ItemId) {
-        self.scheduler.unpick(item);
-        self.refund(item);
-    }
-
-    fn refund(&mut self, item: ItemId) {
-        self.refunds.extend(self.taken.remove(&item));
+        for chunk in self.chunks.drain() {
+            let not_leader = proto::v1::AppendOutcome::NotLeader;
+            let address = leader_address.to_owned();
+            chunk.reply.send_with(not_leader, address, String::new());
+        }
     }
 
     /// Something of the next window is there.
@@ -304,33 +287,30 @@ impl Leader {
     }
 
     /// What is done after each burst of events and at [`Leader::next_wake`]: grants, the window's entry, settles,
-    /// expiry of lease sessions, notices and expiries of items.
-    pub fn run(
-        &mut self,
-        rows: &mut impl ShardRows,
-        streams: &mut Streams,
-        bodies: &mut BodyCache,
-        now: Instant,
-        out: &mut Out,
-    ) {
+    /// chunks, expiry of lease sessions, notices and expiries of items. `wall_ms`: this node's wall clock.
+    pub fn run(&mut self, wall_ms: u64, turn: &mut Turn<'_, impl ShardRows>) {
         if !self.ready {
             return;
         }
-        for (session, bytes) in std::mem::take(&mut self.refunds) {
-            streams.give_back(self.shard, session, bytes);
+        for (session, bytes) in self.grants.refunds() {
+            turn.streams.give_back(self.shard, session, bytes);
         }
         if self.scheduler.wants_load() {
-            let time = self.time(now);
-            self.scheduler.load(rows, time);
+            let time = self.time(turn.now);
+            self.scheduler.load(turn.rows, time);
         }
-        self.run_settles(now, out);
-        self.run_window(rows, streams, now, out);
-        if now >= self.next_timer_scan {
-            self.next_timer_scan = now + TIMER_SCAN;
-            self.expire_sessions(now, out);
-            self.run_timers(rows, bodies, now, out);
-            self.expire_uploads(rows, now, out);
-            self.ask_the_slow(rows, streams, now);
+        self.run_settles(turn);
+        self.run_chunks(turn);
+        self.run_window(turn);
+        if turn.now >= self.next_timer_scan {
+            self.next_timer_scan = turn.now + TIMER_SCAN;
+            if let Some(changed) = self.clock.check(wall_ms, turn.now) {
+                clock::say(self.group, changed.as_ref());
+            }
+            self.expire_sessions(turn);
+            self.run_timers(turn);
+            self.expire_uploads(turn);
+            self.ask_the_slow(turn);
         }
     }
 
@@ -339,28 +319,17 @@ impl Leader {
         &mut self,
         ticket: Option<Ticket>,
         effects: &[Effect],
-        rows: &mut impl ShardRows,
-        streams: &mut Streams,
-        bodies: &mut BodyCache,
-        now: Instant,
+        turn: &mut Turn<'_, impl ShardRows>,
     ) {
         for effect in effects {
-            self.on_effect(effect, rows, streams, bodies, now);
+            self.on_effect(effect, turn);
         }
-        let Some(waiter) = ticket.and_then(|t| self.waiters.remove(&t)) else {
-            return;
-        };
-        self.answer(waiter, effects, streams);
+        if let Some(waiter) = ticket.and_then(|t| self.waiters.remove(&t)) {
+            self.answer(waiter, effects, turn.streams);
+        }
     }
 
-    fn on_effect(
-        &mut self,
-        effect: &Effect,
-        rows: &mut impl ShardRows,
-        streams: &mut Streams,
-        bodies: &mut BodyCache,
-        now: Instant,
-    ) {
+    fn on_effect(&mut self, effect: &Effect, turn: &mut Turn<'_, impl ShardRows>) {
         self.scheduler.observe(effect);
         match effect {
             Effect::Created { message }
@@ -379,116 +348,30 @@ impl Leader {
                 deadline,
                 ..
             } if self.ready => {
-                self.taken.remove(item);
-                self.hand_out(
-                    *item, *session, *token, *deadline, rows, streams, bodies, now,
-                );
+                self.grants.granted(*item);
+                self.hand_out(*item, *session, (*token, *deadline), false, turn);
             }
-            Effect::GrantSkipped { item, .. } => self.refund(*item),
+            Effect::GrantSkipped { item, .. } => self.grants.skipped(*item),
             Effect::Ungranted { item, .. } => {
                 self.asked.remove(item);
             }
-            Effect::Revoke { item, session } => streams.revoke(self.shard, *session, *item),
-            Effect::SessionOpened { session, .. } => {
-                self.sessions.insert(
-                    *session,
-                    Liveness {
-                        heard: now,
-                        ending: false,
-                    },
-                );
-            }
+            Effect::Revoke { item, session } => turn.streams.revoke(self.shard, *session, *item),
+            Effect::SessionOpened { session, .. } => self.heard_of(*session, turn.now),
             Effect::KeptAlive { session } => {
                 if let Some(liveness) = self.sessions.get_mut(session) {
-                    liveness.heard = now;
+                    liveness.heard = turn.now;
                 }
             }
             Effect::SessionEnded { session, reason } => {
                 self.sessions.remove(session);
-                streams.session_ended(self.shard, *session, reason);
+                turn.streams.session_ended(self.shard, *session, reason);
             }
-            Effect::Finished { message } => bodies.remove(message),
+            Effect::Finished { message } => turn.bodies.remove(message),
             Effect::PossibleDuplicate { item, why } => {
                 metrics::counter!("postroad_possible_duplicates_total", "why" => *why).increment(1);
                 tracing::warn!(message = %item.message, number = item.number, why, "may be delivered twice");
             }
             _ => {}
-        }
-    }
-
-    fn answer(&mut self, waiter: Waiter, effects: &[Effect], streams: &mut Streams) {
-        match waiter {
-            Waiter::Fast(_, reserved) => reserved.into_iter().for_each(|item| self.refund(item)),
-            Waiter::Internal | Waiter::Expire(_) => {}
-            Waiter::Append(reply, _, reserved) => {
-                reserved.into_iter().for_each(|item| self.refund(item));
-                reply.send(append::outcome(effects));
-            }
-            Waiter::Chunk(reply) => reply.send(append::chunk_outcome(effects)),
-            Waiter::Settle(replies) => settle::answer(replies, effects),
-            Waiter::Open(stream) => self.opened(stream, effects, streams),
-            Waiter::Window(keepalives, _) => self.kept_alive(&keepalives, effects, streams),
-            Waiter::Admin(reply) => {
-                let _ = reply.send(admin::outcome(effects));
-            }
-            Waiter::Timer(item) => {
-                self.timers_busy.remove(&item);
-            }
-        }
-    }
-}
-
-impl Waiter {
-    fn fail(self, why: Failure, leader_address: &str, leader: &mut Leader) {
-        let append = match why {
-            Failure::NotLeader => proto::v1::AppendOutcome::NotLeader,
-            Failure::Busy => proto::v1::AppendOutcome::Busy,
-            Failure::Unknown => proto::v1::AppendOutcome::Unknown,
-        };
-        let settle = match why {
-            Failure::NotLeader => proto::v1::SettleOutcome::NotLeader,
-            Failure::Busy => proto::v1::SettleOutcome::Busy,
-            Failure::Unknown => proto::v1::SettleOutcome::Unknown,
-        };
-        match self {
-            Waiter::Fast(message, reserved) => {
-                leader.in_flight.remove(&message);
-                reserved.into_iter().for_each(|item| leader.unpick(item));
-            }
-            Waiter::Append(reply, message, reserved) => {
-                leader.in_flight.remove(&message);
-                reserved.into_iter().for_each(|item| leader.unpick(item));
-                reply.send_with(append, leader_address.to_owned(), String::new());
-            }
-            Waiter::Chunk(reply) => {
-                reply.send_with(append, leader_address.to_owned(), String::new())
-            }
-            Waiter::Settle(replies) => {
-                for reply in replies {
-                    reply.send(settle, leader_address.to_owned());
-                }
-            }
-            // Asked again by their next keepalive, or by a new stream.
-            Waiter::Open(_) | Waiter::Internal => {}
-            // The grants of this window were not made.
-            Waiter::Window(_, picked) => picked.into_iter().for_each(|item| leader.unpick(item)),
-            Waiter::Timer(item) => {
-                leader.timers_busy.remove(&item);
-            }
-            Waiter::Expire(session) => {
-                if let Some(liveness) = leader.sessions.get_mut(&session) {
-                    liveness.ending = false;
-                }
-            }
-            Waiter::Admin(reply) => {
-                let not_leader = proto::v1::NotLeader {
-                    leader_address: leader_address.to_owned(),
-                };
-                let _ = reply.send(proto::v1::ActResponse {
-                    not_leader: Some(not_leader),
-                    ..Default::default()
-                });
-            }
         }
     }
 }
@@ -498,56 +381,3 @@ const TIMER_SCAN: Duration = Duration::from_secs(1);
 
 /// Lease sessions of one shard that are looked at: a pool of delivery nodes is far smaller.
 const SESSIONS_MAX: usize = 10_000;
-
-/// Bodies of young messages, so that a handout needs no read. First in, first out, by octets; shared by all shards
-/// of a node. The octets are those of the Raft entry cache (one allocation), so this mostly costs the map.
-pub struct BodyCache {
-    limit: usize,
-    bytes: usize,
-    bodies: HashMap<Ulid, Bytes>,
-    order: std::collections::VecDeque<(Ulid, usize)>,
-}
-
-impl BodyCache {
-    /// Holds at most `limit` octets.
-    pub fn new(limit: usize) -> BodyCache {
-        BodyCache {
-            limit,
-            bytes: 0,
-            bodies: HashMap::new(),
-            order: std::collections::VecDeque::new(),
-        }
-    }
-
-    /// Keeps a body for a while.
-    pub fn insert(&mut self, message: Ulid, body: Bytes) {
-        let size = body.len();
-        if size == 0 || size > self.limit {
-            return;
-        }
-        if self.bodies.insert(message, body).is_none() {
-            self.bytes += size;
-            self.order.push_back((message, size));
-        }
-        while self.bytes > self.limit || self.order.len() > 2 * self.bodies.len() + 64 {
-            let Some((oldest, size)) = self.order.pop_front() else {
-                break;
-            };
-            if self.bodies.remove(&oldest).is_some() {
-                self.bytes -= size;
-            }
-        }
-    }
-
-    /// A body that is still here.
-    pub fn get(&self, message: &Ulid) -> Option<Bytes> {
-        self.bodies.get(message).cloned()
-    }
-
-    /// A message that is finished.
-    pub fn remove(&mut self, message: &Ulid) {
-        if let Some(body) = self.bodies.remove(message) {
-            self.bytes -= body.len();
-        }
-    }
-}

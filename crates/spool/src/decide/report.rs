@@ -14,7 +14,7 @@ use queue::{
 };
 use rand::RngExt;
 
-use super::{BodyCache, Leader, Out, ShardRows};
+use super::{Leader, ShardRows, Turn};
 use crate::event::{Piece, SettleReply};
 
 /// Octets of a header block that a report quotes at most.
@@ -56,23 +56,20 @@ impl Leader {
         &mut self,
         pending: Pending,
         message: &Message,
-        rows: &mut impl ShardRows,
-        bodies: &BodyCache,
-        now: Instant,
-        out: &mut Out,
+        turn: &mut Turn<'_, impl ShardRows>,
     ) {
         let id = match &pending {
             Pending::Settle(item, _) => item.item.message,
             Pending::Timer(item, _) => item.message,
         };
         let wanted = u64::from(message.header_size).min(HEADER_BYTES_MAX);
-        if let Some(body) = bodies.get(&id) {
+        if let Some(body) = turn.bodies.get(&id) {
             let header = body.slice(..(wanted as usize).min(body.len()));
-            return self.header_read(pending, &header, rows, now, out);
+            return self.header_read(pending, &header, turn);
         }
         let mut left = wanted;
         let mut pieces: Vec<Piece> = Vec::new();
-        for mut piece in super::lease::pieces(rows, &message.body) {
+        for mut piece in super::lease::pieces(turn.rows, &message.body) {
             if left == 0 {
                 break;
             }
@@ -80,7 +77,7 @@ impl Leader {
             left -= piece.length;
             pieces.push(piece);
         }
-        out.reads.push((pending, pieces));
+        turn.out.reads.push((pending, pieces));
     }
 
     /// The header block of a pending decision is there (empty: it could not be read, and the report goes without).
@@ -88,17 +85,11 @@ impl Leader {
         &mut self,
         pending: Pending,
         header: &Bytes,
-        rows: &mut impl ShardRows,
-        now: Instant,
-        out: &mut Out,
+        turn: &mut Turn<'_, impl ShardRows>,
     ) {
         match pending {
-            Pending::Settle(item, reply) => {
-                self.settle_with_header(*item, reply, header, rows, now)
-            }
-            Pending::Timer(item, expire) => {
-                self.timer_with_header(item, expire, header, rows, now, out)
-            }
+            Pending::Settle(item, reply) => self.settle_with_header(*item, reply, header, turn),
+            Pending::Timer(item, expire) => self.timer_with_header(item, expire, header, turn),
         }
     }
 

@@ -9,32 +9,30 @@ use queue::{Command, Effect, Message, RecipientId, RecipientResult, SettleItem, 
 use rand::RngExt;
 
 use super::report::Reason;
-use super::{BodyCache, Leader, Out, Pending, ShardRows, Waiter};
+use super::waiter::Waiter;
+use super::{Leader, Pending, ShardRows, Turn};
 use crate::event::{SettleCall, SettleReply};
 
 /// Items that one entry settles at most.
 const ITEMS_PER_ENTRY_MAX: usize = 256;
+
+/// Octets of results in one entry, about: a settle has at most 100 of a kilobyte, so the entry's context stays below
+/// the 256 KiB that it may have.
+const RESULT_BYTES_MAX: usize = 64 * 1024;
 
 /// Octets of reports in one entry: with them the entry stays below the 1 MiB that one Raft message carries.
 const REPORT_BYTES_MAX: usize = 512 * 1024;
 
 impl Leader {
     /// Decides on the results of one attempt.
-    pub fn settle(
-        &mut self,
-        call: SettleCall,
-        rows: &mut impl ShardRows,
-        bodies: &BodyCache,
-        now: Instant,
-        out: &mut Out,
-    ) {
+    pub fn settle(&mut self, call: SettleCall, turn: &mut Turn<'_, impl ShardRows>) {
         if !self.ready {
             return call.reply.send(SettleOutcome::Busy, String::new());
         }
         let SettleCall {
             mut item, reply, ..
         } = call;
-        let Some(row) = rows.items().get(&item.item) else {
+        let Some(row) = turn.rows.items().get(&item.item) else {
             return reply.send(SettleOutcome::AlreadyTerminal, String::new());
         };
         let success = item.results.iter().any(|r| r.verdict == Verdict::Delivered);
@@ -42,19 +40,19 @@ impl Leader {
             return reply.send(SettleOutcome::Fenced, String::new());
         }
         if item.release {
-            return self.gather_settle(item, Bytes::new(), reply, now);
+            return self.gather_settle(item, Bytes::new(), reply, turn.now);
         }
-        let Some(message) = rows.messages().get(&item.item.message) else {
+        let Some(message) = turn.rows.messages().get(&item.item.message) else {
             return reply.send(SettleOutcome::AlreadyTerminal, String::new());
         };
-        self.decide_rest(&mut item, &row, &message, now);
+        self.decide_rest(&mut item, &row, &message, turn.now);
         let wanted =
             !message.is_report && !message.return_path.is_empty() && self.fails(&item, &row.state);
         if !wanted {
-            return self.gather_settle(item, Bytes::new(), reply, now);
+            return self.gather_settle(item, Bytes::new(), reply, turn.now);
         }
         let pending = Pending::Settle(Box::new(item), reply);
-        self.with_header(pending, &message, rows, bodies, now, out);
+        self.with_header(pending, &message, turn);
     }
 
     /// When the recipients that are left are due again, or that they are given up.
@@ -102,9 +100,9 @@ impl Leader {
         mut item: SettleItem,
         reply: SettleReply,
         header: &Bytes,
-        rows: &mut impl ShardRows,
-        now: Instant,
+        turn: &mut Turn<'_, impl ShardRows>,
     ) {
+        let (rows, now) = (&mut *turn.rows, turn.now);
         let (Some(row), Some(message)) = (
             rows.items().get(&item.item),
             rows.messages().get(&item.item.message),
@@ -128,55 +126,67 @@ impl Leader {
     }
 
     /// The settles of this window become entries.
-    pub(super) fn run_settles(&mut self, now: Instant, out: &mut Out) {
+    pub(super) fn run_settles<R>(&mut self, turn: &mut Turn<'_, R>) {
         let due = self
             .window_since
-            .is_some_and(|since| now >= since + super::WINDOW);
+            .is_some_and(|since| turn.now >= since + super::WINDOW);
         if self.settles.is_empty() || (!due && self.settles.len() < ITEMS_PER_ENTRY_MAX) {
             return;
         }
-        let mut items = Vec::new();
-        let mut replies = Vec::new();
-        let mut data = BytesMut::new();
+        let mut batch = Batch::default();
         let gathered = std::mem::take(&mut self.settles)
             .into_iter()
             .zip(std::mem::take(&mut self.settle_data));
-        for ((mut item, reply), report) in gathered {
-            for r in &mut item.reports {
-                r.offset += data.len() as u64;
-            }
-            data.extend_from_slice(&report);
-            items.push(item);
-            replies.push(reply);
-            if items.len() == ITEMS_PER_ENTRY_MAX || data.len() >= REPORT_BYTES_MAX {
-                self.propose_settles(&mut items, &mut replies, &mut data, now, out);
+        for ((item, reply), report) in gathered {
+            batch.push(item, reply, &report);
+            if batch.is_full() {
+                self.propose_settles(std::mem::take(&mut batch), turn);
             }
         }
-        self.propose_settles(&mut items, &mut replies, &mut data, now, out);
+        if !batch.items.is_empty() {
+            self.propose_settles(batch, turn);
+        }
     }
 
-    fn propose_settles(
-        &mut self,
-        items: &mut Vec<SettleItem>,
-        replies: &mut Vec<SettleReply>,
-        data: &mut BytesMut,
-        now: Instant,
-        out: &mut Out,
-    ) {
-        if items.is_empty() {
-            return;
-        }
-        let command = Command::Settle(std::mem::take(items));
-        let waiter = Waiter::Settle(std::mem::take(replies));
-        self.propose(
-            command,
-            std::mem::take(data).freeze(),
-            true,
-            waiter,
-            now,
-            out,
-        );
+    fn propose_settles<R>(&mut self, batch: Batch, turn: &mut Turn<'_, R>) {
+        let command = Command::Settle(batch.items);
+        let waiter = Waiter::Settle(batch.replies);
+        self.propose(command, batch.data.freeze(), waiter, turn);
     }
+}
+
+/// The settles of one entry.
+#[derive(Default)]
+struct Batch {
+    items: Vec<SettleItem>,
+    replies: Vec<SettleReply>,
+    /// Reports, one after another.
+    data: BytesMut,
+    /// Octets of the results, about.
+    results: usize,
+}
+
+impl Batch {
+    fn push(&mut self, mut item: SettleItem, reply: SettleReply, report: &Bytes) {
+        for r in &mut item.reports {
+            r.offset += self.data.len() as u64;
+        }
+        self.data.extend_from_slice(report);
+        self.results += item.results.iter().map(result_bytes).sum::<usize>();
+        self.items.push(item);
+        self.replies.push(reply);
+    }
+
+    fn is_full(&self) -> bool {
+        self.items.len() >= ITEMS_PER_ENTRY_MAX
+            || self.data.len() >= REPORT_BYTES_MAX
+            || self.results >= RESULT_BYTES_MAX
+    }
+}
+
+/// Octets of a result in an entry, about.
+fn result_bytes(result: &RecipientResult) -> usize {
+    64 + result.text.len() + result.enhanced.len() + result.remote_host.len()
 }
 
 /// The recipients that this settle fails: those that a reply refused, and when it is given up those still open too.

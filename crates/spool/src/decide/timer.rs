@@ -1,13 +1,12 @@
 //! Notices and expiries of items that no delivery node holds. A Leased item expires at its next settle; a Held one
 //! does not expire.
 
-use std::time::Instant;
-
 use bytes::Bytes;
 use queue::{Command, ItemId, ItemTimer, RecipientId, State, Verdict};
 
 use super::report::Reason;
-use super::{BodyCache, Leader, Out, Pending, ShardRows, Waiter};
+use super::waiter::Waiter;
+use super::{Leader, Pending, ShardRows, Turn};
 
 /// Timers that one scan looks at.
 const TIMERS_SCANNED: usize = 1_000;
@@ -16,25 +15,19 @@ const TIMERS_SCANNED: usize = 1_000;
 const TIMERS_AT_ONCE: usize = 64;
 
 impl Leader {
-    pub(super) fn run_timers(
-        &mut self,
-        rows: &mut impl ShardRows,
-        bodies: &BodyCache,
-        now: Instant,
-        out: &mut Out,
-    ) {
-        let time = self.time(now);
-        for (key, _) in rows.timers().range(None, TIMERS_SCANNED) {
+    pub(super) fn run_timers(&mut self, turn: &mut Turn<'_, impl ShardRows>) {
+        let time = self.time(turn.now);
+        for (key, _) in turn.rows.timers().range(None, TIMERS_SCANNED) {
             if key.at > time || self.timers_busy.len() >= TIMERS_AT_ONCE {
                 break;
             }
             if self.timers_busy.contains(&key.item) {
                 continue;
             }
-            let Some(row) = rows.items().get(&key.item) else {
+            let Some(row) = turn.rows.items().get(&key.item) else {
                 continue;
             };
-            let Some(message) = rows.messages().get(&key.item.message) else {
+            let Some(message) = turn.rows.messages().get(&key.item.message) else {
                 continue;
             };
             if !matches!(row.state, State::Waiting { .. }) {
@@ -43,16 +36,9 @@ impl Leader {
             let expire = time >= message.expires;
             self.timers_busy.insert(key.item);
             if message.is_report || message.return_path.is_empty() {
-                self.propose_timer(key.item, expire, Vec::new(), Bytes::new(), now, out);
+                self.propose_timer(key.item, expire, Vec::new(), Bytes::new(), turn);
             } else {
-                self.with_header(
-                    Pending::Timer(key.item, expire),
-                    &message,
-                    rows,
-                    bodies,
-                    now,
-                    out,
-                );
+                self.with_header(Pending::Timer(key.item, expire), &message, turn);
             }
         }
     }
@@ -63,10 +49,9 @@ impl Leader {
         item: ItemId,
         expire: bool,
         header: &Bytes,
-        rows: &mut impl ShardRows,
-        now: Instant,
-        out: &mut Out,
+        turn: &mut Turn<'_, impl ShardRows>,
     ) {
+        let (rows, now) = (&mut *turn.rows, turn.now);
         let (Some(row), Some(message)) =
             (rows.items().get(&item), rows.messages().get(&item.message))
         else {
@@ -90,25 +75,24 @@ impl Leader {
             Reason::Delayed
         };
         match self.compose(item, &message, &open, reason, header, now) {
-            Some((report, data)) => self.propose_timer(item, expire, vec![report], data, now, out),
-            None => self.propose_timer(item, expire, Vec::new(), Bytes::new(), now, out),
+            Some((report, data)) => self.propose_timer(item, expire, vec![report], data, turn),
+            None => self.propose_timer(item, expire, Vec::new(), Bytes::new(), turn),
         }
     }
 
-    fn propose_timer(
+    fn propose_timer<R>(
         &mut self,
         item: ItemId,
         expire: bool,
         reports: Vec<queue::Report>,
         data: Bytes,
-        now: Instant,
-        out: &mut Out,
+        turn: &mut Turn<'_, R>,
     ) {
         let command = Command::ItemTimer(ItemTimer {
             item,
             expire,
             reports,
         });
-        self.propose(command, data, true, Waiter::Timer(item), now, out);
+        self.propose(command, data, Waiter::Timer(item), turn);
     }
 }

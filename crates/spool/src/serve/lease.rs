@@ -1,16 +1,21 @@
 //! The Lease stream: requests to the state thread, events back; bodies that are no longer in RAM are read here, so
 //! that neither the state thread nor another node's stream waits for the disk.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use proto::v1;
 use proto::v1::lease_event::What;
 use proto::v1::lease_request;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tonic::{Status, Streaming};
 
 use super::{Answers, FRAMES_AHEAD, Services};
-use crate::event::{LeaseCall, Outgoing, Piece, StateEvent, StreamId};
+use crate::event::{LeaseCall, Outgoing, Piece, StateEvent, StreamId, Unreadable};
+
+/// Requests of one stream that wait for the state thread. A delivery node sends one or two a shard in five seconds and
+/// one a change of a destination, so it never meets this; each is at most a gRPC message of 4 MiB.
+const LEASE_REQUESTS_MAX: usize = 1_024;
 
 /// Octets of events in one frame.
 const FRAME_BYTES_MAX: usize = 1 << 20;
@@ -53,15 +58,32 @@ impl Services {
         let (to, outgoing) = mpsc::unbounded_channel();
         self.tell(stream, LeaseCall::Connected { hello, to });
         tokio::spawn(self.clone().send_events(outgoing, events));
-        for request in requests {
-            self.tell(stream, LeaseCall::Request(request));
-        }
+        let waiting = Arc::new(Semaphore::new(LEASE_REQUESTS_MAX));
+        self.take_requests(stream, requests, &waiting).await;
         while let Ok(Some(frame)) = frames.message().await {
-            for request in frame.requests {
-                self.tell(stream, LeaseCall::Request(request));
-            }
+            self.take_requests(stream, frame.requests, &waiting).await;
         }
         self.tell(stream, LeaseCall::Disconnected);
+    }
+
+    /// Passes requests on, as fast as the state thread takes them: beyond [`LEASE_REQUESTS_MAX`] the stream is not
+    /// read, and HTTP/2's window tells its client.
+    async fn take_requests(
+        &self,
+        stream: StreamId,
+        requests: impl IntoIterator<Item = v1::LeaseRequest>,
+        waiting: &Arc<Semaphore>,
+    ) {
+        for request in requests {
+            if let Some(what) = &request.what {
+                metrics::counter!("postroad_lease_requests_total", "kind" => kind(what))
+                    .increment(1);
+            }
+            let Ok(permit) = waiting.clone().acquire_owned().await else {
+                return;
+            };
+            self.tell(stream, LeaseCall::Request(request, permit));
+        }
     }
 
     fn tell(&self, stream: StreamId, call: LeaseCall) {
@@ -96,28 +118,39 @@ impl Services {
         }
     }
 
-    /// The event with its body. A body that cannot be read is not handed out: its item stays leased until it expires
-    /// or another replica leads, and the log says which.
+    /// The event with its body. A handout whose body cannot be read, or is not what the edge sent, does not go out: the
+    /// leader hears of it, and looks again or takes the item back.
     async fn with_body(&self, outgoing: Outgoing) -> Option<v1::LeaseEvent> {
-        let (mut event, pieces) = match outgoing {
+        let (mut event, pieces, again) = match outgoing {
             Outgoing::Event(event) => return Some(*event),
-            Outgoing::Read { event, pieces } => (event, pieces),
+            Outgoing::Read {
+                event,
+                pieces,
+                again,
+            } => (event, pieces, again),
         };
-        let wanted: u64 = pieces.iter().map(|p| p.length).sum();
-        match self.read(event.shard + 1, pieces).await {
-            Ok(body) if body.len() as u64 == wanted => {
-                if let Some(What::Handout(handout)) = &mut event.what {
-                    handout.body = body;
-                }
+        let Some(What::Handout(handout)) = &mut event.what else {
+            return Some(*event);
+        };
+        let read = self.read(event.shard + 1, pieces).await;
+        match read.and_then(|body| checked(handout, body)) {
+            Ok(body) => {
+                handout.body = body;
                 Some(*event)
             }
-            Ok(_) => None,
-            Err(error) => {
-                tracing::error!(
-                    shard = event.shard,
-                    error,
-                    "a body cannot be read for its handout"
-                );
+            Err(reason) => {
+                let item = handout.item.as_ref().and_then(crate::decide::item_id)?;
+                tracing::warn!(message = %item.message, number = item.number, shard = event.shard, again, reason,
+                    "a body cannot be read for its handout");
+                let what = Unreadable {
+                    shard: event.shard,
+                    item,
+                    token: queue::Token(handout.token),
+                    session: queue::LeaseSessionId(handout.session),
+                    again,
+                    reason,
+                };
+                let _ = self.mail.state.send(StateEvent::Unreadable(what));
                 None
             }
         }
@@ -136,9 +169,39 @@ impl Services {
     }
 }
 
+/// The body that was read, when it is the one that the edge sent.
+fn checked(handout: &v1::Handout, body: bytes::Bytes) -> Result<bytes::Bytes, String> {
+    let Some(message) = &handout.message else {
+        return Err("the handout has no message".to_owned());
+    };
+    if body.len() as u64 != message.size {
+        let (read, size) = (body.len(), message.size);
+        return Err(format!("the log has {read} of its {size} octets"));
+    }
+    if mail::Digest::of(&body).0[..] != message.digest[..] {
+        metrics::counter!("postroad_bodies_damaged_total").increment(1);
+        return Err("it does not have the digest that it was accepted with".to_owned());
+    }
+    Ok(body)
+}
+
 fn body_len(event: &v1::LeaseEvent) -> usize {
     match &event.what {
         Some(What::Handout(handout)) => handout.body.len() + 256,
         _ => 64,
+    }
+}
+
+/// The name of a request in the metric.
+fn kind(what: &lease_request::What) -> &'static str {
+    match what {
+        lease_request::What::Hello(_) => "hello",
+        lease_request::What::Open(_) => "open",
+        lease_request::What::Reattach(_) => "reattach",
+        lease_request::What::Credit(_) => "credit",
+        lease_request::What::Window(_) => "window",
+        lease_request::What::Busy(_) => "busy",
+        lease_request::What::Keepalive(_) => "keepalive",
+        lease_request::What::Extend(_) => "extend",
     }
 }

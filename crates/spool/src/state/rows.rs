@@ -386,6 +386,7 @@ impl Row for LeaseSession {
         out.extend_from_slice(&self.incarnation);
         put_text(out, &self.boot_id);
         put_time(out, self.opened);
+        put_number(out, self.sequence);
     }
 
     fn read(from: &mut Reader<'_>) -> Option<LeaseSession> {
@@ -394,6 +395,7 @@ impl Row for LeaseSession {
             incarnation: from.fixed()?,
             boot_id: from.text()?,
             opened: time(from)?,
+            sequence: from.number()?,
         })
     }
 
@@ -420,6 +422,7 @@ impl Row for ShardState {
         out.extend_from_slice(&self.sweep_from.to_bytes());
         put_time(out, self.sweep_at);
         put_time(out, self.forget_from);
+        put_number(out, u64::from(self.version));
     }
 
     fn read(from: &mut Reader<'_>) -> Option<ShardState> {
@@ -434,6 +437,7 @@ impl Row for ShardState {
             sweep_from: Ulid::from_bytes(from.fixed()?),
             sweep_at: time(from)?,
             forget_from: time(from)?,
+            version: from.small()?,
         })
     }
 }

@@ -6,7 +6,10 @@ use proto::v1;
 use proto::v1::log_entry::Command;
 use queue::control::{Cluster, ControlCommand, ControlState, NodeRow};
 
-use super::log::{STATE_MACHINE_VERSION, WireError};
+use super::log::WireError;
+
+/// The version of the control group's state machine. It has only one: a command that a program does not know halts it.
+const CONTROL_VERSION: u32 = 1;
 
 /// The context of an entry of the control group.
 pub fn encode(command: &ControlCommand, cluster_time_ms: u64) -> Bytes {
@@ -24,7 +27,7 @@ pub fn encode(command: &ControlCommand, cluster_time_ms: u64) -> Bytes {
         }),
     };
     let entry = v1::LogEntry {
-        version: STATE_MACHINE_VERSION,
+        version: CONTROL_VERSION,
         cluster_time_ms,
         command: Some(command),
     };
@@ -37,10 +40,10 @@ pub fn encode(command: &ControlCommand, cluster_time_ms: u64) -> Bytes {
 /// As [`super::log::decode`]: the replica cannot go on past this entry.
 pub fn decode(context: &[u8]) -> Result<ControlCommand, WireError> {
     let entry = v1::LogEntry::decode(context)?;
-    if entry.version != STATE_MACHINE_VERSION {
+    if entry.version != CONTROL_VERSION {
         return Err(WireError::Version {
             found: entry.version,
-            known: STATE_MACHINE_VERSION,
+            known: CONTROL_VERSION,
         });
     }
     match entry.command.ok_or(WireError::UnknownCommand)? {
@@ -184,7 +187,7 @@ mod tests {
     fn a_shards_entry_in_the_control_group_is_an_error() {
         let expire = v1::ExpireUploadCommand::default();
         let entry = v1::LogEntry {
-            version: STATE_MACHINE_VERSION,
+            version: CONTROL_VERSION,
             cluster_time_ms: 1,
             command: Some(Command::ExpireUpload(expire)),
         };

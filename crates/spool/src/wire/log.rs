@@ -24,8 +24,9 @@ mod tests;
 
 pub use door::*;
 
-/// The version of the state machine that this program writes and applies.
-pub const STATE_MACHINE_VERSION: u32 = 1;
+/// Versions of the state machine up to this one are known to this program. `Config` can lower it: then the program
+/// behaves as an older one, which is how a cluster of two versions is tried.
+pub const STATE_MACHINE_VERSION: u32 = queue::version::NEWEST;
 
 /// Longest context of an entry, octets. The edge answers 452 4.5.3 to the RCPT that would exceed 240 KiB, so that
 /// what the leader adds still fits.
@@ -39,13 +40,13 @@ pub enum WireError {
     Malformed(#[from] prost::DecodeError),
     /// Written by another version of the program.
     #[error(
-        "the entry was written for state machine version {found}, this program knows {known}: \
+        "the entry was written for state machine version {found}, this program knows those up to {known}: \
          run the version of postroad that the other replicas run"
     )]
     Version {
         /// In the entry.
         found: u32,
-        /// [`STATE_MACHINE_VERSION`].
+        /// [`STATE_MACHINE_VERSION`], or what stands in its place.
         known: u32,
     },
     /// A newer program wrote it.
@@ -77,13 +78,13 @@ pub fn encode(facts: &Facts) -> Bytes {
     to_wire::entry(facts).encode_to_vec().into()
 }
 
-/// Facts of a shard's entry.
+/// Facts of a shard's entry. `known`: the newest version of the state machine that this program claims to know.
 ///
 /// # Errors
 /// Any [`WireError`]: the replica cannot go on past this entry.
-pub fn decode(context: &[u8]) -> Result<Facts, WireError> {
+pub fn decode(context: &[u8], known: u32) -> Result<Facts, WireError> {
     let entry = v1::LogEntry::decode(context)?;
-    check_version(entry.version)?;
+    check_version(entry.version, known)?;
     let command = entry.command.ok_or(WireError::UnknownCommand)?;
     Ok(Facts {
         time: Timestamp(entry.cluster_time_ms),
@@ -91,12 +92,9 @@ pub fn decode(context: &[u8]) -> Result<Facts, WireError> {
     })
 }
 
-fn check_version(found: u32) -> Result<(), WireError> {
-    if found != STATE_MACHINE_VERSION {
-        return Err(WireError::Version {
-            found,
-            known: STATE_MACHINE_VERSION,
-        });
+fn check_version(found: u32, known: u32) -> Result<(), WireError> {
+    if found == 0 || found > known {
+        return Err(WireError::Version { found, known });
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use queue::Effect;
 
 use super::{Shard, StateThread};
+use crate::decide::{Out, Turn};
 use crate::event::{RaftEvent, Ticket};
 use crate::log::EntryKind;
 use crate::node::Committed;
@@ -44,16 +45,25 @@ impl StateThread {
             shard.tickets.extend(tickets);
             // Once for all of them: reading the clock for each was a tenth of this thread's time.
             let now = Instant::now();
+            let mut out = Out::default();
             for entry in entries {
-                self.apply(group, &mut shard, &entry, now);
+                self.apply(group, &mut shard, &entry, now, &mut out);
             }
             shard.tickets = shard.tickets.split_off(&(last + 1));
             self.shards.insert(group, shard);
+            self.send(group, out);
         }
         let _ = self.to.raft.send(RaftEvent::Applied { group, index: last });
     }
 
-    pub(super) fn apply(&mut self, group: u32, shard: &mut Shard, entry: &Committed, now: Instant) {
+    fn apply(
+        &mut self,
+        group: u32,
+        shard: &mut Shard,
+        entry: &Committed,
+        now: Instant,
+        out: &mut Out,
+    ) {
         // An entry that could not be read or understood stopped this node: what follows it must not be applied, and
         // nothing is flushed any more.
         if entry.index <= shard.rows.applied().0 || self.health.stopped().is_some() {
@@ -66,7 +76,7 @@ impl StateThread {
                 return;
             }
             if !context.is_empty() {
-                match crate::wire::log::decode(&context) {
+                match crate::wire::log::decode(&context, self.known) {
                     Ok(facts) => effects = queue::apply(&mut shard.rows, entry.index, &facts),
                     Err(error) => {
                         let text = format!(
@@ -92,17 +102,17 @@ impl StateThread {
         let Some(leader) = &mut shard.leader else {
             return;
         };
-        if entry.term == leader.term && !leader.is_ready() {
-            leader.begin(&mut shard.rows, &mut self.streams, now);
-        }
-        leader.applied(
-            ticket,
-            &effects,
-            &mut shard.rows,
-            &mut self.streams,
-            &mut self.bodies,
+        let mut turn = Turn {
+            rows: &mut shard.rows,
+            streams: &mut self.streams,
+            bodies: &mut self.bodies,
             now,
-        );
+            out,
+        };
+        if entry.term == leader.term && !leader.is_ready() {
+            leader.begin(&mut turn);
+        }
+        leader.applied(ticket, &effects, &mut turn);
     }
 
     /// The command of an entry: as handed over, or read from the log when the cache has let it go (after a restart).

@@ -6,7 +6,7 @@ use std::time::Instant;
 use proto::v1::lease_request::What as LeaseRequest;
 
 use super::StateThread;
-use crate::decide::{BodyCache, Leader, Out, Streams};
+use crate::decide::{Leader, Out, Turn};
 use crate::event::{AppendCall, LeaseCall, Question, SettleCall, StreamId};
 use crate::runtime::questions;
 use crate::state::GroupState;
@@ -31,10 +31,14 @@ impl StateThread {
             };
             let full = self.directory.majority_full(group);
             let out = out.entry(group).or_default();
-            let parts = (&mut shard.rows, &mut self.streams, &mut self.bodies);
-            leader.append(
-                call.what, call.reply, full, parts.0, parts.1, parts.2, now, out,
-            );
+            let mut turn = Turn {
+                rows: &mut shard.rows,
+                streams: &mut self.streams,
+                bodies: &mut self.bodies,
+                now,
+                out,
+            };
+            leader.append(call.what, call.reply, full, &mut turn);
         }
         for (group, out) in out {
             self.send(group, out);
@@ -51,9 +55,7 @@ impl StateThread {
                     .send(proto::v1::SettleOutcome::NotLeader, address);
                 continue;
             }
-            self.with_leader(group, |leader, rows, _, bodies, now, out| {
-                leader.settle(call, rows, bodies, now, out)
-            });
+            self.with_leader(group, |leader, turn| leader.settle(call, turn));
         }
     }
 
@@ -62,11 +64,11 @@ impl StateThread {
             LeaseCall::Connected { hello, to } => return self.streams.connected(id, &hello, to),
             LeaseCall::Disconnected => {
                 for (shard, session) in self.streams.disconnected(id) {
-                    self.with_leader(shard + 1, |leader, _, _, _, _, _| leader.detached(session));
+                    self.with_leader(shard + 1, |leader, _| leader.detached(session));
                 }
                 return;
             }
-            LeaseCall::Request(request) => request,
+            LeaseCall::Request(request, _permit) => request,
         };
         let Some(what) = request.what else { return };
         match &what {
@@ -112,7 +114,7 @@ impl StateThread {
             .map(|s| s.sessions.clone())
             .unwrap_or_default();
         for (shard, session) in sessions {
-            self.with_leader(shard + 1, |leader, _, _, _, now, _| f(leader, session, now));
+            self.with_leader(shard + 1, |leader, turn| f(leader, session, turn.now));
         }
     }
 
@@ -126,9 +128,7 @@ impl StateThread {
             }
             return;
         }
-        self.with_leader(group, |leader, rows, streams, bodies, now, out| {
-            leader.lease_request(id, what, rows, streams, bodies, now, out);
-        });
+        self.with_leader(group, |leader, turn| leader.lease_request(id, what, turn));
     }
 
     pub(super) fn ask(&mut self, question: Question) {
@@ -140,22 +140,22 @@ impl StateThread {
         let Some(leader) = shard.leader.as_mut().filter(|l| l.is_ready()) else {
             return question.not_leader(address);
         };
-        let now = Instant::now();
-        let mut out = Out::default();
         match question {
-            Question::Act(request, reply) => leader.act(&request, reply, now, &mut out),
+            Question::Act(request, reply) => {
+                self.with_leader(group, |leader, turn| leader.act(&request, reply, turn));
+            }
             other => {
-                let time = leader.time(now);
+                let time = leader.time(Instant::now());
                 questions::answer(other, &mut shard.rows, time);
             }
         }
-        self.send(group, out);
     }
 
+    /// One turn of a shard's leader, when there is one, and what it wants done.
     pub(super) fn with_leader(
         &mut self,
         group: u32,
-        f: impl FnOnce(&mut Leader, &mut GroupState, &mut Streams, &mut BodyCache, Instant, &mut Out),
+        f: impl FnOnce(&mut Leader, &mut Turn<'_, GroupState>),
     ) {
         let Some(shard) = self.shards.get_mut(&group) else {
             return;
@@ -164,14 +164,14 @@ impl StateThread {
             return;
         };
         let mut out = Out::default();
-        f(
-            leader,
-            &mut shard.rows,
-            &mut self.streams,
-            &mut self.bodies,
-            Instant::now(),
-            &mut out,
-        );
+        let mut turn = Turn {
+            rows: &mut shard.rows,
+            streams: &mut self.streams,
+            bodies: &mut self.bodies,
+            now: Instant::now(),
+            out: &mut out,
+        };
+        f(leader, &mut turn);
         self.send(group, out);
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::{PUBLISH_EVERY, StateThread, wall_ms};
-use crate::decide::{Leader, LeaderConfig, Out};
+use crate::decide::{Leader, LeaderConfig, Out, Turn};
 use crate::event::RaftEvent;
 
 impl StateThread {
@@ -40,28 +40,37 @@ impl StateThread {
                 tickets: self.tickets.clone(),
             };
             let mut leader = Leader::elected(config, &mut shard.rows, own_ms, &others, now);
+            let mut out = Out::default();
             if shard.rows.applied().1 == term {
-                leader.begin(&mut shard.rows, &mut self.streams, now);
+                leader.begin(&mut Turn {
+                    rows: &mut shard.rows,
+                    streams: &mut self.streams,
+                    bodies: &mut self.bodies,
+                    now,
+                    out: &mut out,
+                });
             }
             shard.leader = Some(leader);
+            self.send(group, out);
         }
     }
 
     pub(super) fn run_leaders(&mut self) {
-        let now = Instant::now();
+        let (now, wall) = (Instant::now(), wall_ms());
         let mut outs = Vec::new();
         for (group, shard) in &mut self.shards {
             let Some(leader) = &mut shard.leader else {
                 continue;
             };
             let mut out = Out::default();
-            leader.run(
-                &mut shard.rows,
-                &mut self.streams,
-                &mut self.bodies,
+            let mut turn = Turn {
+                rows: &mut shard.rows,
+                streams: &mut self.streams,
+                bodies: &mut self.bodies,
                 now,
-                &mut out,
-            );
+                out: &mut out,
+            };
+            leader.run(wall, &mut turn);
             outs.push((*group, out));
             if now >= self.next_publish {
                 self.directory.set_cluster_time(leader.time(now).0);

@@ -83,6 +83,8 @@ pub struct StateThread {
     pub health: super::Health,
     pub policy: Policy,
     pub seed: u64,
+    /// Versions of the state machine that this program says it knows.
+    pub known: u32,
     pub tickets: Arc<AtomicU64>,
     pub flushing: bool,
     pub next_flush: Instant,
@@ -151,6 +153,7 @@ impl StateThread {
                 reporting_mta: config.hostname.as_str().into(),
             },
             seed: rand::random(),
+            known: config.state_machine,
             tickets,
             flushing: false,
             next_flush: now + FLUSH_EVERY,
@@ -216,7 +219,7 @@ impl StateThread {
                 } else if let Some(leader) =
                     self.shards.get_mut(&group).and_then(|s| s.leader.as_mut())
                 {
-                    leader.failed(ticket, why, &address);
+                    leader.failed(ticket, why, &address, &mut self.streams);
                 }
             }
             StateEvent::Role {
@@ -239,9 +242,12 @@ impl StateThread {
             StateEvent::Ask(question) => self.ask(question),
             StateEvent::HeaderRead(pending, header) => {
                 let group = pending.group(self.shard_count);
-                self.with_leader(group, |leader, rows, _, _, now, out| {
-                    leader.header_read(pending, &header, rows, now, out);
+                self.with_leader(group, |leader, turn| {
+                    leader.header_read(pending, &header, turn);
                 });
+            }
+            StateEvent::Unreadable(what) => {
+                self.with_leader(what.shard + 1, |leader, turn| leader.unreadable(what, turn));
             }
             StateEvent::Flushed(result) => return self.flushed(result),
             StateEvent::Stop => return false,

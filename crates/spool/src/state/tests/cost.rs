@@ -46,6 +46,7 @@ fn open() -> Command {
     Command::OpenSession(OpenSession {
         node,
         incarnation: [0; 16],
+        sequence: 0,
         boot_id,
         past_dot: vec![],
         handed_back: vec![],
@@ -154,7 +155,8 @@ fn whole_life_of_200_000_messages() {
     let mut bench = Bench::new(GROUPS as u32);
     let (mut decode, mut apply, mut flush, mut rows, mut settled) = (0, 0, 0, 0, 0);
     for (number, window) in steps.chunks(WINDOW as usize * 3).enumerate() {
-        let take = |step: &Step| crate::wire::log::decode(&step.context).unwrap();
+        let take =
+            |step: &Step| crate::wire::log::decode(&step.context, queue::version::NEWEST).unwrap();
         let start = thread_ns();
         window
             .iter()

@@ -153,6 +153,7 @@ impl Leader {
             Step::Open(s) => Command::OpenSession(OpenSession {
                 node: format!("node-{s}").into(),
                 incarnation: [s; 16],
+                sequence: 0,
                 boot_id: "boot".into(),
                 past_dot: vec![item(0, 0)],
                 handed_back: vec![item(1, 0)],

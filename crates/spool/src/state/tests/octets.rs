@@ -217,7 +217,7 @@ proptest! {
         let at = Timestamp(n[2]);
         comes_back(message)?;
         comes_back(item)?;
-        comes_back(LeaseSession { node: address.clone(), incarnation: small.0, boot_id: "b".into(), opened: at })?;
+        comes_back(LeaseSession { node: address.clone(), incarnation: small.0, sequence: 3, boot_id: "b".into(), opened: at })?;
         comes_back(Recipient { address, result })?;
         comes_back(InFlight { token: Token(n[0]), deadline: at })?;
         comes_back(DestinationCounts { waiting: n[0], leased: n[1], held: n[2] })?;

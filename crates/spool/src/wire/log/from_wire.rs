@@ -86,6 +86,13 @@ pub(super) fn command(wire: Wire) -> Result<Command, WireError> {
             actor: it.actor.into(),
             reason: it.reason.into(),
         }),
+        Wire::SetVersion(it) => Command::SetVersion {
+            version: it.version,
+        },
+        Wire::VerifyDigest(it) => Command::VerifyDigest {
+            from: it.from.as_ref().into(),
+            rows: it.rows,
+        },
         Wire::Note(it) => Command::Note {
             actor: it.actor.into(),
             text: it.text.into(),
@@ -168,6 +175,7 @@ fn open_session(it: v1::OpenSessionCommand) -> Result<OpenSession, WireError> {
         past_dot: each(it.past_dot, |id| item(Some(id)))?,
         handed_back: each(it.handed_back, |id| item(Some(id)))?,
         retry: Timestamp(it.retry_ms),
+        sequence: it.sequence,
     })
 }
 

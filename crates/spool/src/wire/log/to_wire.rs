@@ -8,11 +8,9 @@ use queue::{
     OpenSession, Origin, RecipientResult, Report, SettleItem, Timestamp, Verdict, Window,
 };
 
-use super::STATE_MACHINE_VERSION;
-
 pub(super) fn entry(facts: &Facts) -> v1::LogEntry {
     v1::LogEntry {
-        version: STATE_MACHINE_VERSION,
+        version: facts.command.since(),
         cluster_time_ms: facts.time.0,
         command: Some(command(&facts.command)),
     }
@@ -45,6 +43,13 @@ fn command(command: &Command) -> Wire {
         Command::Note { actor, text } => Wire::Note(v1::NoteCommand {
             actor: actor.to_string(),
             text: text.to_string(),
+        }),
+        Command::SetVersion { version } => {
+            Wire::SetVersion(v1::SetVersionCommand { version: *version })
+        }
+        Command::VerifyDigest { from, rows } => Wire::VerifyDigest(v1::VerifyDigestCommand {
+            from: Bytes::copy_from_slice(from),
+            rows: *rows,
         }),
     }
 }
@@ -136,6 +141,7 @@ fn open_session(it: &OpenSession) -> v1::OpenSessionCommand {
         past_dot: it.past_dot.iter().map(item).collect(),
         handed_back: it.handed_back.iter().map(item).collect(),
         retry_ms: it.retry.0,
+        sequence: it.sequence,
     }
 }
 
