@@ -1,7 +1,7 @@
-//! Who leads: what the queue nodes say about it, merged, and the task that listens to one of them.
+//! Who leads: what the queue nodes say about it, merged, and the task that listens to two of them.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -168,25 +168,75 @@ impl TopologyView {
     }
 }
 
-/// Follows the topology at one node after another, as long as the client lives.
+/// The nodes that are followed now. Two at a time, so that one that hangs, which nobody can tell from one that has
+/// nothing to say for six seconds, does not keep the others' elections from this client.
+#[derive(Default)]
+struct Followed(Mutex<BTreeSet<String>>);
+
+impl Followed {
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next address from `turn` on that nobody follows.
+    fn choose(&self, addresses: &[String], turn: usize) -> Option<String> {
+        let mut followed = self.lock();
+        let from = turn % addresses.len().max(1);
+        let in_turn = addresses.iter().cycle().skip(from).take(addresses.len());
+        let address = in_turn
+            .into_iter()
+            .find(|a| !followed.contains(*a))?
+            .clone();
+        followed.insert(address.clone());
+        Some(address)
+    }
+
+    /// Whether nobody is followed any more.
+    fn leave(&self, address: &str) -> bool {
+        let mut followed = self.lock();
+        followed.remove(address);
+        followed.is_empty()
+    }
+}
+
+/// Follows the topology at two nodes as long as the client lives, and at others when one cannot be followed.
 pub(super) async fn follow(
     nodes: Arc<Nodes>,
     publish: watch::Sender<Arc<TopologyView>>,
     elsewhere: Arc<Notify>,
 ) {
-    let mut turn: usize = rand::random_range(0..usize::MAX / 2);
+    let followed = Followed::default();
+    let turn: usize = rand::random_range(0..usize::MAX / 2);
+    let follower = |turn| follow_in_turn(&nodes, &publish, &elsewhere, &followed, turn);
+    tokio::join!(follower(turn), follower(turn + 1));
+}
+
+/// Follows one node after another.
+async fn follow_in_turn(
+    nodes: &Nodes,
+    publish: &watch::Sender<Arc<TopologyView>>,
+    elsewhere: &Notify,
+    followed: &Followed,
+    mut turn: usize,
+) {
     let mut pause = PAUSE_MIN;
     let mut said = String::new();
     loop {
         let addresses = publish.borrow().addresses(&nodes.config.endpoints);
-        let Some(address) = addresses.get(turn % addresses.len().max(1)) else {
+        if addresses.is_empty() {
             tracing::error!(
                 "no address of a queue node is configured; nothing can be appended or leased"
             );
             return;
+        }
+        let Some(address) = followed.choose(&addresses, turn) else {
+            // The other one follows the only node that there is.
+            tokio::time::sleep(PAUSE_MAX).await;
+            continue;
         };
         let started = Instant::now();
-        let why = follow_one(&nodes, address, &publish, &elsewhere).await;
+        let why = follow_one(nodes, &address, publish, elsewhere).await;
+        let nobody = followed.leave(&address);
         if started.elapsed() > FOLLOW_MIN {
             pause = PAUSE_MIN;
         }
@@ -199,10 +249,12 @@ pub(super) async fn follow(
             );
             said.clone_from(&why);
         }
-        publish.send_if_modified(|view| {
-            Arc::make_mut(view).trouble = Some(why);
-            false
-        });
+        if nobody {
+            publish.send_if_modified(|view| {
+                Arc::make_mut(view).trouble = Some(why);
+                false
+            });
+        }
         turn = turn.wrapping_add(1);
         tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.5))).await;
         pause = (pause * 2).min(PAUSE_MAX);
@@ -322,6 +374,18 @@ mod tests {
             assert_eq!(view.shard_of(id), 2);
             assert_eq!(id.timestamp_ms(), 1_700_000_000_000);
         }
+    }
+
+    #[test]
+    fn two_followers_never_follow_the_same_node() {
+        let followed = Followed::default();
+        let all = ["a".to_owned(), "b".to_owned()];
+        assert_eq!(followed.choose(&all, 3).as_deref(), Some("b"));
+        assert_eq!(followed.choose(&all, 3).as_deref(), Some("a"));
+        assert_eq!(followed.choose(&all, 0), None, "both are followed");
+        assert!(!followed.leave("b"), "the other still is");
+        assert_eq!(followed.choose(&all[..1], 7), None);
+        assert!(followed.leave("a"), "nobody is");
     }
 
     #[test]
