@@ -7,3 +7,4 @@ pub mod postfix;
 pub mod process;
 pub mod program;
 pub mod queue;
+pub mod sim;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use mail::Ulid;
 
 use crate::apply::Shard;
+use crate::planted::{Mutation, planted};
 use crate::{
     Effect, GrantBatch, InFlight, Item, ItemId, KeptItem, LeaseSession, LeaseSessionId,
     OpenSession, State, Timestamp, Token, Window,
@@ -132,6 +133,9 @@ impl Shard<'_> {
             let Some((before, message)) = self.live(id) else {
                 continue;
             };
+            if planted(Mutation::SessionsLeaveItems) {
+                continue;
+            }
             self.lose_attempt(id, &before, (*before).clone(), &message, retry);
         }
         self.rows.sessions().delete(&session);
@@ -193,7 +197,7 @@ impl Shard<'_> {
         };
         // An item can have been granted, deferred and waiting again since the leader picked it: nothing goes out
         // before it is due.
-        if !lives || due > self.now {
+        if !lives || (due > self.now && !planted(Mutation::GrantEarly)) {
             self.emit(Effect::GrantSkipped { item: id, session });
             return self.announce(id, &before, &message, due);
         }

@@ -23,6 +23,7 @@ pub mod control;
 mod effect;
 mod item;
 mod lease;
+mod planted;
 pub mod retry;
 mod row;
 mod rows;
@@ -38,6 +39,8 @@ pub use apply::apply;
 pub use command::*;
 pub use effect::*;
 pub use item::LOST_ATTEMPTS_MAX;
+#[cfg(feature = "planted-bugs")]
+pub use planted::{Mutation, plant};
 pub use row::*;
 pub use rows::{MemoryRows, Rows, Table};
 pub use upload::{CHUNKS_MAX, UPLOAD_IDLE_MS};

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::apply::Shard;
+use crate::planted::{Mutation, opinion, planted};
 use crate::{
     Effect, Ending, Item, ItemId, Mark, Message, Recipient, RecipientId, RecipientResult,
     SettleItem, SettleOutcome, State, Verdict,
@@ -38,7 +39,8 @@ impl Shard<'_> {
         };
         match before.state {
             State::Leased { session, token, .. }
-                if session == settle.session && token == settle.token =>
+                if (session == settle.session && token == settle.token)
+                    || planted(Mutation::StaleCounts) =>
             {
                 self.settle_current(settle, &before, &message);
                 SettleOutcome::Applied
@@ -82,7 +84,9 @@ impl Shard<'_> {
             match (settle.release, settle.retry) {
                 (true, Some(retry)) => self.lose_attempt(id, before, item, message, retry),
                 (true, None) => self.wait_or_mark(id, before, item, message, self.now),
-                (false, Some(retry)) => self.wait_or_mark(id, before, item, message, retry),
+                (false, Some(retry)) => {
+                    self.wait_or_mark(id, before, item, message, retry.plus(opinion()))
+                }
                 (false, None) => {
                     self.wait_or_mark(id, before, item, message, self.now.plus(RETRY_UNSAID_MS))
                 }
@@ -102,11 +106,11 @@ impl Shard<'_> {
         message: &Message,
     ) -> SettleOutcome {
         let id = settle.item;
-        if !settle
+        let success = settle
             .results
             .iter()
-            .any(|result| result.verdict == Verdict::Delivered)
-        {
+            .any(|result| result.verdict == Verdict::Delivered);
+        if !success || planted(Mutation::LateSuccessRefused) {
             return SettleOutcome::Fenced;
         }
         let mut item = before.clone();

@@ -1,6 +1,7 @@
 //! The delay notice and the expiry of items that wait.
 
 use crate::apply::Shard;
+use crate::planted::{Mutation, planted};
 use crate::{Ending, Item, ItemTimer, State, TimerKey};
 
 impl Shard<'_> {
@@ -14,7 +15,7 @@ impl Shard<'_> {
             return;
         };
         if timer.expire {
-            if self.now >= message.expires {
+            if self.now >= message.expires || planted(Mutation::ExpireEarly) {
                 self.end_item(id, &before, &message, Ending::Failed);
                 self.append_reports(&timer.reports, &message);
             }

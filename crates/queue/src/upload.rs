@@ -3,6 +3,7 @@
 use mail::Ulid;
 
 use crate::apply::Shard;
+use crate::planted::{Mutation, planted};
 use crate::{Effect, Extent, Upload};
 
 /// An upload whose last chunk is this long ago is dropped, ms of cluster time. An edge sends a chunk at least every
@@ -56,7 +57,7 @@ impl Shard<'_> {
                 continue;
             };
             // A chunk may have come in since the leader decided.
-            if row.last.plus(UPLOAD_IDLE_MS) <= self.now {
+            if row.last.plus(UPLOAD_IDLE_MS) <= self.now && !planted(Mutation::UploadsStay) {
                 self.drop_upload(*message);
             }
         }

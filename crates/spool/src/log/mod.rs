@@ -14,6 +14,7 @@ mod disk;
 mod error;
 mod open;
 mod place;
+mod planted;
 mod reader;
 mod record;
 mod recover;
@@ -30,6 +31,8 @@ mod writer;
 pub use disk::{Disk, DiskFile, RealDisk};
 pub use error::{OpenError, ReadError, WriteError};
 pub use open::Log;
+#[cfg(feature = "planted-bugs")]
+pub use planted::{Mutation, plant};
 pub use reader::LogReader;
 pub use segments::Segments;
 pub use sim::SimDisk;

@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::planted::{Mutation, planted};
 use super::record::{
     BLOCK, HeaderRead, Position, RecordType, STATE_PAYLOAD, SegmentHeader, VERSION, segment_id,
     segment_name, u64_at,
@@ -184,6 +185,7 @@ impl Recovery<'_> {
                     // what was written later tells.
                     if let Some(torn) = batch.damaged_at()
                         && end.is_none()
+                        && !planted(Mutation::TornTaken)
                         && self.durable_claim(witnesses, at)?.is_none()
                     {
                         found.torn_bytes = torn - at;

@@ -8,6 +8,8 @@ pub enum Mutation {
     FollowerEarly,
     /// A leader answers when its own disk has the entry.
     AckLocal,
+    /// A leader answers as soon as it has proposed.
+    AckProposed,
     /// Proposals are answered in their order, whatever was committed.
     Fifo,
     /// The messages of a Ready without a write overtake the writes before it.

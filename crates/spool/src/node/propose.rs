@@ -98,7 +98,9 @@ impl Group {
             return self.answer_in_order();
         }
         let log = &self.raw.raft.raft_log;
-        let reached = if self.planted(Mutation::AckLocal) {
+        let reached = if self.planted(Mutation::AckProposed) {
+            log.last_index()
+        } else if self.planted(Mutation::AckLocal) {
             log.persisted
         } else {
             log.committed

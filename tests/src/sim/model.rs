@@ -9,6 +9,8 @@ use queue::{
     Token, Verdict,
 };
 
+use crate::sim::duplicates::Deliveries;
+
 /// The log that was chosen, its rows, and the world outside.
 #[derive(Default)]
 pub struct Model {
@@ -18,16 +20,21 @@ pub struct Model {
     effects: Vec<Vec<Effect>>,
     pub rows: MemoryRows,
     leaders: BTreeMap<u64, u64>,
-    /// Where a message's first Append stands.
-    appended: BTreeMap<Ulid, u64>,
+    /// (peer, term) to whom it gave its vote.
+    votes: BTreeMap<(u64, u64), u64>,
     pub acked: BTreeSet<Ulid>,
+    /// Messages that began to exist: each once.
+    pub(in crate::sim) created: BTreeSet<Ulid>,
     reported: BTreeSet<Ulid>,
+    /// Reports, which may end without a word.
+    reports: BTreeSet<Ulid>,
     /// Remote servers' 250s.
-    accepted: BTreeMap<ItemId, Vec<(LeaseSessionId, Token)>>,
-    tokens: BTreeMap<ItemId, Token>,
-    /// Second deliveries, all within the windows that SMTP and crashes open.
-    pub duplicates: u64,
+    pub deliveries: Deliveries,
+    pub(in crate::sim) tokens: BTreeMap<ItemId, Token>,
+    /// The highest that a wall clock of a replica, and what its monotonic one may add, ever was, ms.
+    pub latest_clock: u64,
     pub grants: u64,
+    pub expired: u64,
 }
 
 impl Model {
@@ -45,6 +52,28 @@ impl Model {
                 Err(format!("two leaders in term {term}: {other} and {peer}"))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Vote once a term, across crashes: `peer` said that `candidate` has its vote.
+    pub fn vote(&mut self, peer: u64, term: u64, candidate: u64) -> Result<(), String> {
+        match self.votes.insert((peer, term), candidate) {
+            Some(other) if other != candidate => Err(format!(
+                "peer {peer} votes for {other} and for {candidate} in term {term}"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Leader completeness: whoever leads in the term of the last chosen entry or later has them all.
+    pub fn complete(&self, peer: u64, term: u64, last: u64) -> Result<(), String> {
+        let chosen = self.chosen.last().map_or(0, |chosen| chosen.0);
+        match term < chosen || last >= self.committed() {
+            true => Ok(()),
+            false => Err(format!(
+                "peer {peer} leads in term {term} with entries to {last}, and {} are committed",
+                self.committed()
+            )),
         }
     }
 
@@ -84,22 +113,21 @@ impl Model {
             };
         }
         if let Some(facts) = facts {
+            let before = self.foresee(facts)?;
             let ours = queue::apply(&mut self.rows, index, facts);
             if ours != effects {
                 return Err(format!(
                     "entry {index} has effects {effects:?}, and in the model {ours:?}"
                 ));
             }
-            self.follow(index, facts, effects)?;
+            self.hold(index, facts, effects, &before)?;
+            self.follow(facts, effects)?;
         }
         self.effects.push(effects.to_vec());
         Ok(())
     }
 
-    fn follow(&mut self, index: u64, facts: &Facts, effects: &[Effect]) -> Result<(), String> {
-        if let Command::Append(append) = &facts.command {
-            self.appended.entry(append.facts.message).or_insert(index);
-        }
+    fn follow(&mut self, facts: &Facts, effects: &[Effect]) -> Result<(), String> {
         if let Command::Settle(items) = &facts.command {
             for settle in items {
                 let failed = settle
@@ -115,26 +143,49 @@ impl Model {
                 }
             }
         }
+        if let Command::ItemTimer(timer) = &facts.command
+            && effects.contains(&Effect::Finished {
+                message: timer.item.message,
+            })
+        {
+            self.expired += 1;
+            self.follow_report(timer.item, &timer.reports, effects)?;
+        }
         for effect in effects {
             match effect {
-                Effect::Granted { item, token, .. } => {
-                    self.grants += 1;
-                    let before = self.tokens.insert(*item, *token);
-                    if before.is_some_and(|before| before >= *token) {
-                        return Err(format!("{item:?} got token {token:?} after {before:?}"));
-                    }
+                Effect::Granted { .. } => self.grants += 1,
+                Effect::Created { message } if !self.created.insert(*message) => {
+                    return Err(format!("{message} is created a second time"));
                 }
                 Effect::Finished { message } => {
                     let item = ItemId {
                         message: *message,
                         number: 0,
                     };
-                    if !self.accepted.contains_key(&item) && !self.reported.contains(message) {
+                    let silent = self.reports.contains(message);
+                    if !self.deliveries.has(item) && !self.reported.contains(message) && !silent {
                         return Err(format!(
                             "{message} is finished, neither delivered nor reported"
                         ));
                     }
                 }
+                Effect::SessionOpened { session, kept, .. } => {
+                    for kept in kept {
+                        let old = self.tokens.insert(kept.item, kept.token);
+                        match old {
+                            Some(old) if old < kept.token => {
+                                self.deliveries.kept(kept.item, old, *session, kept.token);
+                            }
+                            _ => return Err(format!("{:?} is kept after {old:?}", kept.item)),
+                        }
+                    }
+                }
+                Effect::SessionEnded { session, .. } => {
+                    let expired = matches!(facts.command, Command::ExpireSession { .. });
+                    self.deliveries.session_ended(*session, expired);
+                }
+                Effect::Revoke { item, session } => self.deliveries.revoked(*item, *session),
+                Effect::Settled { item, token, .. } => self.deliveries.settled(*item, *token),
                 _ => {}
             }
         }
@@ -155,20 +206,26 @@ impl Model {
         if !reports.iter().all(|report| written(&report.facts.message)) {
             return Err(format!("{item:?} failed without its report"));
         }
+        if reports.is_empty() && !self.reports.contains(&item.message) {
+            return Err(format!("{item:?} failed, and nobody wrote a report"));
+        }
+        let ids = reports.iter().map(|report| report.facts.message);
+        self.reports.extend(ids);
         self.reported.insert(item.message);
         Ok(())
     }
 
-    /// Where a message's Append stands; `None`: nowhere yet.
-    pub fn appended(&self, id: Ulid) -> Option<u64> {
-        self.appended.get(&id).copied()
+    /// Whether a message began to exist.
+    pub fn exists(&self, id: Ulid) -> bool {
+        self.created.contains(&id)
     }
 
     fn item(&mut self, id: ItemId) -> Option<std::sync::Arc<Item>> {
         self.rows.items().get(&id)
     }
 
-    /// A delivery node is about to send the final dot: its grant must be the one that holds.
+    /// A delivery node is about to send the final dot: its grant must be the one that holds, or a late success of
+    /// another node ended it and the word is on its way.
     pub fn final_dot(
         &mut self,
         item: ItemId,
@@ -178,38 +235,13 @@ impl Model {
         let held = self.item(item).is_some_and(|row| {
             matches!(row.state, State::Leased { session: s, token: t, .. } if s == session && t == token)
         });
-        match held {
+        match held || self.deliveries.was_revoked(item, session) {
             true => Ok(()),
             false => Err(format!(
                 "{item:?} is sent under {session:?} with {token:?}, but the log says {:?}",
                 self.item(item).map(|row| row.state.clone())
             )),
         }
-    }
-
-    /// A remote server took it.
-    pub fn accepted(
-        &mut self,
-        item: ItemId,
-        session: LeaseSessionId,
-        token: Token,
-    ) -> Result<(), String> {
-        let before = self.accepted.entry(item).or_default().clone();
-        for (other, of) in &before {
-            self.duplicates += 1;
-            // A crash or a lost lease session between the 250 and its settle excuses a second delivery; else the
-            // first grant would still hold.
-            if self.rows.sessions().get(other).is_some() && *of != token && *other != session {
-                return Err(format!(
-                    "{item:?} is delivered under {session:?} while {other:?} lives"
-                ));
-            }
-        }
-        self.accepted
-            .entry(item)
-            .or_default()
-            .push((session, token));
-        Ok(())
     }
 
     /// Every acknowledged message ended in exactly one way, or is queued.
@@ -219,13 +251,38 @@ impl Model {
                 message: id,
                 number: 0,
             };
-            let ended = self.accepted.contains_key(&item) || self.reported.contains(&id);
+            let ended = self.deliveries.has(item) || self.reported.contains(&id);
             let queued = self.rows.messages().get(&id).is_some();
             if !ended && !queued {
                 return Err(format!("acknowledged message {id} is lost"));
             }
         }
         Ok(())
+    }
+
+    /// What must not outlast its time: remembered ids, uploads, counts of destinations, lease sessions of the dead.
+    pub fn left_behind(&mut self, sessions: usize) -> Option<String> {
+        let state = self.rows.shard();
+        let counts = [
+            (
+                "remembered ids",
+                self.rows.finished().range(None, 9).len(),
+                0,
+            ),
+            ("forget rows", self.rows.forgets().range(None, 9).len(), 0),
+            ("uploads", self.rows.uploads().range(None, 9).len(), 0),
+            ("octets of uploads", state.upload_bytes as usize, 0),
+            ("timers", self.rows.timers().range(None, 9).len(), 0),
+            ("waiting", state.waiting as usize, 0),
+            ("leased", state.leased as usize, 0),
+            (
+                "sessions",
+                self.rows.sessions().range(None, 9).len(),
+                sessions,
+            ),
+        ];
+        let over = counts.iter().find(|(_, count, most)| count > most)?;
+        Some(format!("{}: {}", over.0, over.1))
     }
 
     /// Items that still wait or are leased; Held ones wait for a person.

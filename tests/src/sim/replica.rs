@@ -6,13 +6,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 use mail::Ulid;
 use queue::{ItemId, LeaseSessionId, MemoryRows, Token};
-use spool::log::HardState;
+use spool::decide::ClusterClock;
+use spool::log::{HardState, Location};
 use spool::node::{Committed, Group, GroupConfig, Limits, Membership};
 use spool::storage::{CacheBudget, GroupLog, Hole};
 
-use crate::disk::Disk;
-use crate::net::Actor;
-use crate::rng::Rng;
+use crate::sim::disk::{Disk, Trouble};
+use crate::sim::net::Actor;
+use crate::sim::profile::Faults;
+use crate::sim::real_log::RealLog;
+use crate::sim::rng::Rng;
 
 /// What waits for a proposal.
 #[derive(Clone, Debug)]
@@ -21,6 +24,18 @@ pub enum Pending {
         edge: Actor,
         id: Ulid,
     },
+    Chunk {
+        edge: Actor,
+        id: Ulid,
+        seq: u32,
+    },
+    /// A notice or an expiry of an item.
+    Timer {
+        item: ItemId,
+    },
+    Uploads,
+    /// Nobody waits.
+    Nobody,
     Open {
         node: Actor,
         incarnation: u64,
@@ -43,9 +58,8 @@ pub enum Pending {
 /// What a leader knows beyond the rows. A new one begins with nothing.
 pub struct Lead {
     pub noop: u64,
-    /// Cluster time and own clock at the beginning.
-    pub base: (u64, u64),
-    pub time: u64,
+    /// Cluster time, by the code of a real leader.
+    pub time: ClusterClock,
     /// Own clock when a lease session's last keepalive was applied.
     pub heard: BTreeMap<LeaseSessionId, u64>,
     pub keepalives: BTreeMap<LeaseSessionId, (Actor, u64)>,
@@ -53,6 +67,8 @@ pub struct Lead {
     pub granting: BTreeSet<ItemId>,
     pub expiring: BTreeSet<LeaseSessionId>,
     pub appending: BTreeSet<Ulid>,
+    pub timing: BTreeSet<ItemId>,
+    pub expiring_uploads: bool,
 }
 
 /// How one seed's replicas are sized: small enough that every bound is met in a short run.
@@ -63,10 +79,13 @@ pub struct Knobs {
     /// An apply worker does something in one of so many steps.
     pub apply_pause: u64,
     pub flush_state_pause: u64,
+    /// Milliseconds of cluster time until what is left of a message fails.
+    pub expiry_ms: u64,
 }
 
 impl Knobs {
     pub fn draw(rng: &mut Rng) -> Knobs {
+        const DAYS_5: u64 = 5 * 24 * 3600 * 1000;
         let pick = |rng: &mut Rng, of: [u64; 3]| of[rng.below(3) as usize];
         let limits = Limits {
             message_bytes: pick(rng, [0, 400, 2048]),
@@ -76,6 +95,7 @@ impl Knobs {
             unapplied_bytes: pick(rng, [2048, 16384, 1 << 20]),
             proposal_entries: pick(rng, [1, 8, 64]) as usize,
             proposal_bytes: pick(rng, [256, 4096, 1 << 20]) as usize,
+            hung_disk_ticks: pick(rng, [100, 300, 600]),
             ..Limits::default()
         };
         Knobs {
@@ -83,8 +103,24 @@ impl Knobs {
             cache_bytes: pick(rng, [0, 4096, 1 << 20]) as usize,
             apply_pause: pick(rng, [1, 2, 6]),
             flush_state_pause: pick(rng, [40, 150, 400]),
+            expiry_ms: pick(rng, [DAYS_5, DAYS_5, 6000]),
         }
     }
+}
+
+/// An entry with bodies that live: how many octets of it, and where it lies.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    pub octets: u64,
+    pub at: Location,
+}
+
+/// The state store: rows, the index up to which they are applied, and where bodies lie, written down as one.
+#[derive(Clone, Default)]
+pub struct Flushed {
+    pub rows: MemoryRows,
+    pub applied: u64,
+    pub live: BTreeMap<u64, Place>,
 }
 
 pub struct Replica {
@@ -94,16 +130,37 @@ pub struct Replica {
     pub disk: Disk,
     pub rows: MemoryRows,
     pub applied: u64,
+    /// Where the entries lie whose bodies live: what the state store knows of the log.
+    pub live: BTreeMap<u64, Place>,
     /// The state store as of its last flush.
-    pub flushed: (MemoryRows, u64),
+    pub flushed: Flushed,
     pub to_apply: VecDeque<Committed>,
     pub fetching: VecDeque<(u64, Vec<spool::node::FetchEntry>)>,
     pub down_until: u64,
+    /// It stands still until then.
+    pub paused_until: u64,
     pub slow_until: u64,
+    /// A slow disk flushes in one of so many steps.
+    pub slow_by: u64,
+    /// Its disk does not answer until then.
+    pub hung_until: u64,
+    /// Something else fills its disk until then.
+    pub full_until: u64,
+    /// What the others were last told of its disk.
+    pub told_full: bool,
+    /// Step since which a write finds no room.
+    pub no_room_since: Option<u64>,
+    /// Its disk failed; the process never starts again.
+    pub dead: bool,
     pub next_tick: u64,
-    /// Own clock in units of 1/1000 step: clocks differ by up to 1 %.
+    /// Own clock in units of 1/1000 step.
     pub clock_rate: u64,
-    pub clock_offset: u64,
+    /// Of the wall clock, ms.
+    pub wall_offset: i64,
+    /// What the wall clocks of the others said, and the own monotonic clock then (steps).
+    pub walls: BTreeMap<u64, (u64, u64)>,
+    /// Time that passed in leaps, steps.
+    pub leapt: u64,
     pub lead: Option<Lead>,
     /// With the command that was proposed.
     pub tickets: BTreeMap<u64, (Bytes, Pending)>,
@@ -113,21 +170,34 @@ pub struct Replica {
 }
 
 impl Replica {
-    pub fn new(peer: u64, rng: &mut Rng) -> Replica {
+    pub fn new(peer: u64, faults: &Faults, rng: &mut Rng) -> Replica {
+        let seed = rng.next();
+        let mut disk = Disk::default();
+        disk.real = faults.real_log.then(|| RealLog::new(seed));
         Replica {
             peer,
             group: None,
-            disk: Disk::default(),
+            disk,
             rows: MemoryRows::default(),
             applied: 0,
-            flushed: (MemoryRows::default(), 0),
+            live: BTreeMap::new(),
+            flushed: Flushed::default(),
             to_apply: VecDeque::new(),
             fetching: VecDeque::new(),
             down_until: 0,
+            paused_until: 0,
             slow_until: 0,
+            slow_by: 30,
+            hung_until: 0,
+            full_until: 0,
+            told_full: false,
+            no_room_since: None,
+            dead: false,
             next_tick: 0,
-            clock_rate: rng.within(990, 1010),
-            clock_offset: rng.below(3000),
+            clock_rate: rng.within(1000 - faults.drift, 1000 + faults.drift),
+            wall_offset: rng.below(3000) as i64,
+            walls: BTreeMap::new(),
+            leapt: 0,
             lead: None,
             tickets: BTreeMap::new(),
             by_index: BTreeMap::new(),
@@ -138,12 +208,21 @@ impl Replica {
 
     /// Own monotonic clock, steps.
     pub fn clock(&self, now: u64) -> u64 {
-        now * self.clock_rate / 1000
+        (now + self.leapt) * self.clock_rate / 1000
     }
 
-    /// Own wall clock, ms; the clocks of replicas differ by some seconds.
+    /// Own wall clock, ms; the clocks of replicas differ by some seconds at least.
     pub fn wall(&self, now: u64) -> u64 {
-        crate::world::EPOCH_MS + self.clock_offset + self.clock(now) * crate::world::STEP_MS
+        let true_ms = crate::sim::world::EPOCH_MS + (now + self.leapt) * crate::sim::world::STEP_MS;
+        true_ms.saturating_add_signed(self.wall_offset)
+    }
+
+    /// The wall clocks of the others, carried forward.
+    pub fn other_walls(&self, now: u64) -> Vec<u64> {
+        let clock = self.clock(now);
+        let walls = self.walls.values();
+        let elapsed = |heard: u64| (clock - heard) * crate::sim::world::STEP_MS;
+        walls.map(|(wall, heard)| wall + elapsed(*heard)).collect()
     }
 
     /// A process starts on what the disk holds.
@@ -152,8 +231,8 @@ impl Replica {
         members: &Membership,
         knobs: &Knobs,
         rng: &mut Rng,
-    ) -> Result<(), String> {
-        let found = self.disk.recovered();
+    ) -> Result<(), Trouble> {
+        let found = self.disk.recovered(rng)?;
         let hard_state: HardState = found.hard_state;
         let budget = CacheBudget::new(knobs.cache_bytes);
         let log = GroupLog::recovered(&found, Arc::clone(&budget), |entry| {
@@ -162,8 +241,12 @@ impl Replica {
                 last: 0,
             })
         })
-        .map_err(|error| error.to_string())?;
-        (self.rows, self.applied) = self.flushed.clone();
+        .map_err(|error| Trouble::Wrong(error.to_string()))?;
+        Flushed {
+            rows: self.rows,
+            applied: self.applied,
+            live: self.live,
+        } = self.flushed.clone();
         let timeout = rng.within(10, 17) as usize;
         let config = GroupConfig {
             election_ticks: timeout..timeout + 1,
@@ -171,14 +254,18 @@ impl Replica {
             ..GroupConfig::new(1, self.peer, members.clone())
         };
         let group = Group::new(config, log, hard_state, self.applied);
-        self.group = Some(group.map_err(|error| error.to_string())?);
+        self.group = Some(group.map_err(|error| Trouble::Wrong(error.to_string()))?);
         Ok(())
     }
 
     /// The process, and all that was not flushed, is gone.
-    pub fn crash(&mut self, until: u64) {
+    pub fn crash(&mut self, until: u64, rng: &mut Rng, power: bool, in_write: bool) {
         self.group = None;
-        self.disk.queue.clear();
+        self.disk.crash(rng, power, in_write);
+        self.no_room_since = None;
+        self.told_full = false;
+        self.walls.clear();
+        self.paused_until = 0;
         self.to_apply.clear();
         self.fetching.clear();
         self.lead = None;

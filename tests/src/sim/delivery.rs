@@ -4,14 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use queue::{ItemId, LeaseSessionId, Token, Verdict};
 
-use crate::net::{Actor, Ask, Packet, Tell};
-use crate::world::World;
+use crate::sim::duplicates::Window;
+use crate::sim::net::{Actor, Ask, Packet, Tell};
+use crate::sim::world::World;
 
 /// Steps after the *sending* of the last answered keepalive at which a node sends no more final dots.
 pub const FENCE_STEPS: u64 = 200;
 const KEEPALIVE_STEPS: u64 = 40;
 const PATIENCE: u64 = 60;
 const SLOTS: usize = 4;
+/// What a node that lies says it has room for.
+const LIE: usize = 40;
+/// Old settles that a node may send again.
+const OLD_SETTLES: usize = 16;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
@@ -46,10 +51,17 @@ pub struct Delivery {
     settled: BTreeSet<(ItemId, Token)>,
     /// To be handed back with the next lease session.
     handing_back: BTreeSet<ItemId>,
+    /// Settles of before: (item, token, session, verdict).
+    old: Vec<(ItemId, Token, LeaseSessionId, Verdict)>,
     guess: usize,
     pub down_until: u64,
+    pub paused_until: u64,
+    /// It settles nothing until then.
+    mute_until: u64,
     /// 1/1000 step.
     clock_rate: u64,
+    /// Time that passed in leaps, steps.
+    pub leapt: u64,
 }
 
 impl Delivery {
@@ -61,17 +73,25 @@ impl Delivery {
     }
 
     fn clock(&self, now: u64) -> u64 {
-        now * self.clock_rate / 1000
+        (now + self.leapt) * self.clock_rate / 1000
+    }
+
+    /// Nothing goes wrong any more.
+    pub fn calm_down(&mut self, now: u64) {
+        self.mute_until = 0;
+        self.paused_until = self.paused_until.min(now);
+        self.old.clear();
     }
 }
 
 impl World {
     pub fn deliveries_act(&mut self) -> Result<(), String> {
         for d in 0..self.deliveries.len() {
-            if !self.calm && self.rng.one_in(900) {
-                self.delivery_dies(d);
+            if !self.calm {
+                self.delivery_suffers(d)?;
             }
-            if self.deliveries[d].down_until > self.now {
+            let node = &self.deliveries[d];
+            if node.down_until.max(node.paused_until) > self.now {
                 continue;
             }
             self.fence(d);
@@ -81,30 +101,80 @@ impl World {
         Ok(())
     }
 
-    /// A process dies: its journal holds the replies, and a same kernel proves that it is dead. After a power cut,
-    /// neither.
-    fn delivery_dies(&mut self, d: usize) {
+    fn delivery_suffers(&mut self, d: usize) -> Result<(), String> {
+        let now = self.now;
+        if self.rng.chance(self.faults.delivery_death) {
+            self.delivery_dies(d)?;
+        }
+        if self.rng.chance(self.faults.delivery_pause) {
+            self.deliveries[d].paused_until = now + self.rng.within(20, 900);
+            self.note(|| format!("delivery node {d} stands still"));
+        }
+        if self.rng.chance(self.faults.mute) {
+            self.deliveries[d].mute_until = now + self.rng.within(50, 900);
+        }
+        if self.rng.chance(self.faults.stale_settle) && !self.deliveries[d].old.is_empty() {
+            let of = self.deliveries[d].old.len() as u64;
+            let (item, token, session, verdict) =
+                self.deliveries[d].old[self.rng.below(of) as usize];
+            self.ask_leader(
+                d,
+                Ask::Settle {
+                    item,
+                    token,
+                    session,
+                    verdict,
+                },
+            );
+        }
+        Ok(())
+    }
+
+    /// A process dies: its journal holds the replies and the final dots, and a same kernel proves that it is dead. After
+    /// a power cut, neither. A final dot without a reply may have been taken.
+    fn delivery_dies(&mut self, d: usize) -> Result<(), String> {
         let power = self.rng.one_in(4);
         let until = self.now + 5 + self.rng.below(200);
+        self.trace.fold_all(&[d as u64, until, power.into()]);
+        self.note(|| {
+            let what = if power { "loses power" } else { "dies" };
+            format!("delivery node {d} {what} until {until}")
+        });
+        let held = std::mem::take(&mut self.deliveries[d].held);
+        for (&(item, token), held) in &held {
+            match held.stage {
+                Stage::PastDot { .. } if self.rng.one_in(2) => {
+                    let (session, excuse) = (held.session, Some(Window::DiedPastDot));
+                    let deliveries = &mut self.model.deliveries;
+                    deliveries.accepted(item, session, token, excuse)?;
+                }
+                Stage::Settling { .. } if power => self.model.deliveries.journal_lost(item, token),
+                _ => {}
+            }
+        }
         let node = &mut self.deliveries[d];
         node.incarnation += 1;
         node.session = None;
         node.open_again_at = 0;
-        node.down_until = until;
+        (node.down_until, node.paused_until) = (until, 0);
         if power {
             node.boot += 1;
-            node.held.clear();
+        } else {
+            let kept = held.into_iter();
+            node.held = kept
+                .filter(|(_, held)| matches!(held.stage, Stage::Settling { .. }))
+                .collect();
         }
-        node.held
-            .retain(|_, held| matches!(held.stage, Stage::Settling { .. }));
         node.settled.clear();
         node.handing_back.clear();
+        Ok(())
     }
 
     /// A lease session that was not answered for in time is dead for good.
     fn fence(&mut self, d: usize) {
         let node = &mut self.deliveries[d];
-        if node.session.is_some() && node.clock(self.now) - node.answered > FENCE_STEPS {
+        let late = node.clock(self.now).saturating_sub(node.answered) > FENCE_STEPS;
+        if node.session.is_some() && late && !self.planted.no_fence {
             node.session = None;
             node.open_again_at = 0;
         }
@@ -125,7 +195,10 @@ impl World {
         if node.next_keepalive <= now {
             node.next_keepalive = now + KEEPALIVE_STEPS;
             let holding: Vec<_> = node.held.keys().copied().collect();
-            let credit = SLOTS.saturating_sub(holding.len());
+            let lies = !self.calm && self.rng.chance(self.faults.lying_credit);
+            let room = if lies { LIE } else { SLOTS };
+            let node = &mut self.deliveries[d];
+            let credit = room.saturating_sub(holding.len());
             let sent = node.clock(now);
             self.ask_leader(
                 d,
@@ -182,6 +255,7 @@ impl World {
 
     fn work(&mut self, d: usize) -> Result<(), String> {
         let now = self.now;
+        let mute = self.deliveries[d].mute_until > now;
         let held: Vec<_> = self.deliveries[d]
             .held
             .iter()
@@ -203,24 +277,16 @@ impl World {
                         _ => Verdict::Delivered,
                     };
                     if verdict == Verdict::Delivered {
-                        self.model.accepted(item, held.session, token)?;
+                        let deliveries = &mut self.model.deliveries;
+                        deliveries.accepted(item, held.session, token, None)?;
                     }
                     held.stage = Stage::Settling {
                         verdict,
                         again_at: now,
                     };
                 }
-                Stage::Settling { verdict, again_at } if again_at <= now => {
-                    let session = held.session;
-                    self.ask_leader(
-                        d,
-                        Ask::Settle {
-                            item,
-                            token,
-                            session,
-                            verdict,
-                        },
-                    );
+                Stage::Settling { verdict, again_at } if again_at <= now && !mute => {
+                    self.settle(d, item, token, held.session, verdict);
                     held.stage = Stage::Settling {
                         verdict,
                         again_at: now + PATIENCE,
@@ -231,6 +297,33 @@ impl World {
             self.deliveries[d].held.insert((item, token), held);
         }
         Ok(())
+    }
+
+    fn settle(
+        &mut self,
+        d: usize,
+        item: ItemId,
+        token: Token,
+        session: LeaseSessionId,
+        verdict: Verdict,
+    ) {
+        let old = &mut self.deliveries[d].old;
+        if old.len() >= OLD_SETTLES {
+            old.remove(0);
+        }
+        old.push((item, token, session, verdict));
+        let twice = !self.calm && self.rng.chance(self.faults.settle_twice);
+        for _ in 0..if twice { 2 } else { 1 } {
+            self.ask_leader(
+                d,
+                Ask::Settle {
+                    item,
+                    token,
+                    session,
+                    verdict,
+                },
+            );
+        }
     }
 
     pub fn delivery_hears(&mut self, d: usize, tell: Tell) {
@@ -252,7 +345,8 @@ impl World {
                 session,
                 kept,
             } => {
-                if incarnation != node.incarnation || sent != node.asked || node.session.is_some() {
+                let last = sent == node.asked || self.planted.any_open;
+                if incarnation != node.incarnation || !last || node.session.is_some() {
                     return;
                 }
                 node.session = Some(session);

@@ -25,6 +25,11 @@ impl Rng {
         self.below(n) == 0
     }
 
+    /// One in `n`; never for 0.
+    pub fn chance(&mut self, n: u64) -> bool {
+        n != 0 && self.one_in(n)
+    }
+
     /// `low` to `high`, both included.
     pub fn within(&mut self, low: u64, high: u64) -> u64 {
         low + self.below(high - low + 1)

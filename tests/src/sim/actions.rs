@@ -3,17 +3,21 @@
 use bytes::Bytes;
 use mail::Ulid;
 use queue::Effect;
-use spool::node::{Ack, Action, Committed, Role};
+use raft::eraftpb::MessageType;
+use spool::node::{AbortReason, Ack, Action, Committed, Message, Role};
 
-use crate::net::{Actor, Packet, Tell};
-use crate::replica::{Pending, Replica};
-use crate::world::World;
+use crate::sim::net::{Actor, Packet, Tell};
+use crate::sim::replica::{Pending, Replica};
+use crate::sim::world::World;
 
 impl World {
     pub fn act(&mut self, k: usize, action: Action) -> Result<(), String> {
         match action {
             Action::Send(messages) => {
                 for message in messages {
+                    if let Some((term, candidate)) = vote_in(&message) {
+                        self.model.vote(message.from, term, candidate)?;
+                    }
                     self.net
                         .send(self.now, &mut self.rng, Packet::Raft(message));
                 }
@@ -23,6 +27,8 @@ impl World {
                 for entry in entries {
                     let context = context_of(&self.replicas[k], &entry)?;
                     self.model.hand_out(entry.index, entry.term, &context)?;
+                    self.trace
+                        .fold_all(&[k as u64, entry.index, entry.term, context.len() as u64]);
                     self.replicas[k].to_apply.push_back(entry);
                 }
             }
@@ -41,16 +47,26 @@ impl World {
                 role, term, noop, ..
             } => {
                 self.note(|| format!("replica {} is {role:?} in term {term}", k + 1));
-                self.fold(term);
+                self.trace.fold_all(&[k as u64, role as u64, term]);
                 self.replicas[k].lead = None;
                 if role == Role::Leader {
                     self.model.leader(term, k as u64 + 1)?;
+                    let group = self.replicas[k].group.as_ref();
+                    let last = group.map_or(0, |group| group.status().last);
+                    self.model.complete(k as u64 + 1, term, last)?;
                     self.begin_to_lead(k, noop.unwrap_or(u64::MAX));
                 }
             }
             Action::Fetch { id, entries } => self.replicas[k].fetching.push_back((id, entries)),
             Action::ConfChanged { .. } => {}
             Action::Truncated { first } => self.replicas[k].disk.truncate(first),
+            // The process ends, and Kubernetes starts it again.
+            Action::Abort {
+                reason: AbortReason::DiskHung { .. },
+            } if self.faults.hang_disk > 0 => {
+                let until = self.replicas[k].hung_until.max(self.now) + 1;
+                self.kill(k, until, false, false);
+            }
             Action::Abort { reason } => return Err(format!("replica {} stops: {reason}", k + 1)),
         }
         Ok(())
@@ -81,8 +97,31 @@ impl World {
                 if let Some(lead) = self.replicas[k].lead.as_mut() {
                     lead.appending.remove(&id);
                 }
-                self.acknowledge(edge, id);
+                let gone = Effect::UploadGone { message: id };
+                match effects.contains(&gone) {
+                    true => self.tell(edge, Tell::Stale { id }),
+                    false => self.acknowledge(edge, id),
+                }
             }
+            Pending::Chunk { edge, id, seq } => {
+                let stored = Effect::ChunkStored { message: id, seq };
+                let tell = match effects.contains(&stored) {
+                    true => Tell::Stored { id, seq },
+                    false => Tell::Stale { id },
+                };
+                self.tell(edge, tell);
+            }
+            Pending::Timer { item } => {
+                if let Some(lead) = self.replicas[k].lead.as_mut() {
+                    lead.timing.remove(&item);
+                }
+            }
+            Pending::Uploads => {
+                if let Some(lead) = self.replicas[k].lead.as_mut() {
+                    lead.expiring_uploads = false;
+                }
+            }
+            Pending::Nobody => {}
             Pending::Open {
                 node,
                 incarnation,
@@ -147,9 +186,12 @@ impl World {
                     lead.granting.retain(|item| !grants.contains(item));
                 }
             }
+            Pending::Chunk { edge, id, .. } => self.tell(edge, Tell::Again { id, leader: None }),
+            Pending::Timer { item } => drop(lead.map(|lead| lead.timing.remove(&item))),
+            Pending::Uploads => drop(lead.map(|lead| lead.expiring_uploads = false)),
             Pending::Expire { session } => drop(lead.map(|lead| lead.expiring.remove(&session))),
             // Whoever asked asks again.
-            Pending::Open { .. } | Pending::Settle { .. } => {}
+            Pending::Open { .. } | Pending::Settle { .. } | Pending::Nobody => {}
         }
     }
 
@@ -189,17 +231,17 @@ impl World {
 
     /// 250.
     fn acknowledge(&mut self, edge: Actor, id: Ulid) {
-        self.fold(u64::from_be_bytes(
-            id.to_bytes()[8..].try_into().expect("a ULID has 16 octets"),
-        ));
+        self.trace.fold_bytes(&id.to_bytes());
         self.model.acked.insert(id);
         self.tell(edge, Tell::Appended { id });
     }
 
     /// 250 for a message that is there already.
     pub fn acknowledge_known(&mut self, edge: Actor, id: Ulid) {
-        if self.model.appended(id).is_none() {
-            self.failure = Some(format!("{id} is known to a leader, but was never appended"));
+        if !self.model.exists(id) {
+            self.failure = Some(format!(
+                "{id} is known to a leader, but never began to exist"
+            ));
         }
         self.acknowledge(edge, id);
     }
@@ -219,5 +261,15 @@ pub fn context_of(replica: &Replica, entry: &Committed) -> Result<Bytes, String>
             entry.index
         )
     })?;
-    Ok(stored.context.clone())
+    Ok(stored.context)
+}
+
+/// The vote that a message gives: (term, candidate). Pre-votes promise nothing.
+fn vote_in(message: &Message) -> Option<(u64, u64)> {
+    use MessageType::{MsgRequestVote, MsgRequestVoteResponse};
+    match message.get_msg_type() {
+        MsgRequestVote => Some((message.term, message.from)),
+        MsgRequestVoteResponse if !message.reject => Some((message.term, message.to)),
+        _ => None,
+    }
 }

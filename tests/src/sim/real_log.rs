@@ -1,0 +1,188 @@
+//! The real log of a replica, over a disk in memory that loses and tears sectors, fails and fills.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use spool::identity::ClusterId;
+use spool::log::{
+    Location, Log, LogConfig, LogReader, LogWriter, OpenError, RecoveredGroup, SimDisk, WriteError,
+    WriteTask,
+};
+
+use crate::sim::disk::{Durable, Stored, Trouble};
+use crate::sim::rng::Rng;
+
+const DIR: &str = "/log";
+/// The only group of a simulated shard.
+const GROUP: u32 = 1;
+/// Octets of a simulated disk: some tens of segments.
+const CAPACITY: u64 = 6 << 20;
+/// The largest entry, octets: segments are as small as the log allows with it, about 40 KiB.
+const ENTRY_MAX: u32 = 8 << 10;
+/// Octets of a batch: a burst of writes takes several.
+const BATCH: usize = 8 << 10;
+
+pub struct RealLog {
+    disk: SimDisk,
+    open: Option<(LogWriter, LogReader)>,
+    /// On the way to the disk when the process died: it may be there.
+    in_flight: Vec<WriteTask>,
+    /// A start may fail by a crash of its own.
+    crash_in_start: bool,
+    /// Segments given back so far.
+    pub recycled: u64,
+}
+
+impl RealLog {
+    pub fn new(seed: u64) -> RealLog {
+        RealLog {
+            disk: SimDisk::new(CAPACITY, seed),
+            open: None,
+            in_flight: Vec::new(),
+            crash_in_start: false,
+            recycled: 0,
+        }
+    }
+
+    fn config() -> LogConfig {
+        LogConfig {
+            segment_bytes: 0,
+            max_entry_bytes: ENTRY_MAX,
+            batch_bytes: BATCH,
+            background: false,
+            ..LogConfig::new(ClusterId([7; 16]), 7)
+        }
+    }
+
+    /// The process starts; `Vec`: what was on its way when the last one died.
+    pub fn open(&mut self, rng: &mut Rng) -> Result<(RecoveredGroup, Vec<WriteTask>), Trouble> {
+        if std::mem::take(&mut self.crash_in_start) {
+            self.disk.crash_after(rng.below(12));
+        }
+        let disk = Arc::new(self.disk.clone());
+        let opened = Log::open_on(disk.clone(), Path::new(DIR), Self::config());
+        let opened = match opened {
+            Err(_) if self.disk.is_down() => {
+                self.disk.restart();
+                Log::open_on(disk, Path::new(DIR), Self::config())
+            }
+            other if self.disk.is_down() => {
+                drop(other);
+                self.disk.restart();
+                Log::open_on(disk, Path::new(DIR), Self::config())
+            }
+            other => other,
+        };
+        let (writer, reader, mut found) = opened.map_err(|error| match error {
+            OpenError::Io { .. } => Trouble::Failed(error.to_string()),
+            _ => Trouble::Wrong(format!("no start: {error}")),
+        })?;
+        self.disk.crash_after(u64::MAX);
+        self.open = Some((writer, reader));
+        if let Some(damaged) = found.damaged.first() {
+            return Err(Trouble::Wrong(format!("no bits rot here, but {damaged:?}")));
+        }
+        let group = found.groups.remove(&GROUP).unwrap_or_default();
+        Ok((group, std::mem::take(&mut self.in_flight)))
+    }
+
+    /// What is durable, and the positions of what found no room.
+    pub fn write(&mut self, tasks: &[WriteTask]) -> Result<(Vec<Durable>, Vec<usize>), Trouble> {
+        let Some((writer, _)) = &mut self.open else {
+            return Err(Trouble::Wrong("a closed log is written".into()));
+        };
+        let (written, left) = match writer.write(tasks) {
+            Ok(written) => (written, Vec::new()),
+            Err(WriteError::NoSpace { written, unwritten }) => (written, unwritten),
+            Err(WriteError::Fatal(_)) if self.disk.is_down() => {
+                self.in_flight = tasks.to_vec();
+                return Err(Trouble::Power);
+            }
+            Err(WriteError::Fatal(error)) => return Err(Trouble::Failed(error.to_string())),
+        };
+        let durable = written
+            .into_iter()
+            .map(|written| (written.number, written.locations));
+        Ok((durable.collect(), left))
+    }
+
+    pub fn read(&self, index: u64, at: Location) -> Option<Stored> {
+        let (_, reader) = self.open.as_ref()?;
+        let entry = reader.read_entry(at, GROUP, index).ok()?;
+        Some(Stored {
+            term: entry.term,
+            kind: entry.kind,
+            context: entry.context,
+            data: entry.data,
+        })
+    }
+
+    pub fn truncate(&mut self, truncated: (u64, u64)) {
+        if let Some((writer, _)) = &mut self.open {
+            writer.set_group_state(GROUP, truncated);
+        }
+    }
+
+    /// Releases what nothing refers to, and writes what an idle log writes.
+    pub fn tidy_up(&mut self, live: &BTreeSet<u64>) -> Result<(), Trouble> {
+        let Some((writer, _)) = &mut self.open else {
+            return Ok(());
+        };
+        let segments = writer.segments();
+        for segment in segments.truncatable() {
+            if !live.contains(&segment) {
+                segments.release(segment);
+                self.recycled += 1;
+            }
+        }
+        segments.maintain();
+        match writer.mark() {
+            Ok(()) | Err(WriteError::NoSpace { .. }) => Ok(()),
+            Err(WriteError::Fatal(_)) if self.disk.is_down() => Err(Trouble::Power),
+            Err(WriteError::Fatal(error)) => Err(Trouble::Failed(error.to_string())),
+        }
+    }
+
+    /// Less room than mail may use.
+    pub fn is_full(&self) -> bool {
+        let open = self.open.as_ref();
+        open.is_some_and(|(writer, _)| writer.segments().disk().full)
+    }
+
+    pub fn crash(&mut self, rng: &mut Rng, waiting: Vec<WriteTask>, power: bool, in_write: bool) {
+        if in_write
+            && !waiting.is_empty()
+            && let Some((writer, _)) = &mut self.open
+        {
+            self.disk.crash_after(rng.below(6));
+            // Whatever comes of it, nobody is told.
+            let _ = writer.write(&waiting);
+        }
+        // Part of it may be there also without that: a task that found no room in the middle. What a crash in `write`
+        // left comes before it.
+        self.in_flight.extend(waiting);
+        self.open = None;
+        if power {
+            self.disk.restart();
+            self.crash_in_start = rng.one_in(4);
+        } else {
+            self.disk.kill_process();
+        }
+    }
+
+    /// The next flush, or the next write, fails.
+    pub fn break_down(&mut self, rng: &mut Rng) {
+        match rng.one_in(2) {
+            true => self.disk.fail_next_sync(),
+            false => self.disk.fail_next_write(io::ErrorKind::Other),
+        }
+    }
+
+    /// Something else takes so much of the disk that hardly anything is left; `None`: it is gone again.
+    pub fn fill(&mut self, share: Option<u64>) {
+        let taken = share.map_or(0, |percent| CAPACITY * percent / 100);
+        self.disk.set_foreign_bytes(taken);
+    }
+}
