@@ -1,14 +1,36 @@
-//! The state machine of the control group (group 0): which cluster this is, how many shards it has, and which nodes
-//! there are. Small, so it is kept in memory whole and persisted as one row.
+//! The state machine of the control group (group 0): which cluster this is, how many shards it has, which nodes there
+//! are, and which of them hold which group. Small, so it is kept in memory whole and persisted as one row.
+
+pub mod place;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+use place::{Map, Node};
 
 /// Nodes that the control group keeps. Far above any cluster; it bounds the row.
 pub const NODES_MAX: usize = 1024;
 
 /// Highest id of a node: peer ids of the Raft groups are built from it in 64 bits.
 pub const NODE_MAX: u64 = u32::MAX as u64;
+
+/// A node id is the upper part of a Raft peer id; the lower part counts how often the group was placed there before, so
+/// that a replica which left and comes back is a new peer with nothing to remember.
+pub const PLACEMENTS_BITS: u32 = 20;
+
+/// How often a group may be placed on one node. The log and the metadata keep this number in 16 bits; a node that
+/// reached it is replaced by another, which takes centuries of moving to and fro.
+pub const PLACEMENTS_MAX: u32 = u16::MAX as u32;
+
+/// The Raft peer id of a node's replica of a group that was placed there `before` times.
+pub fn peer_id(node: u64, before: u32) -> u64 {
+    (node << PLACEMENTS_BITS) | u64::from(before)
+}
+
+/// The node of a Raft peer id.
+pub fn node_of(peer: u64) -> u64 {
+    peer >> PLACEMENTS_BITS
+}
 
 /// An entry of the control group.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -27,6 +49,50 @@ pub enum ControlCommand {
         /// What it says.
         row: NodeRow,
     },
+    /// A node may join: it is waited for at this address. Of a node that is known, address and zone change.
+    AddNode {
+        /// Its id.
+        node: u64,
+        /// Host and port for the other nodes.
+        peer_address: Arc<str>,
+        /// Host and port for clients; may be empty until it says so itself.
+        client_address: Arc<str>,
+        /// May be empty.
+        zone: Arc<str>,
+    },
+    /// A node gets no replicas any more and loses those it has.
+    RemoveNode {
+        /// Its id.
+        node: u64,
+    },
+    /// A node that was removed has no replicas left: it is gone, and its id never comes back.
+    ForgetNode {
+        /// Its id.
+        node: u64,
+    },
+    /// Where a group shall be. Nothing happens when it was placed anew since the decision.
+    Place {
+        /// Which group.
+        group: u32,
+        /// [`Placement::version`] that the decision saw.
+        version: u64,
+        /// Nodes with a replica that votes.
+        voters: BTreeSet<u64>,
+        /// Who should lead.
+        leader: u64,
+    },
+    /// A node should not lead for a while.
+    Rest {
+        /// Its id.
+        node: u64,
+        /// For how long.
+        rest: Rest,
+    },
+    /// It may lead again.
+    EndRest {
+        /// Its id.
+        node: u64,
+    },
     /// A remark for the record.
     Note {
         /// Who.
@@ -34,6 +100,38 @@ pub enum ControlCommand {
         /// What.
         text: Arc<str>,
     },
+}
+
+/// How long a node does not lead: until its process starts anew, or until a time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rest {
+    /// Random, of the process that was asked to rest; another one may lead at once.
+    pub process: u64,
+    /// By the leader's wall clock, milliseconds since 1970.
+    pub until_ms: u64,
+}
+
+/// Where a group shall be.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Placement {
+    /// Rises with every change of any group's placement: of two orders, the higher one is the newer one.
+    pub version: u64,
+    /// Raft peer ids.
+    pub voters: BTreeSet<u64>,
+    /// The node that should lead.
+    pub leader: u64,
+}
+
+impl Placement {
+    /// The nodes of the voters.
+    pub fn nodes(&self) -> BTreeSet<u64> {
+        self.voters.iter().map(|peer| node_of(*peer)).collect()
+    }
+
+    /// The peer of a node.
+    pub fn peer_on(&self, node: u64) -> Option<u64> {
+        self.voters.iter().copied().find(|peer| node_of(*peer) == node)
+    }
 }
 
 /// What a cluster is made with, for good.
@@ -71,6 +169,20 @@ pub struct ControlState {
     pub expected: BTreeSet<u64>,
     /// The highest id that was ever used, also by nodes that are gone.
     pub highest_node: u64,
+    /// Added, and not heard of yet.
+    pub joining: BTreeSet<u64>,
+    /// Removed, and not gone yet.
+    pub leaving: BTreeSet<u64>,
+    /// Who should not lead.
+    pub resting: BTreeMap<u64, Rest>,
+    /// Where the groups are, or are on their way to. Empty until the cluster was created.
+    pub groups: BTreeMap<u32, Placement>,
+    /// How often a group was placed on a node until now, by (group, node).
+    pub placed: BTreeMap<(u32, u64), u32>,
+    /// The last [`Placement::version`].
+    pub version: u64,
+    /// The nodes that every group's log began with.
+    pub first_nodes: Vec<u64>,
 }
 
 /// What an entry of the control group did.
@@ -85,7 +197,32 @@ pub enum ControlEffect {
         /// Which.
         node: u64,
     },
-    /// A node is not taken.
+    /// A node is waited for, or its address changed.
+    Added {
+        /// Which.
+        node: u64,
+    },
+    /// A node is on its way out.
+    Leaving {
+        /// Which.
+        node: u64,
+    },
+    /// A node is gone, or was so before.
+    Gone {
+        /// Which.
+        node: u64,
+    },
+    /// A group was placed anew.
+    Placed {
+        /// Which.
+        group: u32,
+    },
+    /// A node rests, or no longer.
+    Rested {
+        /// Which.
+        node: u64,
+    },
+    /// A node is not taken, or not let go.
     Refused {
         /// Which.
         node: u64,
@@ -94,7 +231,7 @@ pub enum ControlEffect {
     },
 }
 
-/// Why a node is not taken.
+/// Why a node is not taken, or not let go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Refusal {
     /// The disk behind this id is another one.
@@ -132,12 +269,81 @@ pub enum Refusal {
         /// Which.
         node: u64,
     },
+    /// It announced itself, and nobody added it.
+    #[error(
+        "node {node} was not added to this cluster; add it (postroad members add {node}), then start it with \
+         --initial-cluster-state existing"
+    )]
+    NotAdded {
+        /// Which.
+        node: u64,
+    },
+    /// It is on its way out.
+    #[error(
+        "node {node} is being removed and its id is never used again; add the new node under an id above {highest}"
+    )]
+    Leaving {
+        /// Which.
+        node: u64,
+        /// Highest id that was ever used.
+        highest: u64,
+    },
+    /// There would be fewer nodes than copies.
+    #[error(
+        "removing node {node} leaves {left} node(s) for the {factor} copies of {}: add another node first \
+         (postroad members add)", GroupName(*group)
+    )]
+    TooFewNodes {
+        /// Which.
+        node: u64,
+        /// The first group that has a replica there.
+        group: u32,
+        /// Nodes that would be left.
+        left: usize,
+        /// Copies.
+        factor: u32,
+    },
+    /// Nobody knows it.
+    #[error("node {node} is not known and never was; see `postroad members list`")]
+    Unknown {
+        /// Which.
+        node: u64,
+    },
     /// No CreateCluster came before.
     #[error("node {node} announced itself before the cluster was created; it tries again")]
     NoCluster {
         /// Which.
         node: u64,
     },
+}
+
+/// A group's name for people: shard s is group s + 1.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupName(pub u32);
+
+impl std::fmt::Display for GroupName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            0 => f.write_str("the control group"),
+            group => write!(f, "shard {}", group - 1),
+        }
+    }
+}
+
+/// The members that every group's log begins with, by node: what the first nodes agree on without a word.
+pub fn first_peers(nodes: &[u64], cluster: &Cluster) -> BTreeMap<u32, Placement> {
+    let map = place::first_map(nodes, cluster.shards + 1, cluster.replication_factor as usize);
+    let groups = map.groups.into_iter();
+    groups
+        .map(|(id, group)| {
+            let placement = Placement {
+                version: 0,
+                voters: group.voters.iter().map(|node| peer_id(*node, 0)).collect(),
+                leader: group.leader,
+            };
+            (id, placement)
+        })
+        .collect()
 }
 
 impl ControlState {
@@ -152,6 +358,40 @@ impl ControlState {
                 Ok(()) => ControlEffect::Announced { node: *node },
                 Err(why) => ControlEffect::Refused { node: *node, why },
             }],
+            ControlCommand::AddNode {
+                node,
+                peer_address,
+                client_address,
+                zone,
+            } => vec![match self.add(*node, peer_address, client_address, zone) {
+                Ok(()) => ControlEffect::Added { node: *node },
+                Err(why) => ControlEffect::Refused { node: *node, why },
+            }],
+            ControlCommand::RemoveNode { node } => vec![match self.remove(*node) {
+                Ok(effect) => effect,
+                Err(why) => ControlEffect::Refused { node: *node, why },
+            }],
+            ControlCommand::ForgetNode { node } => self.forget(*node),
+            ControlCommand::Place {
+                group,
+                version,
+                voters,
+                leader,
+            } => self.place(*group, *version, voters, *leader),
+            ControlCommand::Rest { node, rest } => match self.nodes.contains_key(node) {
+                true => {
+                    self.resting.insert(*node, *rest);
+                    vec![ControlEffect::Rested { node: *node }]
+                }
+                false => {
+                    let why = Refusal::Unknown { node: *node };
+                    vec![ControlEffect::Refused { node: *node, why }]
+                }
+            },
+            ControlCommand::EndRest { node } => {
+                self.resting.remove(node);
+                vec![ControlEffect::Rested { node: *node }]
+            }
             ControlCommand::Note { .. } => Vec::new(),
         }
     }
@@ -162,6 +402,12 @@ impl ControlState {
             None => {
                 self.cluster = Some(cluster);
                 self.expected = initial_nodes.iter().copied().take(NODES_MAX).collect();
+                self.first_nodes = self.expected.iter().copied().collect();
+                self.groups = first_peers(&self.first_nodes, &cluster);
+                for (id, group) in &self.groups {
+                    let placed = group.nodes().into_iter().map(|node| ((*id, node), 1));
+                    self.placed.extend(placed);
+                }
                 ControlEffect::Created(cluster)
             }
         }
@@ -176,137 +422,189 @@ impl ControlState {
             return Err(Refusal::NoCluster { node });
         }
         match self.nodes.get(&node) {
+            Some(_) if self.joining.contains(&node) => {}
             Some(known) if known.incarnation != row.incarnation => {
                 return Err(Refusal::OtherDisk { node, highest });
             }
             Some(_) => {}
-            None if node <= highest && !self.expected.contains(&node) => {
-                return Err(Refusal::Reused { node, highest });
-            }
-            None if self.nodes.len() >= NODES_MAX => return Err(Refusal::TooMany { node }),
-            None => {}
+            None if self.expected.contains(&node) => {}
+            None if node <= highest => return Err(Refusal::Reused { node, highest }),
+            None => return Err(Refusal::NotAdded { node }),
         }
         self.expected.remove(&node);
-        self.nodes.insert(node, row.clone());
+        self.joining.remove(&node);
+        self.nodes.insert(node, self.announced(node, row));
         self.highest_node = highest.max(node);
         Ok(())
+    }
+
+    /// What a node's announcement makes of its row: it need not say again what was said for it.
+    pub fn announced(&self, node: u64, row: &NodeRow) -> NodeRow {
+        let mut row = row.clone();
+        if let Some(known) = self.nodes.get(&node)
+            && row.zone.is_empty()
+        {
+            row.zone = known.zone.clone();
+        }
+        row
+    }
+
+    fn add(
+        &mut self,
+        node: u64,
+        peer_address: &Arc<str>,
+        client_address: &Arc<str>,
+        zone: &Arc<str>,
+    ) -> Result<(), Refusal> {
+        let highest = self.highest_node;
+        if node == 0 || node > NODE_MAX {
+            return Err(Refusal::OutOfRange { node });
+        }
+        if self.cluster.is_none() {
+            return Err(Refusal::NoCluster { node });
+        }
+        if self.leaving.contains(&node) {
+            return Err(Refusal::Leaving { node, highest });
+        }
+        if let Some(known) = self.nodes.get_mut(&node) {
+            known.peer_address = peer_address.clone();
+            if !client_address.is_empty() {
+                known.client_address = client_address.clone();
+            }
+            if !zone.is_empty() {
+                known.zone = zone.clone();
+            }
+            return Ok(());
+        }
+        if node <= highest {
+            return Err(Refusal::Reused { node, highest });
+        }
+        if self.nodes.len() >= NODES_MAX {
+            return Err(Refusal::TooMany { node });
+        }
+        let row = NodeRow {
+            incarnation: [0; 16],
+            peer_address: peer_address.clone(),
+            client_address: client_address.clone(),
+            zone: zone.clone(),
+        };
+        self.nodes.insert(node, row);
+        self.joining.insert(node);
+        self.highest_node = node;
+        Ok(())
+    }
+
+    fn remove(&mut self, node: u64) -> Result<ControlEffect, Refusal> {
+        if self.leaving.contains(&node) {
+            return Ok(ControlEffect::Leaving { node });
+        }
+        if !self.nodes.contains_key(&node) {
+            return match node > 0 && node <= self.highest_node {
+                true => Ok(ControlEffect::Gone { node }),
+                false => Err(Refusal::Unknown { node }),
+            };
+        }
+        self.may_leave(node)?;
+        self.leaving.insert(node);
+        self.joining.remove(&node);
+        Ok(ControlEffect::Leaving { node })
+    }
+
+    /// Whether enough nodes are left for the copies when this one goes.
+    ///
+    /// # Errors
+    /// [`Refusal::TooFewNodes`] names the first group that would lack one.
+    pub fn may_leave(&self, node: u64) -> Result<(), Refusal> {
+        let factor = self.cluster.map_or(0, |cluster| cluster.replication_factor);
+        let left = self.hosts().filter(|id| *id != node).count();
+        let mut held = self.groups.iter();
+        match held.find(|(_, group)| group.peer_on(node).is_some()) {
+            Some((&group, _)) if left < factor as usize => Err(Refusal::TooFewNodes {
+                node,
+                group,
+                left,
+                factor,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Nodes that may be given replicas.
+    fn hosts(&self) -> impl Iterator<Item = u64> {
+        let nodes = self.nodes.keys().copied();
+        nodes.filter(|id| !self.joining.contains(id) && !self.leaving.contains(id))
+    }
+
+    fn forget(&mut self, node: u64) -> Vec<ControlEffect> {
+        let held = self.groups.values().any(|group| group.peer_on(node).is_some());
+        if held || !self.leaving.remove(&node) {
+            return Vec::new();
+        }
+        self.nodes.remove(&node);
+        self.resting.remove(&node);
+        // Its id never comes back, so nobody will ask how often it was used.
+        self.placed.retain(|(_, of), _| *of != node);
+        vec![ControlEffect::Gone { node }]
+    }
+
+    fn place(
+        &mut self,
+        id: u32,
+        seen: u64,
+        voters: &BTreeSet<u64>,
+        leader: u64,
+    ) -> Vec<ControlEffect> {
+        let Some(group) = self.groups.get_mut(&id).filter(|group| group.version == seen) else {
+            return Vec::new();
+        };
+        let mut peers = BTreeSet::new();
+        for &node in voters {
+            let peer = group.peer_on(node).unwrap_or_else(|| {
+                let before = self.placed.entry((id, node)).or_default();
+                let peer = peer_id(node, *before);
+                *before += 1;
+                peer
+            });
+            peers.insert(peer);
+        }
+        if peers.is_empty() {
+            return Vec::new();
+        }
+        self.version += 1;
+        *group = Placement {
+            version: self.version,
+            voters: peers,
+            leader,
+        };
+        vec![ControlEffect::Placed { group: id }]
+    }
+
+    /// What the planner looks at.
+    pub fn map(&self) -> Map {
+        let worn = |id: u64| {
+            let mut counts = self.placed.iter().filter(|((_, node), _)| *node == id);
+            counts.any(|(_, count)| *count >= PLACEMENTS_MAX)
+        };
+        let node = |(id, row): (&u64, &NodeRow)| {
+            let node = Node {
+                zone: row.zone.clone(),
+                hosts: !self.joining.contains(id) && !self.leaving.contains(id) && !worn(*id),
+                leads: !self.resting.contains_key(id) && !self.leaving.contains(id),
+            };
+            (*id, node)
+        };
+        let groups = self.groups.iter().map(|(id, group)| {
+            let (voters, leader) = (group.nodes(), group.leader);
+            (*id, place::Group { voters, leader })
+        });
+        Map {
+            nodes: self.nodes.iter().map(node).collect(),
+            groups: groups.collect(),
+            factor: self.cluster.map_or(0, |cluster| cluster.replication_factor as usize),
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn row(disk: u8) -> NodeRow {
-        NodeRow {
-            incarnation: [disk; 16],
-            peer_address: "a:7000".into(),
-            client_address: "a:7100".into(),
-            zone: "".into(),
-        }
-    }
-
-    fn announce(state: &mut ControlState, node: u64, disk: u8) -> ControlEffect {
-        state
-            .apply(&ControlCommand::AnnounceNode {
-                node,
-                row: row(disk),
-            })
-            .remove(0)
-    }
-
-    fn created(initial_nodes: &[u64]) -> ControlState {
-        let mut state = ControlState::default();
-        let cluster = Cluster {
-            id: [7; 16],
-            shards: 4,
-            replication_factor: 3,
-        };
-        let create = ControlCommand::CreateCluster {
-            cluster,
-            initial_nodes: initial_nodes.to_vec(),
-        };
-        assert_eq!(state.apply(&create), [ControlEffect::Created(cluster)]);
-        state
-    }
-
-    #[test]
-    fn the_first_create_wins() {
-        let mut state = created(&[]);
-        let first = state.cluster.expect("created");
-        let create = ControlCommand::CreateCluster {
-            cluster: Cluster {
-                id: [8; 16],
-                ..first
-            },
-            initial_nodes: vec![1],
-        };
-        assert_eq!(state.apply(&create), [ControlEffect::AlreadyCreated(first)]);
-        assert_eq!((state.cluster, state.expected.len()), (Some(first), 0));
-    }
-
-    #[test]
-    fn a_wiped_disk_and_an_unknown_lower_id_are_refused_and_a_higher_one_is_taken() {
-        let mut state = created(&[]);
-        assert_eq!(
-            announce(&mut state, 3, 1),
-            ControlEffect::Announced { node: 3 }
-        );
-        assert_eq!(
-            announce(&mut state, 3, 1),
-            ControlEffect::Announced { node: 3 }
-        );
-        let other = Refusal::OtherDisk {
-            node: 3,
-            highest: 3,
-        };
-        assert_eq!(
-            announce(&mut state, 3, 2),
-            ControlEffect::Refused {
-                node: 3,
-                why: other
-            }
-        );
-        let reused = Refusal::Reused {
-            node: 2,
-            highest: 3,
-        };
-        assert_eq!(
-            announce(&mut state, 2, 2),
-            ControlEffect::Refused {
-                node: 2,
-                why: reused
-            }
-        );
-        assert_eq!(
-            announce(&mut state, 4, 2),
-            ControlEffect::Announced { node: 4 }
-        );
-        assert_eq!(state.highest_node, 4);
-    }
-
-    #[test]
-    fn the_first_nodes_announce_themselves_in_any_order() {
-        let mut state = created(&[1, 2, 3]);
-        for node in [3, 1, 2] {
-            assert_eq!(
-                announce(&mut state, node, node as u8),
-                ControlEffect::Announced { node }
-            );
-        }
-        let why = Refusal::OutOfRange { node: 0 };
-        assert_eq!(
-            announce(&mut state, 0, 0),
-            ControlEffect::Refused { node: 0, why }
-        );
-    }
-
-    #[test]
-    fn nobody_announces_himself_before_the_cluster_exists() {
-        let why = Refusal::NoCluster { node: 1 };
-        assert_eq!(
-            announce(&mut ControlState::default(), 1, 1),
-            ControlEffect::Refused { node: 1, why }
-        );
-    }
-}
+#[path = "control/tests.rs"]
+mod tests;
