@@ -80,6 +80,8 @@ pub enum ControlCommand {
         voters: BTreeSet<u64>,
         /// Who should lead.
         leader: u64,
+        /// The group's members were exactly those of the placement before. If not, whoever was to leave may still be one.
+        settled: bool,
     },
     /// A node should not lead for a while.
     Rest {
@@ -120,6 +122,8 @@ pub struct Placement {
     pub voters: BTreeSet<u64>,
     /// The node that should lead.
     pub leader: u64,
+    /// Peers of earlier placements that may still be members: the way to this one did not begin at a settled one.
+    pub before: BTreeSet<u64>,
 }
 
 impl Placement {
@@ -130,7 +134,10 @@ impl Placement {
 
     /// The peer of a node.
     pub fn peer_on(&self, node: u64) -> Option<u64> {
-        self.voters.iter().copied().find(|peer| node_of(*peer) == node)
+        self.voters
+            .iter()
+            .copied()
+            .find(|peer| node_of(*peer) == node)
     }
 }
 
@@ -332,7 +339,11 @@ impl std::fmt::Display for GroupName {
 
 /// The members that every group's log begins with, by node: what the first nodes agree on without a word.
 pub fn first_peers(nodes: &[u64], cluster: &Cluster) -> BTreeMap<u32, Placement> {
-    let map = place::first_map(nodes, cluster.shards + 1, cluster.replication_factor as usize);
+    let map = place::first_map(
+        nodes,
+        cluster.shards + 1,
+        cluster.replication_factor as usize,
+    );
     let groups = map.groups.into_iter();
     groups
         .map(|(id, group)| {
@@ -340,6 +351,7 @@ pub fn first_peers(nodes: &[u64], cluster: &Cluster) -> BTreeMap<u32, Placement>
                 version: 0,
                 voters: group.voters.iter().map(|node| peer_id(*node, 0)).collect(),
                 leader: group.leader,
+                before: BTreeSet::new(),
             };
             (id, placement)
         })
@@ -377,7 +389,8 @@ impl ControlState {
                 version,
                 voters,
                 leader,
-            } => self.place(*group, *version, voters, *leader),
+                settled,
+            } => self.place(*group, *version, voters, *leader, *settled),
             ControlCommand::Rest { node, rest } => match self.nodes.contains_key(node) {
                 true => {
                     self.resting.insert(*node, *rest);
@@ -536,7 +549,10 @@ impl ControlState {
     }
 
     fn forget(&mut self, node: u64) -> Vec<ControlEffect> {
-        let held = self.groups.values().any(|group| group.peer_on(node).is_some());
+        let held = self
+            .groups
+            .values()
+            .any(|group| group.peer_on(node).is_some());
         if held || !self.leaving.remove(&node) {
             return Vec::new();
         }
@@ -553,13 +569,26 @@ impl ControlState {
         seen: u64,
         voters: &BTreeSet<u64>,
         leader: u64,
+        settled: bool,
     ) -> Vec<ControlEffect> {
-        let Some(group) = self.groups.get_mut(&id).filter(|group| group.version == seen) else {
+        let Some(group) = self
+            .groups
+            .get_mut(&id)
+            .filter(|group| group.version == seen)
+        else {
             return Vec::new();
         };
+        if settled {
+            group.before.clear();
+        }
         let mut peers = BTreeSet::new();
         for &node in voters {
-            let peer = group.peer_on(node).unwrap_or_else(|| {
+            let before = group
+                .before
+                .iter()
+                .copied()
+                .find(|peer| node_of(*peer) == node);
+            let peer = group.peer_on(node).or(before).unwrap_or_else(|| {
                 let before = self.placed.entry((id, node)).or_default();
                 let peer = peer_id(node, *before);
                 *before += 1;
@@ -571,7 +600,11 @@ impl ControlState {
             return Vec::new();
         }
         self.version += 1;
+        let mut before = std::mem::take(&mut group.before);
+        before.extend(group.voters.iter().copied());
+        before.retain(|peer| !peers.contains(peer));
         *group = Placement {
+            before,
             version: self.version,
             voters: peers,
             leader,
@@ -600,7 +633,9 @@ impl ControlState {
         Map {
             nodes: self.nodes.iter().map(node).collect(),
             groups: groups.collect(),
-            factor: self.cluster.map_or(0, |cluster| cluster.replication_factor as usize),
+            factor: self
+                .cluster
+                .map_or(0, |cluster| cluster.replication_factor as usize),
         }
     }
 }

@@ -116,6 +116,15 @@ pub enum Error {
 }
 
 impl Config {
+    /// What the cluster is made with, if these are first nodes.
+    pub fn cluster(&self) -> queue::control::Cluster {
+        queue::control::Cluster {
+            id: self.cluster_id.0,
+            shards: self.shards,
+            replication_factor: self.replication_factor,
+        }
+    }
+
     /// Checks the settings against each other.
     ///
     /// # Errors
@@ -148,10 +157,10 @@ impl Config {
                 self.replication_factor
             ));
         }
-        if self.initial_state == InitialState::New && self.replication_factor != first {
-            // Placement on more nodes than copies comes with membership changes.
+        if self.initial_state == InitialState::New && self.replication_factor > first {
             return setting(format!(
-                "--initial-cluster names {first} nodes, but --replication-factor is {}: they must be equal for now",
+                "--initial-cluster names {first} node(s), but --replication-factor is {}: fewer nodes than copies; name more \
+                 nodes or ask for fewer copies",
                 self.replication_factor
             ));
         }

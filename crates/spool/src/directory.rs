@@ -12,17 +12,26 @@ use tokio::sync::watch;
 /// A node that was heard of within this time is up: every stream says something each second.
 const HEARD_LATELY: std::time::Duration = std::time::Duration::from_secs(3);
 
-/// A node id is the upper part of a Raft peer id; the lower part counts how often its group was placed there before.
-const PLACEMENTS_BITS: u32 = 20;
+pub use queue::control::{node_of, peer_id};
 
-/// The Raft peer id of a node's first replica of a group.
-pub fn peer_id(node: u64) -> u64 {
-    node << PLACEMENTS_BITS
+/// Bits of a group's number in what the log and the metadata call it; above them is how often it was placed here before.
+const GROUP_BITS: u32 = 16;
+
+/// What the log and the metadata call a replica: another number for each replica that a node ever had of a group, so that
+/// nothing of an earlier one is ever read as the later one's. A first replica has the group's own number.
+pub fn log_group(group: u32, peer: u64) -> u32 {
+    let before = peer as u32 & u32::from(u16::MAX);
+    (before << GROUP_BITS) | group
 }
 
-/// The node of a Raft peer id.
-pub fn node_of(peer: u64) -> u64 {
-    peer >> PLACEMENTS_BITS
+/// The group of what the log and the metadata call a replica.
+pub fn group_of(log_group: u32) -> u32 {
+    log_group & u32::from(u16::MAX)
+}
+
+/// The Raft peer id of a replica of `node` that the log calls so.
+pub fn peer_of(node: u64, log_group: u32) -> u64 {
+    peer_id(node, log_group >> GROUP_BITS)
 }
 
 /// Shared by all threads of a node.
@@ -30,6 +39,7 @@ pub fn node_of(peer: u64) -> u64 {
 pub struct Directory {
     inner: Arc<RwLock<Inner>>,
     topology: Arc<watch::Sender<v1::Topology>>,
+    leads: Arc<watch::Sender<Vec<v1::GroupLead>>>,
 }
 
 struct Inner {
@@ -53,6 +63,15 @@ struct NodeInfo {
     wall: Option<(u64, Instant)>,
 }
 
+impl Inner {
+    fn addresses(&self) -> BTreeMap<u64, String> {
+        let nodes = self.nodes.iter();
+        nodes
+            .map(|(id, node)| (*id, node.client_address.clone()))
+            .collect()
+    }
+}
+
 impl Directory {
     /// Of the node `own` in a cluster with that id and count of shards.
     pub fn new(own: u64, cluster_id: Bytes, shards: u32) -> Directory {
@@ -70,6 +89,7 @@ impl Directory {
                 cluster_time_ms: 0,
             })),
             topology: Arc::new(watch::channel(topology).0),
+            leads: Arc::new(watch::channel(Vec::new()).0),
         }
     }
 
@@ -96,14 +116,102 @@ impl Directory {
         self.write(|i| i.voters.insert(group, nodes));
     }
 
-    /// Who leads a group; `node` 0: nobody known.
+    /// Who leads a group, as this node's own replica knows; `node` 0: nobody known. An older term than one that was
+    /// heard of is old news.
     pub fn set_leader(&self, group: u32, term: u64, node: u64) {
+        let new = Leader { term, node };
         let changed = self.write(|i| {
-            i.leaders.insert(group, Leader { term, node }) != Some(Leader { term, node })
+            let known = i.leaders.entry(group).or_default();
+            let changed = term >= known.term && *known != new;
+            if changed {
+                *known = new;
+            }
+            changed
+        });
+        if changed {
+            self.publish_leads();
+            self.publish();
+        }
+    }
+
+    /// What another node says that it leads: the way in which a node hears of groups that it holds no replica of.
+    pub fn hear_leads(&self, node: u64, leads: &[v1::GroupLead]) {
+        let changed = self.write(|i| {
+            let mut changed = false;
+            for lead in leads {
+                let new = Leader {
+                    term: lead.term,
+                    node,
+                };
+                let known = i.leaders.entry(lead.group).or_default();
+                if lead.term > known.term || (lead.term == known.term && known.node == 0) {
+                    *known = new;
+                    changed = true;
+                }
+            }
+            changed
+        });
+        if changed {
+            self.publish_leads();
+            self.publish();
+        }
+    }
+
+    /// This node has no replica of the group any more.
+    pub fn forget_group(&self, group: u32) {
+        self.write(|i| {
+            i.voters.remove(&group);
+            let own = i.own;
+            if let Some(leader) = i.leaders.get_mut(&group)
+                && leader.node == own
+            {
+                leader.node = 0;
+            }
+        });
+        self.publish_leads();
+    }
+
+    /// All nodes of the cluster with their client addresses; who is not named is gone.
+    pub fn set_nodes(&self, nodes: &BTreeMap<u64, String>) {
+        let changed = self.write(|i| {
+            let before: BTreeMap<u64, String> = i.addresses();
+            let own = i.own;
+            i.nodes.retain(|id, _| nodes.contains_key(id) || *id == own);
+            for (id, address) in nodes.iter().filter(|(_, address)| !address.is_empty()) {
+                i.nodes.entry(*id).or_default().client_address = address.clone();
+            }
+            before != i.addresses()
         });
         if changed {
             self.publish();
         }
+    }
+
+    /// The groups that this node leads, as it changes: what it tells every other node.
+    pub fn watch_leads(&self) -> watch::Receiver<Vec<v1::GroupLead>> {
+        self.leads.subscribe()
+    }
+
+    fn publish_leads(&self) {
+        let leads: Vec<v1::GroupLead> = self.read(|i| {
+            let led = i.leaders.iter().filter(|(_, leader)| leader.node == i.own);
+            led.map(|(group, leader)| v1::GroupLead {
+                group: *group,
+                term: leader.term,
+            })
+            .collect()
+        });
+        self.leads.send_if_modified(|before| {
+            let changed = *before != leads;
+            *before = leads;
+            changed
+        });
+    }
+
+    /// Who leads a group, by node id; 0: nobody known.
+    #[cfg(test)]
+    pub fn leader_of(&self, group: u32) -> u64 {
+        self.read(|i| i.leaders.get(&group).map_or(0, |leader| leader.node))
     }
 
     /// Whether this node leads any group.
@@ -276,6 +384,34 @@ mod tests {
         assert_eq!(d.leader_address(1), "two:7100");
         d.set_leader(1, 6, 1);
         assert_eq!(d.leader_address(1), "");
+    }
+
+    #[test]
+    fn what_another_node_leads_is_heard_unless_it_is_old_news() {
+        let d = three();
+        let lead = |term| [v1::GroupLead { group: 3, term }];
+        d.hear_leads(2, &lead(5));
+        assert_eq!(d.leader_of(3), 2);
+        d.hear_leads(1, &lead(4));
+        d.set_leader(3, 4, 1);
+        assert_eq!(d.leader_of(3), 2);
+        d.set_leader(3, 6, 1);
+        assert_eq!(
+            d.watch_leads().borrow().as_slice(),
+            [v1::GroupLead { group: 3, term: 6 }]
+        );
+        d.hear_leads(3, &lead(7));
+        assert!(d.watch_leads().borrow().is_empty());
+    }
+
+    #[test]
+    fn a_replica_that_comes_back_is_called_otherwise() {
+        let names: Vec<u32> = (0..3)
+            .map(|before| log_group(7, peer_id(9, before)))
+            .collect();
+        assert_eq!(names[0], 7);
+        assert!(names.iter().all(|name| group_of(*name) == 7));
+        assert_eq!(peer_of(9, names[2]), peer_id(9, 2));
     }
 
     #[test]

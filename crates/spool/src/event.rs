@@ -13,6 +13,7 @@ use std::sync::mpsc::Sender;
 use bytes::Bytes;
 use proto::v1;
 use queue::MessageFacts;
+use queue::control::Placement;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 /// A ticket names a proposal until its fate is known. Unique within a process.
@@ -224,6 +225,34 @@ pub enum Question {
     ),
 }
 
+/// Where one group shall be, as the control group's leader says it to every node.
+#[derive(Clone, PartialEq, Debug)]
+pub struct GroupOrder {
+    /// Which group.
+    pub group: u32,
+    /// Where.
+    pub placement: Placement,
+    /// The group's members are exactly these.
+    pub settled: bool,
+    /// The peers that its log began with.
+    pub first: Vec<u64>,
+}
+
+/// A request about the nodes of the cluster; answered by the control group's leader.
+pub enum MembersCall {
+    /// See `Admin.Members`.
+    List(oneshot::Sender<v1::MembersResponse>),
+    /// See `Admin.AddNode`.
+    Add(
+        v1::AddNodeRequest,
+        oneshot::Sender<v1::ChangeMembersResponse>,
+    ),
+    /// See `Admin.RemoveNode`.
+    Remove(u64, oneshot::Sender<v1::ChangeMembersResponse>),
+    /// See `Admin.MoveLeaders`.
+    MoveLeaders(u64, oneshot::Sender<v1::ChangeMembersResponse>),
+}
+
 /// To the state thread.
 pub enum StateEvent {
     /// Entries to apply, in order, and the tickets of those that this node proposed.
@@ -274,6 +303,26 @@ pub enum StateEvent {
     HeaderRead(crate::decide::Pending, Bytes),
     /// From a Lease stream's reader.
     Unreadable(Unreadable),
+    /// Where the groups shall be.
+    Orders(Vec<GroupOrder>),
+    /// The Raft thread has let a replica go.
+    Destroyed {
+        /// Which group.
+        group: u32,
+        /// Its peer id.
+        peer: u64,
+    },
+    /// What a node said to the control group's leader.
+    Heard {
+        /// Which.
+        node: u64,
+        /// An error text: it was not reached.
+        report: Result<Box<v1::SteerReport>, String>,
+    },
+    /// A person or the operator asks about nodes, or changes them.
+    Members(MembersCall),
+    /// The rows of a replica that is gone were removed, or not.
+    Swept(Result<usize, crate::state::StoreError>),
     /// A flush of the state ended.
     Flushed(Result<crate::state::Flushed, crate::state::StoreError>),
     /// Flush and end.
@@ -325,6 +374,19 @@ pub enum RaftEvent {
         /// Whether.
         full: bool,
     },
+    /// A replica that this node has from now on.
+    Create(Box<crate::node::Group>),
+    /// A replica that this node shall not have any more.
+    Destroy {
+        /// Which group.
+        group: u32,
+        /// Its peer id.
+        peer: u64,
+    },
+    /// Who the members of groups shall be.
+    Plans(Vec<(u32, crate::node::Plan)>),
+    /// What the control group's leader wants to know of the replicas.
+    Report(oneshot::Sender<Vec<v1::ReplicaReport>>),
     /// What the groups are doing.
     Status(oneshot::Sender<Vec<v1::GroupStatus>>),
     /// Give all leadership away: this node is about to stop.
@@ -359,6 +421,8 @@ pub enum LogEvent {
     },
     /// Live bodies of each segment, as of the last durable flush of the state.
     Live(std::collections::BTreeMap<u64, u64>),
+    /// This node does not have the replica any more; what the log calls it.
+    Gone(u32),
     /// Octets that the metadata store uses of the same disk.
     OtherBytes(u64),
     /// End.

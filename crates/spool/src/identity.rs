@@ -4,6 +4,7 @@
 //! replaced is told from the one that voted.
 
 mod file;
+mod roster;
 mod start;
 
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use std::fmt;
 use std::str::FromStr;
 
 pub use file::{DirError, Lock};
+pub use roster::Roster;
 pub use start::{FirstStart, Introduction, answer, first_start};
 
 /// How far a store is in the life of its cluster.
@@ -18,6 +20,8 @@ pub use start::{FirstStart, Introduction, answer, first_start};
 pub enum StoreState {
     /// Its directory is new: it neither votes nor campaigns, and counts as no data.
     Starting,
+    /// Its directory is new and waits to be added to a cluster that runs.
+    Joining,
     /// It takes part.
     Member,
 }

@@ -5,7 +5,7 @@
 //! Nothing here is reliable, and nothing needs to be: Raft repeats what was lost. A queue that is full drops.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -51,59 +51,72 @@ pub struct Sender {
     pub incarnation: Bytes,
 }
 
-/// The streams to all other nodes.
-#[derive(Clone, Default)]
+/// The streams to all other nodes. Nodes come and go while it runs.
+#[derive(Clone)]
 pub struct Peers {
-    links: Arc<BTreeMap<u64, Link>>,
+    links: Arc<RwLock<BTreeMap<u64, Link>>>,
+    own: Sender,
+    tls: Arc<NodeTls>,
+    directory: Directory,
 }
 
 struct Link {
+    address: String,
     small: mpsc::Sender<v1::RaftMessage>,
     bulk: mpsc::Sender<v1::RaftMessage>,
     bulk_bytes: Arc<std::sync::atomic::AtomicUsize>,
 }
 
 impl Peers {
-    /// Opens streams to `others` (node id and address). They connect, and reconnect, by themselves.
-    pub fn connect(
-        others: &BTreeMap<u64, String>,
-        own: &Sender,
-        tls: &Arc<NodeTls>,
-        directory: &Directory,
-    ) -> Peers {
-        let mut links = BTreeMap::new();
+    /// Without any stream yet.
+    pub fn new(own: &Sender, tls: &Arc<NodeTls>, directory: &Directory) -> Peers {
+        Peers {
+            links: Arc::default(),
+            own: own.clone(),
+            tls: tls.clone(),
+            directory: directory.clone(),
+        }
+    }
+
+    /// Opens streams to `others` (node id and address; an entry for this node is skipped), and closes those to nodes that
+    /// are not named or that moved. They connect, and reconnect, by themselves. To be called inside a tokio runtime.
+    pub fn update(&self, others: &BTreeMap<u64, String>) {
+        let mut links = self.links.write().unwrap_or_else(PoisonError::into_inner);
+        links.retain(|node, link| others.get(node) == Some(&link.address));
         for (node, address) in others {
+            if *node == self.own.node || links.contains_key(node) {
+                continue;
+            }
             let (small, small_mail) = mpsc::channel(SMALL_QUEUE);
             let (bulk, bulk_mail) = mpsc::channel(BULK_QUEUE);
             let bulk_bytes = Arc::new(std::sync::atomic::AtomicUsize::new(0));
             let out = Outgoing {
                 to: *node,
                 address: address.clone(),
-                own: own.clone(),
-                tls: tls.clone(),
-                directory: directory.clone(),
+                own: self.own.clone(),
+                tls: self.tls.clone(),
+                directory: self.directory.clone(),
             };
             tokio::spawn(out.clone().run(small_mail, None));
             tokio::spawn(out.run(bulk_mail, Some(bulk_bytes.clone())));
             links.insert(
                 *node,
                 Link {
+                    address: address.clone(),
                     small,
                     bulk,
                     bulk_bytes,
                 },
             );
         }
-        Peers {
-            links: Arc::new(links),
-        }
     }
 
     /// Sends messages of a group, each to the node of its `to`. What has no room is dropped.
     pub fn send(&self, group: u32, messages: Vec<Message>) {
         use std::sync::atomic::Ordering;
+        let links = self.links.read().unwrap_or_else(PoisonError::into_inner);
         for message in messages {
-            let Some(link) = self.links.get(&node_of(message.to)) else {
+            let Some(link) = links.get(&node_of(message.to)) else {
                 continue;
             };
             let bulk = is_bulk(&message);
@@ -190,19 +203,33 @@ impl Outgoing {
             .map_err(|s| s.message().to_owned())?;
         let mut acks = call.into_inner();
         let mut batch = Vec::new();
+        // What this node leads goes with the small messages: at once when it changes, and again and again.
+        let mut leads = self.directory.watch_leads();
+        let mut tell_at = Instant::now();
         loop {
             tokio::select! {
                 n = mail.recv_many(&mut batch, 256) => if n == 0 { return Ok(()) },
                 ended = acks.message() => {
                     return Err(ended.err().map_or("the other side closed the stream".to_owned(), |s| s.message().to_owned()));
                 }
+                changed = leads.changed(), if bytes.is_none() => match changed {
+                    Ok(()) => tell_at = Instant::now(),
+                    Err(_) => return Ok(()),
+                },
                 () = tokio::time::sleep(IDLE_FRAME) => {}
+            }
+            let now = Instant::now();
+            let mut told = Vec::new();
+            if bytes.is_none() && now >= tell_at {
+                tell_at = now + IDLE_FRAME;
+                told = leads.borrow_and_update().clone();
             }
             // Counted down as they leave the queue: a stream that breaks from here on loses them, and Raft repeats them.
             batch.iter().for_each(|m| count_down(bytes, m));
             let mut rest = std::mem::take(&mut batch).into_iter().peekable();
             loop {
                 let mut frame = self.frame();
+                frame.leads = std::mem::take(&mut told);
                 let mut size = 0;
                 while let Some(message) =
                     rest.next_if(|m| size == 0 || size + wire_size(m) <= FRAME_BYTES_MAX)
@@ -230,6 +257,7 @@ impl Outgoing {
             wall_ms: crate::runtime::wall_ms(),
             full: self.directory.own_full(),
             messages: Vec::new(),
+            leads: Vec::new(),
         }
     }
 }

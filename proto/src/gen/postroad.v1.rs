@@ -9,7 +9,7 @@ pub struct LogEntry {
     pub cluster_time_ms: u64,
     #[prost(
         oneof = "log_entry::Command",
-        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 40, 41"
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 40, 41, 42, 43, 44, 45, 46, 47"
     )]
     pub command: ::core::option::Option<log_entry::Command>,
 }
@@ -47,6 +47,19 @@ pub mod log_entry {
         /// control group only
         #[prost(message, tag = "41")]
         CreateCluster(super::CreateClusterCommand),
+        /// control group only, as all that follow
+        #[prost(message, tag = "42")]
+        AddNode(super::AddNodeCommand),
+        #[prost(message, tag = "43")]
+        RemoveNode(super::RemoveNodeCommand),
+        #[prost(message, tag = "44")]
+        ForgetNode(super::ForgetNodeCommand),
+        #[prost(message, tag = "45")]
+        Place(super::PlaceCommand),
+        #[prost(message, tag = "46")]
+        Rest(super::RestCommand),
+        #[prost(message, tag = "47")]
+        EndRest(super::EndRestCommand),
     }
 }
 /// What the edge knows of a message. Carried unchanged from AppendRequest into the log.
@@ -382,6 +395,103 @@ pub struct ControlStateRow {
     pub nodes: ::prost::alloc::vec::Vec<AnnounceNodeCommand>,
     #[prost(uint64, tag = "3")]
     pub highest_node: u64,
+    /// added, not heard of yet
+    #[prost(uint64, repeated, tag = "4")]
+    pub joining: ::prost::alloc::vec::Vec<u64>,
+    /// removed, not gone yet
+    #[prost(uint64, repeated, tag = "5")]
+    pub leaving: ::prost::alloc::vec::Vec<u64>,
+    #[prost(message, repeated, tag = "6")]
+    pub resting: ::prost::alloc::vec::Vec<RestCommand>,
+    #[prost(message, repeated, tag = "7")]
+    pub groups: ::prost::alloc::vec::Vec<PlacementRow>,
+    #[prost(message, repeated, tag = "8")]
+    pub placed: ::prost::alloc::vec::Vec<PlacedRow>,
+    #[prost(uint64, tag = "9")]
+    pub placement_version: u64,
+    /// the nodes that every group's log began with
+    #[prost(uint64, repeated, tag = "10")]
+    pub first_nodes: ::prost::alloc::vec::Vec<u64>,
+}
+/// Where a group shall be.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PlacementRow {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+    /// Raft peer ids
+    #[prost(uint64, repeated, tag = "3")]
+    pub voters: ::prost::alloc::vec::Vec<u64>,
+    /// the node that should lead
+    #[prost(uint64, tag = "4")]
+    pub leader: u64,
+    /// peers of earlier placements that may still be members
+    #[prost(uint64, repeated, tag = "5")]
+    pub before: ::prost::alloc::vec::Vec<u64>,
+}
+/// How often a group was placed on a node.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PlacedRow {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    #[prost(uint64, tag = "2")]
+    pub node: u64,
+    #[prost(uint32, tag = "3")]
+    pub count: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AddNodeCommand {
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+    #[prost(string, tag = "2")]
+    pub peer_address: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub client_address: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub zone: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveNodeCommand {
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ForgetNodeCommand {
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PlaceCommand {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    /// of the placement that the decision saw
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+    /// node ids
+    #[prost(uint64, repeated, tag = "3")]
+    pub voters: ::prost::alloc::vec::Vec<u64>,
+    #[prost(uint64, tag = "4")]
+    pub leader: u64,
+    /// the members were exactly those of the placement before
+    #[prost(bool, tag = "5")]
+    pub settled: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RestCommand {
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+    /// random, of the process that rests
+    #[prost(uint64, tag = "2")]
+    pub process: u64,
+    /// by the leader's wall clock
+    #[prost(uint64, tag = "3")]
+    pub until_ms: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EndRestCommand {
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AnnounceNodeCommand {
@@ -1624,6 +1734,14 @@ pub struct GroupStatus {
     /// on the leader
     #[prost(message, repeated, tag = "10")]
     pub progress: ::prost::alloc::vec::Vec<ReplicaProgress>,
+    /// node ids
+    #[prost(uint64, repeated, tag = "11")]
+    pub voters: ::prost::alloc::vec::Vec<u64>,
+    #[prost(uint64, repeated, tag = "12")]
+    pub learners: ::prost::alloc::vec::Vec<u64>,
+    /// not empty: a joint configuration, and these are its old voters
+    #[prost(uint64, repeated, tag = "13")]
+    pub outgoing: ::prost::alloc::vec::Vec<u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReplicaProgress {
@@ -1818,6 +1936,118 @@ pub struct ActResponse {
     #[prost(uint32, tag = "4")]
     pub missing: u32,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MembersRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MembersResponse {
+    #[prost(message, optional, tag = "1")]
+    pub not_leader: ::core::option::Option<NotLeader>,
+    #[prost(uint32, tag = "2")]
+    pub shards: u32,
+    #[prost(uint32, tag = "3")]
+    pub replication_factor: u32,
+    #[prost(message, repeated, tag = "4")]
+    pub nodes: ::prost::alloc::vec::Vec<MemberNode>,
+    #[prost(message, repeated, tag = "5")]
+    pub groups: ::prost::alloc::vec::Vec<MemberGroup>,
+    /// steps until all is where it should be
+    #[prost(uint32, tag = "6")]
+    pub moves_left: u32,
+    /// the next node needs an id above
+    #[prost(uint64, tag = "7")]
+    pub highest_node: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MemberNode {
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+    #[prost(string, tag = "2")]
+    pub peer_address: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub client_address: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub zone: ::prost::alloc::string::String,
+    /// Joining, Ready, Silent, Leaving
+    #[prost(string, tag = "5")]
+    pub state: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub version: ::prost::alloc::string::String,
+    /// replicas that it holds, control group included
+    #[prost(uint32, tag = "7")]
+    pub groups: u32,
+    #[prost(uint32, tag = "8")]
+    pub leads: u32,
+    /// since it was heard of
+    #[prost(uint64, tag = "9")]
+    pub silent_ms: u64,
+    #[prost(bool, tag = "10")]
+    pub full: bool,
+    /// for how long it should not lead
+    #[prost(uint64, tag = "11")]
+    pub rests_ms: u64,
+    /// why it cannot be reached, or does not listen
+    #[prost(string, tag = "12")]
+    pub trouble: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MemberGroup {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    /// 0: nobody says that it leads
+    #[prost(uint64, tag = "2")]
+    pub leader_node: u64,
+    #[prost(uint64, tag = "3")]
+    pub term: u64,
+    /// node ids
+    #[prost(uint64, repeated, tag = "4")]
+    pub voters: ::prost::alloc::vec::Vec<u64>,
+    #[prost(uint64, repeated, tag = "5")]
+    pub learners: ::prost::alloc::vec::Vec<u64>,
+    #[prost(uint64, repeated, tag = "6")]
+    pub outgoing: ::prost::alloc::vec::Vec<u64>,
+    /// where it shall be
+    #[prost(uint64, repeated, tag = "7")]
+    pub placed: ::prost::alloc::vec::Vec<u64>,
+    #[prost(uint64, tag = "8")]
+    pub preferred_leader: u64,
+    /// entries that the furthest behind of its voters lacks
+    #[prost(uint64, tag = "9")]
+    pub lag: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AddNodeRequest {
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+    #[prost(string, tag = "2")]
+    pub peer_address: ::prost::alloc::string::String,
+    /// may be empty: the node says it itself
+    #[prost(string, tag = "3")]
+    pub client_address: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub zone: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveNodeRequest {
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MoveLeadersRequest {
+    /// that should not lead for ten minutes, or until its process starts anew
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChangeMembersResponse {
+    #[prost(message, optional, tag = "1")]
+    pub not_leader: ::core::option::Option<NotLeader>,
+    /// not empty: nothing was changed, and why
+    #[prost(string, tag = "2")]
+    pub refusal: ::prost::alloc::string::String,
+    /// what was changed, for a person
+    #[prost(string, tag = "3")]
+    pub done: ::prost::alloc::string::String,
+}
 /// Generated client implementations.
 pub mod admin_client {
     #![allow(
@@ -2004,6 +2234,101 @@ pub mod admin_client {
             req.extensions_mut().insert(GrpcMethod::new("postroad.v1.Admin", "Act"));
             self.inner.unary(req, path, codec).await
         }
+        /// Of the whole cluster, by the control group's leader; so are the three that follow, and each may be repeated.
+        pub async fn members(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MembersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::MembersResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/postroad.v1.Admin/Members",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("postroad.v1.Admin", "Members"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn add_node(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AddNodeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ChangeMembersResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/postroad.v1.Admin/AddNode",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("postroad.v1.Admin", "AddNode"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn remove_node(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RemoveNodeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ChangeMembersResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/postroad.v1.Admin/RemoveNode",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("postroad.v1.Admin", "RemoveNode"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn move_leaders(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MoveLeadersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ChangeMembersResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/postroad.v1.Admin/MoveLeaders",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("postroad.v1.Admin", "MoveLeaders"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -2039,6 +2364,32 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::ActRequest>,
         ) -> std::result::Result<tonic::Response<super::ActResponse>, tonic::Status>;
+        /// Of the whole cluster, by the control group's leader; so are the three that follow, and each may be repeated.
+        async fn members(
+            &self,
+            request: tonic::Request<super::MembersRequest>,
+        ) -> std::result::Result<tonic::Response<super::MembersResponse>, tonic::Status>;
+        async fn add_node(
+            &self,
+            request: tonic::Request<super::AddNodeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ChangeMembersResponse>,
+            tonic::Status,
+        >;
+        async fn remove_node(
+            &self,
+            request: tonic::Request<super::RemoveNodeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ChangeMembersResponse>,
+            tonic::Status,
+        >;
+        async fn move_leaders(
+            &self,
+            request: tonic::Request<super::MoveLeadersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ChangeMembersResponse>,
+            tonic::Status,
+        >;
     }
     #[derive(Debug)]
     pub struct AdminServer<T> {
@@ -2331,6 +2682,178 @@ pub mod admin_server {
                     };
                     Box::pin(fut)
                 }
+                "/postroad.v1.Admin/Members" => {
+                    #[allow(non_camel_case_types)]
+                    struct MembersSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::MembersRequest>
+                    for MembersSvc<T> {
+                        type Response = super::MembersResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::MembersRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::members(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = MembersSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/postroad.v1.Admin/AddNode" => {
+                    #[allow(non_camel_case_types)]
+                    struct AddNodeSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::AddNodeRequest>
+                    for AddNodeSvc<T> {
+                        type Response = super::ChangeMembersResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AddNodeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::add_node(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AddNodeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/postroad.v1.Admin/RemoveNode" => {
+                    #[allow(non_camel_case_types)]
+                    struct RemoveNodeSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::RemoveNodeRequest>
+                    for RemoveNodeSvc<T> {
+                        type Response = super::ChangeMembersResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RemoveNodeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::remove_node(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RemoveNodeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/postroad.v1.Admin/MoveLeaders" => {
+                    #[allow(non_camel_case_types)]
+                    struct MoveLeadersSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::MoveLeadersRequest>
+                    for MoveLeadersSvc<T> {
+                        type Response = super::ChangeMembersResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::MoveLeadersRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::move_leaders(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = MoveLeadersSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 _ => {
                     Box::pin(async move {
                         let mut response = http::Response::new(
@@ -2390,6 +2913,16 @@ pub struct PeerFrame {
     pub full: bool,
     #[prost(message, repeated, tag = "7")]
     pub messages: ::prost::alloc::vec::Vec<RaftMessage>,
+    /// groups that the sender leads, when that changed and every second
+    #[prost(message, repeated, tag = "8")]
+    pub leads: ::prost::alloc::vec::Vec<GroupLead>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GroupLead {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    #[prost(uint64, tag = "2")]
+    pub term: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PeerAck {}
@@ -2478,12 +3011,109 @@ pub struct KnownIncarnation {
     #[prost(bytes = "bytes", tag = "2")]
     pub incarnation: ::prost::bytes::Bytes,
 }
+/// Repeated every half second; nothing in it must arrive.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SteerRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub cluster_id: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "2")]
+    pub from_node: u64,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub from_incarnation: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "4")]
+    pub to_node: u64,
+    /// of the control group; an older one is not listened to
+    #[prost(uint64, tag = "5")]
+    pub term: u64,
+    #[prost(uint32, tag = "6")]
+    pub shards: u32,
+    #[prost(uint64, tag = "7")]
+    pub highest_node: u64,
+    /// all; an incarnation of zeros: added, not heard of yet
+    #[prost(message, repeated, tag = "8")]
+    pub nodes: ::prost::alloc::vec::Vec<AnnounceNodeCommand>,
+    #[prost(message, repeated, tag = "9")]
+    pub groups: ::prost::alloc::vec::Vec<GroupOrder>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GroupOrder {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+    /// Raft peer ids
+    #[prost(uint64, repeated, tag = "3")]
+    pub voters: ::prost::alloc::vec::Vec<u64>,
+    /// the node that should lead
+    #[prost(uint64, tag = "4")]
+    pub leader: u64,
+    /// the group's members are exactly these: whoever else has a replica destroys it
+    #[prost(bool, tag = "5")]
+    pub settled: bool,
+    /// the members that the group's log began with
+    #[prost(uint64, repeated, tag = "6")]
+    pub first: ::prost::alloc::vec::Vec<u64>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SteerReport {
+    /// not empty: the node does not listen, and why
+    #[prost(string, tag = "1")]
+    pub refusal: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub node: ::core::option::Option<AnnounceNodeCommand>,
+    #[prost(enumeration = "StoreState", tag = "3")]
+    pub state: i32,
+    /// random, of this process
+    #[prost(uint64, tag = "4")]
+    pub process: u64,
+    /// of the program
+    #[prost(string, tag = "5")]
+    pub version: ::prost::alloc::string::String,
+    /// its disk takes no more bodies
+    #[prost(bool, tag = "6")]
+    pub full: bool,
+    #[prost(message, repeated, tag = "7")]
+    pub replicas: ::prost::alloc::vec::Vec<ReplicaReport>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReplicaReport {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    #[prost(uint64, tag = "2")]
+    pub peer: u64,
+    #[prost(bool, tag = "3")]
+    pub leads: bool,
+    #[prost(uint64, tag = "4")]
+    pub term: u64,
+    #[prost(uint64, tag = "5")]
+    pub committed: u64,
+    #[prost(uint64, tag = "6")]
+    pub applied: u64,
+    #[prost(message, optional, tag = "7")]
+    pub members: ::core::option::Option<MembersRow>,
+    /// of a leader
+    #[prost(message, repeated, tag = "8")]
+    pub peers: ::prost::alloc::vec::Vec<PeerReport>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PeerReport {
+    #[prost(uint64, tag = "1")]
+    pub peer: u64,
+    #[prost(uint64, tag = "2")]
+    pub matched: u64,
+    #[prost(string, tag = "3")]
+    pub state: ::prost::alloc::string::String,
+    #[prost(bool, tag = "4")]
+    pub recent_active: bool,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum StoreState {
     Unspecified = 0,
     Starting = 1,
     Member = 2,
+    /// a new directory that waits to be added to a running cluster
+    Joining = 3,
 }
 impl StoreState {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -2495,6 +3125,7 @@ impl StoreState {
             Self::Unspecified => "STORE_STATE_UNSPECIFIED",
             Self::Starting => "STORE_STATE_STARTING",
             Self::Member => "STORE_STATE_MEMBER",
+            Self::Joining => "STORE_STATE_JOINING",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -2503,6 +3134,7 @@ impl StoreState {
             "STORE_STATE_UNSPECIFIED" => Some(Self::Unspecified),
             "STORE_STATE_STARTING" => Some(Self::Starting),
             "STORE_STATE_MEMBER" => Some(Self::Member),
+            "STORE_STATE_JOINING" => Some(Self::Joining),
             _ => None,
         }
     }
@@ -2644,6 +3276,25 @@ pub mod peer_client {
                 .insert(GrpcMethod::new("postroad.v1.Peer", "Introduce"));
             self.inner.unary(req, path, codec).await
         }
+        /// The control group's leader tells a node who there is and where the groups shall be, and hears what it holds.
+        pub async fn steer(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SteerRequest>,
+        ) -> std::result::Result<tonic::Response<super::SteerReport>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/postroad.v1.Peer/Steer");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("postroad.v1.Peer", "Steer"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -2675,6 +3326,11 @@ pub mod peer_server {
             &self,
             request: tonic::Request<super::Introduction>,
         ) -> std::result::Result<tonic::Response<super::Introduction>, tonic::Status>;
+        /// The control group's leader tells a node who there is and where the groups shall be, and hears what it holds.
+        async fn steer(
+            &self,
+            request: tonic::Request<super::SteerRequest>,
+        ) -> std::result::Result<tonic::Response<super::SteerReport>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct PeerServer<T> {
@@ -2824,6 +3480,49 @@ pub mod peer_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = IntroduceSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/postroad.v1.Peer/Steer" => {
+                    #[allow(non_camel_case_types)]
+                    struct SteerSvc<T: Peer>(pub Arc<T>);
+                    impl<T: Peer> tonic::server::UnaryService<super::SteerRequest>
+                    for SteerSvc<T> {
+                        type Response = super::SteerReport;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SteerRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Peer>::steer(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SteerSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -301,7 +301,11 @@ impl Map {
                     path.reverse();
                     return Some(path);
                 }
-                for (id, group) in self.groups.iter().filter(|(id, _)| leaders.get(id) == Some(&at)) {
+                for (id, group) in self
+                    .groups
+                    .iter()
+                    .filter(|(id, _)| leaders.get(id) == Some(&at))
+                {
                     for to in self.candidates(group) {
                         if seen.insert(to) {
                             came.insert(to, (*id, at));

@@ -36,14 +36,23 @@ fn led(map: &Map, leaders: &BTreeMap<u32, u64>) -> BTreeMap<u64, usize> {
 fn cluster() -> impl Strategy<Value = Map> {
     let factor = prop_oneof![Just(1_usize), Just(3), Just(5)];
     let zones = prop_oneof![Just(1_usize), 1..5_usize];
-    (factor, 0..6_usize, 0..4_usize, 0..4_usize, 1..40_u32, zones, any::<u64>()).prop_map(
-        |(factor, more, come, go, groups, zones, pick)| {
+    (
+        factor,
+        0..6_usize,
+        0..4_usize,
+        0..4_usize,
+        1..40_u32,
+        zones,
+        any::<u64>(),
+    )
+        .prop_map(|(factor, more, come, go, groups, zones, pick)| {
             let first = factor + more;
             let ids: Vec<u64> = (1..=first as u64).collect();
             let mut map = first_map(&ids, groups, factor);
             for id in 1..=(first + come) as u64 {
                 let zone = format!("z{}", (id ^ (pick >> 8)) % zones as u64);
-                map.nodes.insert(id, node(if zones == 1 { "" } else { &zone }));
+                map.nodes
+                    .insert(id, node(if zones == 1 { "" } else { &zone }));
             }
             let room = (first + come - factor).min(go);
             for k in 0..room as u64 {
@@ -51,8 +60,7 @@ fn cluster() -> impl Strategy<Value = Map> {
                 map.nodes.entry(id).and_modify(|node| node.hosts = false);
             }
             map
-        },
-    )
+        })
 }
 
 fn minimal_moves(before: &Map, after: &Map) -> usize {
@@ -181,7 +189,10 @@ fn the_first_map_of_three_is_everything_everywhere_with_leaders_in_turn() {
     let map = first_map(&[1, 2, 3], 5, 3);
     assert!(map.groups.values().all(|group| group.voters.len() == 3));
     assert_eq!(spread(&led(&map, &map.leaders()), |_| true), 1);
-    assert_eq!(map.leaders().into_values().collect::<Vec<_>>(), [1, 2, 3, 1, 2]);
+    assert_eq!(
+        map.leaders().into_values().collect::<Vec<_>>(),
+        [1, 2, 3, 1, 2]
+    );
 }
 
 #[test]

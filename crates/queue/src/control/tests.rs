@@ -13,7 +13,9 @@ fn row(disk: u8) -> NodeRow {
 
 fn announce(state: &mut ControlState, node: u64, disk: u8) -> ControlEffect {
     let row = row(disk);
-    state.apply(&ControlCommand::AnnounceNode { node, row }).remove(0)
+    state
+        .apply(&ControlCommand::AnnounceNode { node, row })
+        .remove(0)
 }
 
 fn add(state: &mut ControlState, node: u64) -> ControlEffect {
@@ -31,11 +33,21 @@ fn remove(state: &mut ControlState, node: u64) -> ControlEffect {
 }
 
 fn place(state: &mut ControlState, group: u32, voters: &[u64]) -> Vec<ControlEffect> {
+    place_from(state, group, voters, true)
+}
+
+fn place_from(
+    state: &mut ControlState,
+    group: u32,
+    voters: &[u64],
+    settled: bool,
+) -> Vec<ControlEffect> {
     let command = ControlCommand::Place {
         group,
         version: state.groups[&group].version,
         voters: voters.iter().copied().collect(),
         leader: voters[0],
+        settled,
     };
     state.apply(&command)
 }
@@ -84,13 +96,19 @@ fn a_wiped_disk_an_unknown_lower_id_and_one_that_nobody_added_are_refused() {
     let mut state = three();
     let refused = |node, why| ControlEffect::Refused { node, why };
     let (node, highest) = (3, 3);
-    assert_eq!(announce(&mut state, 3, 3), ControlEffect::Announced { node });
+    assert_eq!(
+        announce(&mut state, 3, 3),
+        ControlEffect::Announced { node }
+    );
     let other = Refusal::OtherDisk { node, highest };
     assert_eq!(announce(&mut state, 3, 2), refused(3, other));
     let unknown = Refusal::NotAdded { node: 4 };
     assert_eq!(announce(&mut state, 4, 2), refused(4, unknown));
     add(&mut state, 9);
-    let reused = Refusal::Reused { node: 4, highest: 9 };
+    let reused = Refusal::Reused {
+        node: 4,
+        highest: 9,
+    };
     assert_eq!(announce(&mut state, 4, 2), refused(4, reused));
     assert_eq!(add(&mut state, 4), refused(4, reused));
     let why = Refusal::OutOfRange { node: 0 };
@@ -112,7 +130,10 @@ fn a_node_joins_when_it_was_added_and_has_spoken() {
     let added = ControlEffect::Added { node: 4 };
     assert_eq!(add(&mut state, 4), added);
     assert!(!state.map().nodes[&4].hosts, "nobody has heard of it yet");
-    assert_eq!(announce(&mut state, 4, 4), ControlEffect::Announced { node: 4 });
+    assert_eq!(
+        announce(&mut state, 4, 4),
+        ControlEffect::Announced { node: 4 }
+    );
     assert!(state.map().nodes[&4].hosts);
     assert_eq!(&*state.nodes[&4].zone, "z", "what was said for it stays");
     assert_eq!(add(&mut state, 4), added, "it may be said twice");
@@ -125,16 +146,33 @@ fn never_fewer_nodes_than_copies() {
     let ControlEffect::Refused { why, .. } = remove(&mut state, 2) else {
         panic!("three copies need three nodes");
     };
-    assert!(why.to_string().contains("2 node(s) for the 3 copies of the control group"), "{why}");
+    assert!(
+        why.to_string()
+            .contains("2 node(s) for the 3 copies of the control group"),
+        "{why}"
+    );
     add(&mut state, 4);
-    assert!(matches!(remove(&mut state, 2), ControlEffect::Refused { .. }), "4 has not spoken yet");
+    assert!(
+        matches!(remove(&mut state, 2), ControlEffect::Refused { .. }),
+        "4 has not spoken yet"
+    );
     announce(&mut state, 4, 4);
     assert_eq!(remove(&mut state, 2), ControlEffect::Leaving { node: 2 });
-    assert_eq!(remove(&mut state, 2), ControlEffect::Leaving { node: 2 }, "said twice");
+    assert_eq!(
+        remove(&mut state, 2),
+        ControlEffect::Leaving { node: 2 },
+        "said twice"
+    );
     let map = state.map();
     assert_eq!((map.nodes[&2].hosts, map.nodes[&2].leads), (false, false));
-    assert!(matches!(remove(&mut state, 3), ControlEffect::Refused { .. }));
-    let why = Refusal::Leaving { node: 2, highest: 4 };
+    assert!(matches!(
+        remove(&mut state, 3),
+        ControlEffect::Refused { .. }
+    ));
+    let why = Refusal::Leaving {
+        node: 2,
+        highest: 4,
+    };
     assert_eq!(add(&mut state, 2), ControlEffect::Refused { node: 2, why });
 }
 
@@ -152,9 +190,15 @@ fn a_node_is_gone_when_its_last_replica_is_and_its_id_never_comes_back() {
     assert_eq!(state.apply(&forget), [ControlEffect::Gone { node: 2 }]);
     assert_eq!(state.apply(&forget), []);
     assert_eq!(remove(&mut state, 2), ControlEffect::Gone { node: 2 });
-    let why = Refusal::Reused { node: 2, highest: 4 };
+    let why = Refusal::Reused {
+        node: 2,
+        highest: 4,
+    };
     assert_eq!(add(&mut state, 2), ControlEffect::Refused { node: 2, why });
-    assert!(matches!(remove(&mut state, 7), ControlEffect::Refused { .. }));
+    assert!(matches!(
+        remove(&mut state, 7),
+        ControlEffect::Refused { .. }
+    ));
 }
 
 #[test]
@@ -165,7 +209,28 @@ fn a_replica_that_comes_back_is_a_new_peer() {
     place(&mut state, 1, &[1, 2, 3]);
     let new = state.groups[&1].peer_on(2);
     assert_eq!((old, new), (Some(peer_id(2, 0)), Some(peer_id(2, 1))));
-    assert_eq!(state.groups[&1].peer_on(1), Some(peer_id(1, 0)), "who stays is who he was");
+    assert_eq!(
+        state.groups[&1].peer_on(1),
+        Some(peer_id(1, 0)),
+        "who stays is who he was"
+    );
+}
+
+/// The new node died on the way: the old replica is still a member, and a second one beside it would never be.
+#[test]
+fn a_replica_that_was_to_leave_and_stays_is_who_it_was() {
+    let mut state = three();
+    add(&mut state, 4);
+    announce(&mut state, 4, 4);
+    place(&mut state, 1, &[1, 2, 4]);
+    place_from(&mut state, 1, &[1, 2, 3], false);
+    assert_eq!(state.groups[&1].peer_on(3), Some(peer_id(3, 0)));
+    place(&mut state, 1, &[1, 2, 4]);
+    assert_eq!(
+        state.groups[&1].peer_on(4),
+        Some(peer_id(4, 1)),
+        "that one was let go"
+    );
 }
 
 #[test]
@@ -176,8 +241,12 @@ fn of_two_decisions_that_saw_the_same_the_first_holds() {
         version: state.groups[&1].version,
         voters: [1].into(),
         leader: 1,
+        settled: true,
     };
-    assert_eq!(place(&mut state, 1, &[1, 2]), [ControlEffect::Placed { group: 1 }]);
+    assert_eq!(
+        place(&mut state, 1, &[1, 2]),
+        [ControlEffect::Placed { group: 1 }]
+    );
     assert_eq!(state.apply(&late), []);
     assert_eq!(state.groups[&1].nodes(), [1, 2].into());
 }

@@ -10,7 +10,6 @@ use super::{Identity, StoreState};
 use crate::log::Disk;
 
 const NAME: &str = "IDENTITY";
-const TEMPORARY: &str = "IDENTITY.new";
 const FIRST_LINE: &str = "postroad store identity, version 1";
 /// More than any identity has, bytes: a peer is one line of some fifty.
 const MOST_BYTES: u64 = 1 << 20;
@@ -98,29 +97,37 @@ impl Identity {
 
     /// Writes the identity so that a crash leaves either the old one or this one, and returns when it is durable.
     pub fn save(&self, disk: &dyn Disk, dir: &Path) -> Result<(), DirError> {
-        let (path, temporary) = (dir.join(NAME), dir.join(TEMPORARY));
-        let write = || {
-            disk.create_dir(dir)?;
-            match disk.unlink(&temporary) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let file = disk.create(&temporary)?;
-            file.write_at(print(self).as_bytes(), 0)?;
-            file.sync_data()?;
-            disk.rename(&temporary, &path)?;
-            disk.sync_dir(dir)
-        };
-        write().map_err(|source| DirError::Io {
-            path: path.clone(),
-            source,
-        })
+        replace(disk, dir, NAME, print(self).as_bytes())
     }
+}
+
+/// Writes a whole file so that a crash leaves either the old one or the new one, and returns when it is durable.
+pub(super) fn replace(
+    disk: &dyn Disk,
+    dir: &Path,
+    name: &str,
+    bytes: &[u8],
+) -> Result<(), DirError> {
+    let (path, temporary) = (dir.join(name), dir.join(format!("{name}.new")));
+    let write = || {
+        disk.create_dir(dir)?;
+        match disk.unlink(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let file = disk.create(&temporary)?;
+        file.write_at(bytes, 0)?;
+        file.sync_data()?;
+        disk.rename(&temporary, &path)?;
+        disk.sync_dir(dir)
+    };
+    write().map_err(|source| DirError::Io { path, source })
 }
 
 fn print(identity: &Identity) -> String {
     let state = match identity.state {
         StoreState::Starting => "starting",
+        StoreState::Joining => "joining",
         StoreState::Member => "member",
     };
     let mut text = format!(
@@ -165,6 +172,7 @@ fn parse(text: &str) -> Result<Identity, String> {
     let incarnation = hex(&field("incarnation")?)?;
     let state = match field("state")?.as_str() {
         "starting" => StoreState::Starting,
+        "joining" => StoreState::Joining,
         "member" => StoreState::Member,
         other => return Err(format!("its state is {other:?}")),
     };

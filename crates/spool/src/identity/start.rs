@@ -113,6 +113,10 @@ fn may_start_with(own: &Introduction, address_of: u64, other: &Introduction) -> 
     same_arguments(own, other)?;
     match (other.state, other.known.get(&own.node)) {
         (StoreState::Starting, _) => Ok(()),
+        (StoreState::Joining, _) => Err(format!(
+            "node {} was started with --initial-cluster-state existing and waits for a cluster; start all first nodes with new",
+            other.node
+        )),
         (StoreState::Member, Some(recorded)) if *recorded == own.incarnation => Ok(()),
         (StoreState::Member, Some(_)) => Err(took_part(own.node)),
         (StoreState::Member, None) => Err(format!(
@@ -150,7 +154,7 @@ pub fn answer(own: &Introduction, asking: &Introduction) -> Option<String> {
             (StoreState::Starting, _) if asking.state == StoreState::Starting => {
                 same_arguments(own, asking)
             }
-            (StoreState::Starting, _) => Ok(()),
+            (StoreState::Starting | StoreState::Joining, _) => Ok(()),
         }
     };
     refused.err()

@@ -36,6 +36,7 @@ pub use planted::{Mutation, plant};
 pub use reader::LogReader;
 pub use segments::Segments;
 pub use sim::SimDisk;
+pub use types::GONE;
 pub use types::{
     Damaged, DiskUse, Entry, EntryKind, HardState, Location, LogConfig, Recovered, RecoveredEntry,
     RecoveredGroup, SegmentInfo, WriteTask, Written,

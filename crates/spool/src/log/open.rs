@@ -15,7 +15,8 @@ use super::recover::{Found, Recovery};
 use super::segments::{Segment, Shared, Table};
 use super::spare::{self, Spare};
 use super::{
-    Disk, LogConfig, LogReader, LogWriter, OpenError, RealDisk, Recovered, RecoveredGroup, Segments,
+    Disk, GONE, LogConfig, LogReader, LogWriter, OpenError, RealDisk, Recovered, RecoveredGroup,
+    Segments,
 };
 
 /// Offsets in a segment are 32 bits wide.
@@ -84,6 +85,12 @@ fn finish_replays(
 ) -> Result<BTreeMap<u32, RecoveredGroup>, OpenError> {
     let mut groups = BTreeMap::new();
     for (group, replay) in std::mem::take(&mut found.replays) {
+        let replicas = recovery.config.replicas.as_ref();
+        if replicas.is_some_and(|replicas| !replicas.contains(&group)) {
+            // Some of its segments may be recycled, so it need not fit together any more.
+            found.gone.push(group);
+            continue;
+        }
         let done = replay.finish().map_err(|missing| {
             let (segment, offset) = found.tail.unwrap_or_default();
             recovery.corrupt(segment, offset, format!("group {group}: {missing}"))
@@ -161,6 +168,10 @@ fn build(
         );
         table.wanted.insert(*id, truncated);
         table.durable.insert(*id, truncated);
+    }
+    for group in &found.gone {
+        groups.entry(*group).or_default().adopt(GONE);
+        table.wanted.insert(*group, GONE);
     }
     let active = found
         .tail

@@ -159,7 +159,12 @@ impl LogWriter {
             return;
         }
         let head = self.active.as_ref().is_some_and(|active| active.fresh);
-        let table = self.segments.0.lock();
+        let mut table = self.segments.0.lock();
+        if head {
+            for group in table.forget_gone() {
+                self.groups.remove(&group);
+            }
+        }
         for (group, truncated) in &table.wanted {
             self.groups.entry(*group).or_default().adopt(*truncated);
         }

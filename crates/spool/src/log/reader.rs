@@ -3,6 +3,8 @@
 use bytes::Bytes;
 
 use super::record::{HEADER, RecordHeader, RecordType};
+use crate::directory::group_of;
+
 use super::{Entry, Location, ReadError, Segments};
 
 /// Reads entries; cheap to clone, safe to share.
@@ -42,8 +44,9 @@ impl LogReader {
         let kind = header
             .entry_kind()
             .filter(|_| matches!(header.kind, RecordType::Entry | RecordType::RelocatedBody));
+        // Whoever asks by the group's number means the replica that he has the location from.
         let right = header.segment == location.segment as u32
-            && (header.group, header.index) == (group, index)
+            && (group_of(header.group), header.index) == (group_of(group), index)
             && header.context_len == location.context_len
             && header.len as usize == payload_len;
         let Some(kind) = kind.filter(|_| right) else {

@@ -31,6 +31,8 @@ pub(super) struct Found {
     pub other_size: bool,
     pub last_segment: u64,
     pub last_batch: u64,
+    /// Replicas that this node does not have any more.
+    pub gone: Vec<u32>,
     pub torn_bytes: u64,
     /// Entries whose payload is damaged in batches that were durable.
     pub damaged: Vec<Damaged>,

@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::record::segment_name;
 use super::spare::Spares;
-use super::{Disk, DiskFile, DiskUse, SegmentInfo};
+use super::{Disk, DiskFile, DiskUse, GONE, SegmentInfo};
 
 /// Segment files that readers keep open at most; beyond it all are closed and opened again as needed.
 const OPEN_FILES: usize = 512;
@@ -180,6 +180,21 @@ impl Table {
             self.segments.remove(id);
         }
         ids
+    }
+
+    /// Replicas that are gone and of which no segment holds anything any more: nothing has to be said of them.
+    pub fn forget_gone(&mut self) -> Vec<u32> {
+        let held = |group: &u32| self.segments.values().any(|s| s.last.contains_key(group));
+        let wanted = self.wanted.iter();
+        let gone: Vec<u32> = wanted
+            .filter(|(group, truncated)| **truncated == GONE && !held(group))
+            .map(|(group, _)| *group)
+            .collect();
+        for group in &gone {
+            self.wanted.remove(group);
+            self.durable.remove(group);
+        }
+        gone
     }
 
     /// Does a released segment wait for STATE records that are not written yet?

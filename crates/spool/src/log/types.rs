@@ -173,6 +173,10 @@ pub struct SegmentInfo {
     pub last: BTreeMap<u32, u64>,
 }
 
+/// A truncation beyond everything: of a replica that this node does not have any more. What the log holds of it counts
+/// nowhere, and its segments are released.
+pub const GONE: (u64, u64) = (1 << 62, 0);
+
 /// How a log is opened.
 #[derive(Clone, Debug)]
 pub struct LogConfig {
@@ -191,6 +195,8 @@ pub struct LogConfig {
     /// For each group the index up to which its state is durable. Damage to bodies of entries up to there can be mended,
     /// since nothing will apply them again; all other damage keeps the log closed.
     pub applied: BTreeMap<u32, u64>,
+    /// The replicas that this node has, by what the log calls them; what it holds of others is [`GONE`]. `None`: all.
+    pub replicas: Option<std::collections::BTreeSet<u32>>,
     /// Make and fill spare segments in a thread. Off, [`super::Segments::maintain`] does it when called (simulation).
     pub background: bool,
 }
@@ -213,6 +219,7 @@ impl LogConfig {
             max_entry_bytes: Self::MAX_ENTRY_BYTES,
             batch_bytes: Self::BATCH_BYTES,
             applied: BTreeMap::new(),
+            replicas: None,
             background: true,
         }
     }

@@ -102,6 +102,9 @@ impl From<&ConfState> for Membership {
 pub struct GroupConfig {
     /// Its number: 0 is control, shard s is s + 1.
     pub group: u32,
+    /// What its entries are called in the log ([`WriteTask::group`]): another number for each replica that a node ever
+    /// had of the group.
+    pub log_group: u32,
     /// Raft peer id of this replica.
     pub peer_id: u64,
     /// The members as of the applied index.
@@ -119,6 +122,7 @@ impl GroupConfig {
     pub fn new(group: u32, peer_id: u64, members: Membership) -> GroupConfig {
         GroupConfig {
             group,
+            log_group: group,
             peer_id,
             members,
             election_ticks: ELECTION_TICKS,
@@ -228,6 +232,8 @@ pub enum Input {
         /// Peer id; `None`: the follower that is furthest.
         to: Option<u64>,
     },
+    /// Who the members shall be.
+    Plan(super::Plan),
     /// A replica's disk is full (a follower is spared appends while the others can do without it), or is not any more.
     PeerFull {
         /// Peer id; this one's too.

@@ -75,6 +75,7 @@ pub struct Group {
     pub(super) fetches: BTreeMap<u64, Fetching>,
     pub(super) next_fetch: u64,
     pub(super) members: Membership,
+    pub(super) steps: super::steps::Steps,
     pub(super) stopped: bool,
     #[cfg(feature = "planted-bugs")]
     pub(super) mutation: Option<super::Mutation>,
@@ -161,6 +162,7 @@ impl Group {
             fetches: BTreeMap::new(),
             next_fetch: 0,
             members,
+            steps: super::steps::Steps::default(),
             stopped: false,
             #[cfg(feature = "planted-bugs")]
             mutation: None,
@@ -187,6 +189,7 @@ impl Group {
                 }
             }
             Input::TransferLeader { to } => self.transfer_leader(to),
+            Input::Plan(plan) => self.plan(plan),
             Input::PeerFull { peer, full } => self.peer_full(peer, full),
             Input::Truncate { upto, over_budget } => self.truncate(upto, over_budget),
             Input::Stop => self.stop(),
@@ -214,6 +217,21 @@ impl Group {
         let log = self.raw.store();
         let index = log.first() - 1;
         (index, log.term_of(index).unwrap_or(0))
+    }
+
+    /// Raft peer id of this replica.
+    pub fn peer(&self) -> u64 {
+        self.config.peer_id
+    }
+
+    /// See [`GroupConfig::log_group`].
+    pub fn log_group(&self) -> u32 {
+        self.config.log_group
+    }
+
+    /// Who the members are.
+    pub fn members(&self) -> &Membership {
+        &self.members
     }
 
     /// What this replica is now.

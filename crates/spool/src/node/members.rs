@@ -1,5 +1,7 @@
 //! What a group knows of its other replicas: who lags, what of the log they still need, and how to help them.
 
+use std::collections::BTreeSet;
+
 use raft::eraftpb::{Message, MessageType};
 use raft::{GetEntriesContext, ProgressState};
 
@@ -21,6 +23,19 @@ impl Group {
         }
         self.needs_snapshot.clear();
         self.advanced.clear();
+        self.begin_steps();
+        self.pace_full_peers();
+    }
+
+    /// The members changed: the silence of a new one begins now, and nothing is remembered of one that left.
+    pub(super) fn meet_members(&mut self) {
+        let peers: BTreeSet<u64> = self.raw.raft.prs().iter().map(|(&peer, _)| peer).collect();
+        for peer in &peers {
+            self.heard.entry(*peer).or_insert(self.ticks);
+        }
+        self.heard.retain(|peer, _| peers.contains(peer));
+        self.needs_snapshot.retain(|peer| peers.contains(peer));
+        self.advanced.retain(|peer, _| peers.contains(peer));
         self.pace_full_peers();
     }
 

@@ -107,7 +107,7 @@ impl Group {
             since: self.ticks,
         });
         self.actions.push(Action::Write(WriteTask {
-            group: self.config.group,
+            group: self.config.log_group,
             number,
             reset: None,
             urgent: entries.iter().all(|entry| self.is_urgent(entry)),
@@ -120,7 +120,8 @@ impl Group {
     fn is_urgent(&self, entry: &Entry) -> bool {
         match self.waiters.get(&entry.index) {
             Some(waiter) => waiter.urgent,
-            None => entry.data.is_empty(),
+            // Replacing a replica is how a full disk is helped.
+            None => entry.data.is_empty() || entry.get_entry_type() != EntryType::EntryNormal,
         }
     }
 
@@ -289,6 +290,7 @@ impl Group {
         let Ok(Ok(state)) = outcome else { return false };
         self.members = Membership::from(&state);
         self.raw.mut_store().set_conf_state(state);
+        self.meet_members();
         let members = self.members.clone();
         self.actions.push(Action::ConfChanged {
             index: entry.index,

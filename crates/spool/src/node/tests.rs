@@ -16,7 +16,7 @@ fn members(voters: &[u64]) -> Membership {
     }
 }
 
-fn config(peer: u64, voters: &[u64]) -> GroupConfig {
+pub(super) fn config(peer: u64, voters: &[u64]) -> GroupConfig {
     // Peer 1 campaigns first.
     let timeout = 9 + peer as usize;
     GroupConfig {
@@ -25,12 +25,12 @@ fn config(peer: u64, voters: &[u64]) -> GroupConfig {
     }
 }
 
-fn group(config: GroupConfig, cache_bytes: usize) -> Group {
+pub(super) fn group(config: GroupConfig, cache_bytes: usize) -> Group {
     let log = GroupLog::new(CacheBudget::new(cache_bytes));
     Group::new(config, log, HardState::default(), 0).expect("an empty disk is a good start")
 }
 
-fn proposal(ticket: u64, octets: usize) -> Proposal {
+pub(super) fn proposal(ticket: u64, octets: usize) -> Proposal {
     Proposal {
         ticket,
         context: Bytes::from_static(b"command"),
@@ -41,17 +41,20 @@ fn proposal(ticket: u64, octets: usize) -> Proposal {
 }
 
 /// Groups in one room: every message arrives, every write is durable at once, unless a disk hangs.
-struct Room {
-    groups: Vec<Group>,
+pub(super) struct Room {
+    pub(super) groups: Vec<Group>,
+    /// Neither hears nor says anything any more, and its clock stands.
+    pub(super) dead: Option<usize>,
     hung: Option<usize>,
     deaf: Option<usize>,
     events: Vec<(usize, Action)>,
 }
 
 impl Room {
-    fn new(groups: Vec<Group>) -> Room {
+    pub(super) fn new(groups: Vec<Group>) -> Room {
         Room {
             groups,
+            dead: None,
             hung: None,
             deaf: None,
             events: Vec::new(),
@@ -66,15 +69,17 @@ impl Room {
         )
     }
 
-    fn handle(&mut self, k: usize, input: Input) {
+    pub(super) fn handle(&mut self, k: usize, input: Input) {
         self.groups[k].handle(input);
         self.settle();
     }
 
-    fn tick(&mut self, times: usize) {
+    pub(super) fn tick(&mut self, times: usize) {
         for _ in 0..times {
-            for group in &mut self.groups {
-                group.handle(Input::Tick);
+            for (k, group) in self.groups.iter_mut().enumerate() {
+                if self.dead != Some(k) {
+                    group.handle(Input::Tick);
+                }
             }
             self.settle();
         }
@@ -104,7 +109,8 @@ impl Room {
             Action::Send(messages) => {
                 for message in messages {
                     let to = message.to as usize - 1;
-                    if self.deaf != Some(to) && to < self.groups.len() {
+                    let cut = self.dead == Some(to) || self.dead == Some(k);
+                    if !cut && self.deaf != Some(to) && to < self.groups.len() {
                         self.groups[to].handle(Input::Step(message));
                     }
                 }
@@ -132,11 +138,11 @@ impl Room {
         }
     }
 
-    fn leader(&self) -> Option<usize> {
+    pub(super) fn leader(&self) -> Option<usize> {
         (0..self.groups.len()).find(|&k| self.groups[k].role() == Role::Leader)
     }
 
-    fn committed(&self, ticket: u64) -> bool {
+    pub(super) fn committed(&self, ticket: u64) -> bool {
         let hit = |event: &(usize, Action)| matches!(event.1, Action::Committed { ticket: t, .. } if t == ticket);
         self.events.iter().any(hit)
     }

@@ -47,6 +47,7 @@ impl Group {
             self.transfer_leader(None);
         }
         self.raw.tick();
+        self.take_step();
     }
 
     /// Ticks since the oldest write that is not durable was submitted.

@@ -1,12 +1,20 @@
 //! The control group on the state thread: its entries, and what its leader proposes.
 
+mod calls;
+mod list;
+mod moves;
+
+pub use calls::not_leader;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use queue::control::{Cluster, ControlCommand, ControlEffect, ControlState, NodeRow};
+use proto::v1;
+use queue::control::{Cluster, ControlCommand, ControlEffect, ControlState};
+use tokio::sync::{oneshot, watch};
 
 use super::{Health, Introduced};
 use crate::directory::Directory;
@@ -17,65 +25,115 @@ use crate::state::GroupState;
 /// A proposal of which nothing was heard is made again after this.
 const PROPOSE_AGAIN: Duration = Duration::from_secs(2);
 
+/// What a control group is made with, now or when this node is given a replica of it.
+#[derive(Clone)]
+pub struct ControlSettings {
+    /// This node.
+    pub own: u64,
+    /// What the first leader creates.
+    pub cluster: Cluster,
+    /// The nodes of `--initial-cluster`.
+    pub initial_nodes: Vec<u64>,
+    /// What nodes said of themselves at first contact.
+    pub introduced: Introduced,
+    /// Tickets are unique within the process.
+    pub tickets: Arc<AtomicU64>,
+    /// What this node, while it leads the control group, tells all nodes.
+    pub orders: watch::Sender<Option<Arc<Orders>>>,
+}
+
+/// What the control group's leader tells every node.
+#[derive(Clone, Debug, Default)]
+pub struct Orders {
+    /// Without sender and receiver.
+    pub request: v1::SteerRequest,
+    /// Whom to tell, with peer addresses; nodes that are gone since moments too, so that they hear it.
+    pub addresses: BTreeMap<u64, String>,
+}
+
+/// What was proposed, so that it is not proposed twice at once.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum What {
+    Create,
+    Announce(u64),
+    Place(u32),
+    Forget(u64),
+    EndRest(u64),
+}
+
 /// The control group.
 pub struct Control {
     rows: GroupState,
     state: ControlState,
-    own: u64,
-    cluster: Cluster,
-    initial_nodes: Vec<u64>,
-    introduced: Introduced,
-    tickets: Arc<AtomicU64>,
+    settings: ControlSettings,
     leads: Option<u64>,
     ready: bool,
-    proposed: BTreeMap<u64, Instant>,
+    /// Since when this node leads and knows all.
+    ready_at: Instant,
+    proposed: BTreeMap<What, Instant>,
     wall_ms: u64,
+    /// Tickets whose entries are committed and not yet applied.
+    by_index: BTreeMap<u64, Ticket>,
+    /// Who waits for an entry.
+    waiting: BTreeMap<Ticket, oneshot::Sender<v1::ChangeMembersResponse>>,
+    sight: moves::Sight,
 }
 
 impl Control {
-    /// As its row was recovered. `cluster` and `initial_nodes` are what the first leader creates.
+    /// As its row was recovered.
     ///
     /// # Errors
     /// The row is damaged: this node's data is lost.
     pub fn new(
         rows: GroupState,
-        own: u64,
-        cluster: Cluster,
-        initial_nodes: Vec<u64>,
-        introduced: Introduced,
-        tickets: Arc<AtomicU64>,
+        settings: ControlSettings,
     ) -> Result<Control, crate::wire::log::WireError> {
         let state = crate::wire::control::state_from_bytes(&rows.blob())?;
-        let (leads, ready) = (None, false);
-        let proposed = BTreeMap::new();
         Ok(Control {
             rows,
             state,
-            own,
-            cluster,
-            initial_nodes,
-            introduced,
-            tickets,
-            leads,
-            ready,
-            proposed,
+            settings,
+            leads: None,
+            ready: false,
+            ready_at: Instant::now(),
+            proposed: BTreeMap::new(),
             wall_ms: 0,
+            by_index: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            sight: moves::Sight::default(),
         })
     }
 
     /// This replica's part changed.
     pub fn role(&mut self, leads: bool, term: u64, wall_ms: u64) {
         self.leads = leads.then_some(term);
-        self.ready = leads && self.rows.applied().1 == term;
         self.wall_ms = wall_ms;
         self.proposed.clear();
+        // Whoever asked hears nothing, and asks the next leader: everything may be asked twice.
+        self.waiting.clear();
+        self.by_index.clear();
+        self.sight = moves::Sight::default();
+        self.set_ready(leads && self.rows.applied().1 == term);
+        if !self.ready {
+            self.settings.orders.send_replace(None);
+        }
     }
 
-    /// Tickets are not kept: what was proposed shows in the state, or is proposed again.
-    pub fn tickets(&mut self, _tickets: Vec<(u64, Ticket)>) {}
+    fn set_ready(&mut self, ready: bool) {
+        self.ready = ready;
+        self.ready_at = Instant::now();
+    }
+
+    /// Proposals that are committed, by index.
+    pub fn tickets(&mut self, tickets: Vec<(u64, Ticket)>) {
+        let waited = |(_, ticket): &(u64, Ticket)| self.waiting.contains_key(ticket);
+        let tickets: Vec<_> = tickets.into_iter().filter(waited).collect();
+        self.by_index.extend(tickets);
+    }
 
     /// A proposal that has no known index.
-    pub fn failed(&mut self, _ticket: Ticket) {
+    pub fn failed(&mut self, ticket: Ticket) {
+        self.waiting.remove(&ticket);
         self.proposed.clear();
     }
 
@@ -92,7 +150,10 @@ impl Control {
         }
         if !context.is_empty() && entry.kind == crate::log::EntryKind::Normal {
             match crate::wire::control::decode(&context) {
-                Ok(command) => self.command(&command, directory, health),
+                Ok(command) => {
+                    let effects = self.command(&command, directory, health);
+                    self.answer(entry.index, &effects);
+                }
                 Err(error) => {
                     health.stop_for_good(&format!(
                         "entry {} of the control group: {error}",
@@ -103,11 +164,24 @@ impl Control {
             }
         }
         self.rows.set_applied(entry.index, entry.term);
-        self.ready |= self.leads == Some(entry.term);
+        if !self.ready && self.leads == Some(entry.term) {
+            self.set_ready(true);
+        }
     }
 
-    fn command(&mut self, command: &ControlCommand, directory: &Directory, health: &Health) {
-        for effect in self.state.apply(command) {
+    /// The members of this group changed with an entry: they are kept with its index.
+    pub fn members_changed(&mut self, row: Bytes) {
+        self.rows.set_conf_state(row);
+    }
+
+    fn command(
+        &mut self,
+        command: &ControlCommand,
+        directory: &Directory,
+        health: &Health,
+    ) -> Vec<ControlEffect> {
+        let effects = self.state.apply(command);
+        for effect in &effects {
             match effect {
                 ControlEffect::Created(cluster) => {
                     tracing::info!(
@@ -116,23 +190,35 @@ impl Control {
                         "the cluster is created"
                     );
                 }
-                ControlEffect::AlreadyCreated(_) => {}
                 ControlEffect::Announced { node } => {
-                    self.proposed.remove(&node);
-                    if let Some(row) = self.state.nodes.get(&node) {
-                        directory.set_client_address(node, &row.client_address);
+                    self.proposed.remove(&What::Announce(*node));
+                    if let Some(row) = self.state.nodes.get(node) {
+                        directory.set_client_address(*node, &row.client_address);
                     }
                 }
-                ControlEffect::Refused { node, why } if node == self.own => {
-                    health.stop_for_good(&why.to_string())
+                ControlEffect::Placed { group } => {
+                    self.proposed.remove(&What::Place(*group));
+                }
+                ControlEffect::Gone { node } => {
+                    tracing::info!(node, "a node was removed and holds nothing any more");
                 }
                 ControlEffect::Refused { node, why } => {
-                    tracing::warn!(node, %why, "a node is not taken")
+                    let own = *node == self.settings.own;
+                    if own && matches!(command, ControlCommand::AnnounceNode { .. }) {
+                        health.stop_for_good(&why.to_string());
+                    } else {
+                        tracing::warn!(node, %why, "refused");
+                    }
                 }
+                ControlEffect::AlreadyCreated(_)
+                | ControlEffect::Added { .. }
+                | ControlEffect::Leaving { .. }
+                | ControlEffect::Rested { .. } => {}
             }
         }
         self.rows
             .set_blob(crate::wire::control::state_to_bytes(&self.state));
+        effects
     }
 
     /// The addresses that the state knew at start.
@@ -142,49 +228,80 @@ impl Control {
         }
     }
 
-    /// What the leader proposes: the cluster itself first, then each node that introduced itself with something new.
-    pub fn run(&mut self, now: Instant) -> Vec<Proposal> {
+    /// What the leader proposes: the cluster itself first, then what nodes say of themselves, then where groups go.
+    pub fn run(&mut self, now: Instant, wall_ms: u64) -> Vec<Proposal> {
         if !self.ready || self.leads.is_none() {
             return Vec::new();
         }
-        let mut commands = Vec::new();
-        if self.state.cluster.is_none() {
-            let create = ControlCommand::CreateCluster {
-                cluster: self.cluster,
-                initial_nodes: self.initial_nodes.clone(),
-            };
-            commands.push((0, create));
-        } else {
-            for (node, row) in self.introduced.rows() {
-                let row: NodeRow = row;
-                if self.state.nodes.get(&node) != Some(&row) {
-                    commands.push((node, ControlCommand::AnnounceNode { node, row }));
-                }
+        self.wall_ms = wall_ms;
+        let commands = match self.state.cluster {
+            None => {
+                let create = ControlCommand::CreateCluster {
+                    cluster: self.settings.cluster,
+                    initial_nodes: self.settings.initial_nodes.clone(),
+                };
+                vec![(What::Create, create)]
             }
-        }
+            Some(_) => {
+                self.look(now);
+                self.publish_orders(now);
+                let mut commands = self.announcements();
+                commands.extend(self.moves(now));
+                commands
+            }
+        };
         let mut proposals = Vec::new();
-        for (key, command) in commands {
-            if self
-                .proposed
-                .get(&key)
-                .is_some_and(|at| now < *at + PROPOSE_AGAIN)
-            {
+        for (what, command) in commands {
+            let before = self.proposed.get(&what);
+            if before.is_some_and(|at| now < *at + PROPOSE_AGAIN) {
                 continue;
             }
-            self.proposed.insert(key, now);
-            proposals.push(Proposal {
-                ticket: self.tickets.fetch_add(1, Ordering::Relaxed),
-                context: crate::wire::control::encode(&command, self.wall_ms),
-                data: Bytes::new(),
-                ack: Ack::Apply,
-                urgent: true,
-            });
+            self.proposed.insert(what, now);
+            proposals.push(self.proposal(&command));
         }
         proposals
     }
 
-    /// The rows, for errors.
+    fn announcements(&self) -> Vec<(What, ControlCommand)> {
+        let mut rows = self.settings.introduced.rows();
+        rows.extend(self.sight.rows());
+        let state = &self.state;
+        let news = rows.into_iter().filter(|(node, row)| {
+            let known = state.nodes.get(node);
+            let joins = state.joining.contains(node) || state.expected.contains(node);
+            let same = known.is_some_and(|known| known.incarnation == row.incarnation);
+            (joins || same) && known != Some(&state.announced(*node, row))
+        });
+        news.map(|(node, row)| {
+            let command = ControlCommand::AnnounceNode { node, row };
+            (What::Announce(node), command)
+        })
+        .collect()
+    }
+
+    fn proposal(&self, command: &ControlCommand) -> Proposal {
+        Proposal {
+            ticket: self.settings.tickets.fetch_add(1, Ordering::Relaxed),
+            context: crate::wire::control::encode(command, self.wall_ms),
+            data: Bytes::new(),
+            ack: Ack::Apply,
+            urgent: true,
+        }
+    }
+
+    /// What the log and the metadata call this replica.
+    pub fn replica(&self) -> u32 {
+        self.rows.group()
+    }
+
+    /// The rows, for flushes and errors.
     pub fn rows(&mut self) -> &mut GroupState {
         &mut self.rows
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.settings.orders.send_replace(None);
     }
 }

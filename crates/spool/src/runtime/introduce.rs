@@ -2,6 +2,8 @@
 //!
 //! The decisions are [`crate::identity`]'s; here they are asked for, made durable and answered.
 
+mod roster;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,10 +12,12 @@ use bytes::Bytes;
 use proto::v1;
 use proto::v1::peer_client::PeerClient;
 use queue::control::NodeRow;
+use tokio::sync::watch;
 
 use crate::config::{Config, Error, InitialState};
 use crate::identity::{
-    ClusterId, Contact, FirstStart, Identity, Introduction, Lock, StoreState, answer, first_start,
+    ClusterId, Contact, FirstStart, Identity, Introduction, Lock, Roster, StoreState, answer,
+    first_start,
 };
 use crate::log::RealDisk;
 use crate::peer::Sender;
@@ -33,6 +37,16 @@ pub struct Introducer {
     inner: Arc<Mutex<Inner>>,
     settings: Arc<Settings>,
     introduced: Introduced,
+    news: Arc<watch::Sender<News>>,
+}
+
+/// What the control group's leader said of the nodes, as far as it concerns this one.
+#[derive(Clone, Debug, Default)]
+pub struct News {
+    /// Who there is; empty while nobody said so.
+    pub roster: Roster,
+    /// Not empty: this node has no place in the cluster, and why.
+    pub refused: String,
 }
 
 struct Settings {
@@ -40,11 +54,14 @@ struct Settings {
     replication_factor: u32,
     initial_cluster: String,
     row: NodeRow,
+    process: u64,
     _lock: Lock,
 }
 
 struct Inner {
     identity: Identity,
+    /// Of the control group's leader that was heard last.
+    steer_term: u64,
 }
 
 /// What nodes said of themselves lately.
@@ -77,14 +94,19 @@ impl Introducer {
         let failed = |e: crate::identity::DirError| Error::Identity(e.to_string());
         let lock = Lock::take(&config.dir).map_err(failed)?;
         let identity = match Identity::load(&RealDisk, &config.dir).map_err(failed)? {
-            Some(identity) => check_own(identity, config)?,
-            None => {
-                let made = Identity::starting(
-                    config.cluster_id,
-                    config.node,
-                    rand::random(),
-                    config.shards,
-                );
+            Some(identity) if identity.state != StoreState::Starting => {
+                check_own(identity, config)?
+            }
+            found => {
+                // What only began to start holds nothing: it may still become the other kind.
+                let new = || {
+                    let incarnation = rand::random();
+                    Identity::starting(config.cluster_id, config.node, incarnation, config.shards)
+                };
+                let mut made = found.map_or_else(|| Ok(new()), |found| check_own(found, config))?;
+                if config.initial_state == InitialState::Existing {
+                    made.state = StoreState::Joining;
+                }
                 made.save(&RealDisk, &config.dir).map_err(failed)?;
                 made
             }
@@ -102,12 +124,22 @@ impl Introducer {
             replication_factor: config.replication_factor,
             initial_cluster: canonical(&config.initial_cluster),
             row,
+            process: rand::random(),
             _lock: lock,
         };
+        let news = News {
+            roster: Roster::load(&RealDisk, &config.dir),
+            refused: String::new(),
+        };
+        let inner = Inner {
+            identity,
+            steer_term: 0,
+        };
         Ok(Introducer {
-            inner: Arc::new(Mutex::new(Inner { identity })),
+            inner: Arc::new(Mutex::new(inner)),
             settings: Arc::new(settings),
             introduced,
+            news: Arc::new(watch::channel(news).0),
         })
     }
 
@@ -139,11 +171,8 @@ impl Introducer {
         if self.lock().identity.state == StoreState::Member {
             return Ok(());
         }
-        if config.initial_state == InitialState::Existing {
-            tracing::warn!(
-                "an empty data directory with --initial-cluster-state existing waits to be added to the cluster"
-            );
-            return std::future::pending().await;
+        if self.lock().identity.state == StoreState::Joining {
+            return self.wait_to_be_added(config).await;
         }
         let initial: Vec<u64> = config.initial_cluster.keys().copied().collect();
         let mut heard = BTreeMap::new();
@@ -180,7 +209,11 @@ impl Introducer {
 
     /// From now on this store has given promises. The log is begun before that is said, so that a member without a log is
     /// known to have lost its disk.
-    async fn take_part(&self, config: &Config, known: BTreeMap<u64, u128>) -> Result<(), Error> {
+    pub(super) async fn take_part(
+        &self,
+        config: &Config,
+        known: BTreeMap<u64, u128>,
+    ) -> Result<(), Error> {
         let (config, incarnation) = (config.clone(), self.incarnation());
         tokio::task::spawn_blocking(move || super::recover::begin(&config, incarnation))
             .await
@@ -199,9 +232,9 @@ impl Introducer {
     /// Tells the others again and again who this node is; a refusal is logged, and this node's frames are dropped.
     pub async fn keep_introducing(self, config: Config) {
         loop {
-            for (node, address) in &config.initial_cluster {
-                if *node != config.node
-                    && let Err(Error::Refused(text)) = self.introduce(&config, *node, address).await
+            for (node, address) in self.addresses(&config) {
+                if node != config.node
+                    && let Err(Error::Refused(text)) = self.introduce(&config, node, &address).await
                 {
                     tracing::error!(node, text, "another replica refuses this node");
                 }
@@ -248,7 +281,10 @@ impl Introducer {
         match from_wire(wire) {
             Ok(asking) => match answer(&self.own(), &asking) {
                 Some(refusal) => own.refusal = refusal,
-                None => self.note(&asking, wire),
+                None => match self.removed(&asking) {
+                    Some(refusal) => own.refusal = refusal,
+                    None => self.note(&asking, wire),
+                },
             },
             Err(text) => own.refusal = text,
         }
@@ -317,6 +353,7 @@ impl Introducer {
         let own = self.own();
         let state = match own.state {
             StoreState::Starting => v1::StoreState::Starting,
+            StoreState::Joining => v1::StoreState::Joining,
             StoreState::Member => v1::StoreState::Member,
         };
         let known = own
@@ -400,6 +437,7 @@ fn from_wire(wire: &v1::Introduction) -> Result<Introduction, String> {
         state: match wire.state() {
             v1::StoreState::Member => StoreState::Member,
             v1::StoreState::Starting => StoreState::Starting,
+            v1::StoreState::Joining => StoreState::Joining,
             v1::StoreState::Unspecified => return Err("an introduction without a state".to_owned()),
         },
         known,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::directory::Directory;
 use crate::event::{LogEvent, Mailboxes, RaftEvent};
-use crate::log::{DiskUse, LogReader, LogWriter, Segments, WriteError, WriteTask};
+use crate::log::{DiskUse, GONE, LogReader, LogWriter, Segments, WriteError, WriteTask};
 use crate::node::FetchEntry;
 
 /// Octets that one call of the writer takes at most: a second buffer's worth fills while it flushes.
@@ -125,6 +125,11 @@ impl LogThread {
             }
             LogEvent::Live(live) => {
                 self.live = live;
+                self.may_release = true;
+            }
+            LogEvent::Gone(replica) => {
+                waiting.retain(|task| task.group != replica);
+                self.segments.set_truncated(replica, GONE);
                 self.may_release = true;
             }
             LogEvent::Fetch { group, id, entries } => self.fetch(group, id, &entries),

@@ -7,7 +7,9 @@ mod log_thread;
 mod questions;
 mod raft_thread;
 mod recover;
+mod replicas;
 mod state;
+mod steer;
 
 use std::sync::mpsc;
 use std::sync::{Arc, OnceLock};
@@ -25,6 +27,7 @@ pub use health::Health;
 pub use introduce::{Introduced, Introducer};
 pub use questions::read_pieces;
 pub use state::wall_ms;
+pub use steer::Steered;
 
 use crate::config::{Config, Error};
 use crate::directory::Directory;
@@ -114,10 +117,22 @@ async fn run_once(
         () = shutdown.cancelled() => return Ok(End::Shutdown),
     }
     let node = Threads::start(config, &introducer, patience).await?;
+    let steered = steer::Steered {
+        introducer: introducer.clone(),
+        mail: node.mail.clone(),
+        peers: node.peers.clone(),
+        directory: node.directory.clone(),
+    };
+    let steering = tokio::spawn(steer::steer(
+        config.clone(),
+        steered.clone(),
+        node.orders.clone(),
+    ));
     let _ = running.set(PeerRunning {
         mail: node.mail.clone(),
         directory: node.directory.clone(),
         health: node.health.clone(),
+        steered,
     });
     let introductions = tokio::spawn(introducer.clone().keep_introducing(config.clone()));
     let services = Services::new(
@@ -132,7 +147,12 @@ async fn run_once(
     let groups = config.shards as usize + 1;
     let mut stopped = node.health.watch();
     let mut topology = node.directory.watch();
+    let mut news = introducer.news();
     loop {
+        let refused = news.borrow_and_update().refused.clone();
+        if !refused.is_empty() {
+            node.health.stop_for_good(&refused);
+        }
         ready.send_replace(
             topology
                 .borrow_and_update()
@@ -144,14 +164,16 @@ async fn run_once(
         );
         tokio::select! {
             _ = topology.changed() => {}
+            _ = news.changed() => {}
             _ = stopped.wait_for(Option::is_some) => break,
             () = shutdown.cancelled() => break,
         }
     }
     ready.send_replace(false);
     introductions.abort();
+    steering.abort();
     let outcome = node
-        .end(shutdown.is_cancelled() && config.initial_cluster.len() > 1)
+        .end(shutdown.is_cancelled() && introducer.addresses(config).len() > 1)
         .await;
     stop_servers.cancel();
     let servers = async {
@@ -168,6 +190,8 @@ struct Threads {
     directory: Directory,
     health: Health,
     reader: crate::log::LogReader,
+    peers: Peers,
+    orders: watch::Receiver<Option<Arc<control::Orders>>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -195,9 +219,17 @@ impl Threads {
         for (group, voters) in &recovered.voters {
             directory.set_voters(*group, voters.clone());
         }
-        let mut others = config.initial_cluster.clone();
-        others.remove(&config.node);
-        let peers = Peers::connect(&others, &introducer.sender(), &config.tls, &directory);
+        let peers = Peers::new(&introducer.sender(), &config.tls, &directory);
+        peers.update(&introducer.addresses(config));
+        let (publish, orders) = watch::channel(None);
+        let control_settings = control::ControlSettings {
+            own: config.node,
+            cluster: config.cluster(),
+            initial_nodes: config.initial_cluster.keys().copied().collect(),
+            introduced: introducer.introduced(),
+            tickets: Arc::new(std::sync::atomic::AtomicU64::new(1)),
+            orders: publish,
+        };
         let segments = recovered.writer.segments();
         let reader = recovered.reader.clone();
         let raft_thread = raft_thread::RaftThread {
@@ -205,9 +237,10 @@ impl Threads {
             mail: raft_mail,
             to: mail.clone(),
             log: log.clone(),
-            peers,
+            peers: peers.clone(),
             directory: directory.clone(),
             health: health.clone(),
+            full: std::collections::BTreeSet::new(),
             replies: std::collections::HashMap::new(),
         };
         let log_thread = log_thread::LogThread {
@@ -234,7 +267,7 @@ impl Threads {
             headers,
             directory.clone(),
             health.clone(),
-            introducer.introduced(),
+            control_settings,
         )?;
         let (header_reader, header_answers) = (reader.clone(), mail.state.clone());
         let threads = vec![
@@ -250,6 +283,8 @@ impl Threads {
             directory,
             health,
             reader,
+            peers,
+            orders,
             threads,
         })
     }

@@ -1,13 +1,13 @@
 //! The Raft thread: owns the groups of a node, never blocks on disk.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use proto::v1;
 use proto::v1::AppendOutcome;
 
-use crate::directory::{Directory, node_of, peer_id};
+use crate::directory::{Directory, group_of, node_of};
 use crate::event::{AppendReply, Failure, LogEvent, Mailboxes, RaftEvent, StateEvent, Ticket};
 use crate::node::{Ack, Action, Group, GroupStatus, Input, Refusal, Role, TICK_MS};
 use crate::peer::Peers;
@@ -26,6 +26,8 @@ pub struct RaftThread {
     pub peers: Peers,
     pub directory: Directory,
     pub health: super::Health,
+    /// Nodes with a full disk.
+    pub full: BTreeSet<u64>,
     /// Replies of proposals that are answered at commit.
     pub replies: HashMap<Ticket, AppendReply>,
 }
@@ -81,13 +83,12 @@ impl RaftThread {
             }
             RaftEvent::Persisted(written) => {
                 for w in written {
-                    self.input(
-                        w.group,
-                        Input::Persisted {
-                            number: w.number,
-                            locations: w.locations,
-                        },
-                    );
+                    let (number, locations) = (w.number, w.locations);
+                    // What an earlier replica of the group wrote is nothing to this one.
+                    let group = self.groups.get_mut(&group_of(w.group));
+                    if let Some(group) = group.filter(|group| group.log_group() == w.group) {
+                        group.handle(Input::Persisted { number, locations });
+                    }
                 }
             }
             RaftEvent::Applied { group, index } => self.input(group, Input::Applied { index }),
@@ -105,10 +106,27 @@ impl RaftThread {
                 );
             }
             RaftEvent::Full { node, full } => {
-                let peer = peer_id(node);
+                match full {
+                    true => self.full.insert(node),
+                    false => self.full.remove(&node),
+                };
                 for group in self.groups.values_mut() {
-                    group.handle(Input::PeerFull { peer, full });
+                    super::replicas::tell_full(group, node, full);
                 }
+            }
+            RaftEvent::Create(group) => self.create(*group),
+            RaftEvent::Destroy { group, peer } => self.destroy(group, peer),
+            RaftEvent::Plans(plans) => {
+                for (group, plan) in plans {
+                    self.input(group, Input::Plan(plan));
+                }
+            }
+            RaftEvent::Report(reply) => {
+                let reports = self
+                    .groups
+                    .values()
+                    .map(|g| super::replicas::report(&g.status()));
+                let _ = reply.send(reports.collect());
             }
             RaftEvent::Status(reply) => {
                 let _ = reply.send(self.groups.values().map(|g| status(&g.status())).collect());
@@ -133,7 +151,7 @@ impl RaftThread {
         }
     }
 
-    fn drain(&mut self) {
+    pub(super) fn drain(&mut self) {
         let mut writes = Vec::new();
         let mut aborted = None;
         let groups: Vec<u32> = self.groups.keys().copied().collect();
@@ -236,6 +254,11 @@ impl RaftThread {
                 self.committed(id, tickets, entries);
                 self.directory
                     .set_voters(id, members.voters.iter().map(|p| node_of(*p)).collect());
+                if let Some(group) = self.groups.get_mut(&id) {
+                    for node in &self.full {
+                        super::replicas::tell_full(group, *node, true);
+                    }
+                }
                 let _ = self.to.state.send(StateEvent::ConfChanged {
                     group: id,
                     index,
@@ -246,7 +269,7 @@ impl RaftThread {
                 if let Some(group) = self.groups.get(&id) {
                     let (index, term) = group.truncated();
                     let _ = self.log.send(LogEvent::Truncated {
-                        group: id,
+                        group: group.log_group(),
                         index,
                         term,
                     });
@@ -316,5 +339,13 @@ fn status(s: &GroupStatus) -> v1::GroupStatus {
         applied: s.applied,
         durable_applied: 0,
         progress: progress.collect(),
+        voters: s.members.voters.iter().map(|p| node_of(*p)).collect(),
+        learners: s.members.learners.iter().map(|p| node_of(*p)).collect(),
+        outgoing: s
+            .members
+            .voters_outgoing
+            .iter()
+            .map(|p| node_of(*p))
+            .collect(),
     }
 }

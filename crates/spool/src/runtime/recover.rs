@@ -1,10 +1,12 @@
 //! Opens what a node has on disk and makes its groups from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::config::{Config, Error};
-use crate::directory::{node_of, peer_id};
+use queue::control::{Placement, first_peers};
+
+use crate::config::{Config, Error, InitialState};
+use crate::directory::{group_of, log_group, node_of, peer_of};
 use crate::log::{
     Damaged, Log, LogConfig, LogReader, LogWriter, OpenError, RecoveredGroup, WriteError,
 };
@@ -15,11 +17,17 @@ use crate::storage::{CacheBudget, GroupLog, Hole};
 /// Octets of entries that all groups of a node keep in memory (queue.md 3.3).
 const CACHE_BYTES: usize = 64 << 20;
 
+/// Stands among the replicas that are gone as a sign that this directory has started before. No group has this number.
+const NO_REPLICA: u32 = u32::MAX;
+
 /// What the state thread begins with.
 pub struct State {
     pub store: Store,
-    pub control: GroupState,
+    pub control: Option<GroupState>,
     pub shards: BTreeMap<u32, GroupState>,
+    /// Replicas that this node had, by what the log calls them.
+    pub gone: BTreeSet<u32>,
+    pub budget: Arc<CacheBudget>,
 }
 
 /// What a node begins with.
@@ -36,6 +44,7 @@ pub struct Recovered {
 
 /// Begins the log of a store that is about to take part for the first time. Blocking.
 pub fn begin(config: &Config, incarnation: u128) -> Result<(), Error> {
+    first_replicas(config, &Store::open(&config.dir, StoreConfig::default())?)?;
     let mut log_config = log_config(config, incarnation);
     // Opened for a moment only: no thread of it may prepare segments when it is opened again.
     log_config.background = false;
@@ -76,10 +85,22 @@ pub fn recover(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
 /// The metadata come first: how far they reach says which damage of the log can be mended.
 fn open(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
     let store = Store::open(&config.dir, StoreConfig::default())?;
+    let replicas = store.replicas()?;
+    if replicas.is_empty() {
+        return Err(Error::Recovered(format!(
+            "{}: the metadata are empty, but this store took part in the cluster: nobody knows what it held",
+            store.dir().display()
+        )));
+    }
+    let here = || {
+        replicas
+            .iter()
+            .filter(|(_, here)| **here)
+            .map(|(id, _)| *id)
+    };
     let mut log_config = log_config(config, incarnation);
-    log_config.applied = (0..=config.shards)
-        .map(|group| (group, store.durable_applied(group)))
-        .collect();
+    log_config.applied = here().map(|id| (id, store.durable_applied(id))).collect();
+    log_config.replicas = Some(here().collect());
     let dir = config.dir.join("log");
     let (writer, reader, found) = Log::open(&dir, log_config)?;
     if found.segments == 0 {
@@ -92,22 +113,19 @@ fn open(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
     }
     report(&found);
     let budget = CacheBudget::new(CACHE_BYTES);
-    let first = Membership {
-        voters: config.initial_cluster.keys().map(|n| peer_id(*n)).collect(),
-        ..Default::default()
-    };
     let mut groups = BTreeMap::new();
     let mut voters = BTreeMap::new();
     let mut rows = BTreeMap::new();
     let empty = RecoveredGroup::default();
-    for id in 0..=config.shards {
-        let state = store.group(id)?;
-        let recovered = found.groups.get(&id).unwrap_or(&empty);
-        let members = members(&state, &first)?;
+    for replica in here() {
+        let id = group_of(replica);
+        let state = store.group(replica)?;
+        let recovered = found.groups.get(&replica).unwrap_or(&empty);
+        let members = members(&state)?;
         voters.insert(id, members.voters.iter().map(|p| node_of(*p)).collect());
         let group = group(
             config,
-            id,
+            replica,
             recovered,
             members,
             state.applied().0,
@@ -117,9 +135,12 @@ fn open(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
         groups.insert(id, group);
         rows.insert(id, state);
     }
-    let control = rows
-        .remove(&crate::CONTROL_GROUP)
-        .ok_or_else(|| Error::Recovered("no control group".to_owned()))?;
+    let control = rows.remove(&crate::CONTROL_GROUP);
+    let gone = replicas.iter().filter(|(_, here)| !**here);
+    let gone = gone
+        .map(|(id, _)| *id)
+        .filter(|id| *id != NO_REPLICA)
+        .collect();
     let live = store
         .segments_live()
         .into_iter()
@@ -134,6 +155,8 @@ fn open(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
             store,
             control,
             shards: rows,
+            gone,
+            budget,
         },
         live,
         damaged: found.damaged,
@@ -158,18 +181,43 @@ fn report(found: &crate::log::Recovered) {
     }
 }
 
-fn members(state: &GroupState, first: &Membership) -> Result<Membership, Error> {
-    let row = state.conf_state();
-    if row.is_empty() {
-        return Ok(first.clone());
+/// The first replicas of a store that is about to take part for the first time: all first nodes compute the same map. A
+/// node that is added gets its replicas from the control group.
+fn first_replicas(config: &Config, store: &Store) -> Result<(), Error> {
+    if !store.replicas()?.is_empty() {
+        return Ok(());
     }
+    if config.initial_state == InitialState::New {
+        let initial: Vec<u64> = config.initial_cluster.keys().copied().collect();
+        for (group, placement) in first_peers(&initial, &config.cluster()) {
+            if let Some(peer) = placement.peer_on(config.node) {
+                let members = first_members(&placement);
+                let row = crate::wire::members::to_bytes(&members);
+                store.create(log_group(group, peer), &row)?;
+            }
+        }
+    }
+    // From now on it is known that the first start is over, whatever becomes of the replicas.
+    Ok(store.bury(NO_REPLICA)?)
+}
+
+/// What a group's log begins with.
+pub fn first_members(placement: &Placement) -> Membership {
+    Membership {
+        voters: placement.voters.iter().copied().collect(),
+        ..Membership::default()
+    }
+}
+
+fn members(state: &GroupState) -> Result<Membership, Error> {
+    let row = state.conf_state();
     crate::wire::members::from_bytes(&row)
         .map_err(|e| Error::Recovered(format!("group {}: its members: {e}", state.group())))
 }
 
 fn group(
     config: &Config,
-    id: u32,
+    replica: u32,
     recovered: &RecoveredGroup,
     members: Membership,
     applied: u64,
@@ -177,12 +225,14 @@ fn group(
     budget: &Arc<CacheBudget>,
 ) -> Result<Group, Error> {
     let log = GroupLog::recovered(recovered, budget.clone(), |entry| {
-        let read = reader.read_entry(entry.location, id, entry.index);
+        let read = reader.read_entry(entry.location, replica, entry.index);
         read.map(|e| (e.context, e.data))
             .map_err(|e| Recovery(e.to_string()))
     });
+    let id = group_of(replica);
     let log = log.map_err(|e| Error::Recovered(format!("group {id}: {}", e.0)))?;
-    let group = GroupConfig::new(id, peer_id(config.node), members);
+    let mut group = GroupConfig::new(id, peer_of(config.node, replica), members);
+    group.log_group = replica;
     Ok(Group::new(group, log, recovered.hard_state, applied)?)
 }
 

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Answers, AppendAnswers, Services};
-use crate::event::{Question, RaftEvent, StateEvent};
+use crate::event::{MembersCall, Question, RaftEvent, StateEvent};
 
 /// The largest range that one Fetch gives, octets.
 const FETCH_BYTES_MAX: u32 = 1 << 20;
@@ -167,6 +167,43 @@ impl Admin for Services {
             .await
             .map(Response::new)
     }
+
+    async fn members(
+        &self,
+        request: Request<v1::MembersRequest>,
+    ) -> Result<Response<v1::MembersResponse>, Status> {
+        require(&request, Right::Admin)?;
+        self.members_call(MembersCall::List).await
+    }
+
+    async fn add_node(
+        &self,
+        request: Request<v1::AddNodeRequest>,
+    ) -> Result<Response<v1::ChangeMembersResponse>, Status> {
+        require(&request, Right::Admin)?;
+        let request = request.into_inner();
+        proto::tls::endpoint(&request.peer_address).map_err(Status::invalid_argument)?;
+        self.members_call(|to| MembersCall::Add(request, to)).await
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<v1::RemoveNodeRequest>,
+    ) -> Result<Response<v1::ChangeMembersResponse>, Status> {
+        require(&request, Right::Admin)?;
+        let node = request.into_inner().node;
+        self.members_call(|to| MembersCall::Remove(node, to)).await
+    }
+
+    async fn move_leaders(
+        &self,
+        request: Request<v1::MoveLeadersRequest>,
+    ) -> Result<Response<v1::ChangeMembersResponse>, Status> {
+        require(&request, Right::Admin)?;
+        let node = request.into_inner().node;
+        self.members_call(|to| MembersCall::MoveLeaders(node, to))
+            .await
+    }
 }
 
 impl Services {
@@ -186,12 +223,26 @@ impl Services {
             return Err(Status::invalid_argument(text));
         }
         let _ = self.mail.state.send(StateEvent::Ask(question));
-        match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_)) => Err(Status::unavailable("this node is stopping; ask again")),
-            Err(_) => Err(Status::deadline_exceeded(
-                "this node did not answer within 10 s; look at its load and disk",
-            )),
-        }
+        answered(answer).await
+    }
+
+    async fn members_call<T>(
+        &self,
+        call: impl FnOnce(oneshot::Sender<T>) -> MembersCall,
+    ) -> Result<Response<T>, Status> {
+        self.check_running()?;
+        let (to, answer) = oneshot::channel();
+        let _ = self.mail.state.send(StateEvent::Members(call(to)));
+        answered(answer).await.map(Response::new)
+    }
+}
+
+async fn answered<T>(answer: oneshot::Receiver<T>) -> Result<T, Status> {
+    match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(_)) => Err(Status::unavailable("this node is stopping; ask again")),
+        Err(_) => Err(Status::deadline_exceeded(
+            "this node did not answer within 10 s; look at its load and disk",
+        )),
     }
 }

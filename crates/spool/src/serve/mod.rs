@@ -95,6 +95,8 @@ pub struct PeerRunning {
     pub directory: Directory,
     /// Why the node stopped, if it did.
     pub health: Health,
+    /// What it does with what the control group's leader says.
+    pub steered: crate::runtime::Steered,
 }
 
 /// A gRPC answer stream that is fed by a channel.

@@ -67,6 +67,26 @@ impl Peer for PeerServices {
         }
         Ok(Response::new(self.introducer.answer(&introduction)))
     }
+
+    async fn steer(
+        &self,
+        request: Request<v1::SteerRequest>,
+    ) -> Result<Response<v1::SteerReport>, Status> {
+        let identity = require(&request, Right::Peer)?;
+        let request = request.into_inner();
+        let report = match self.running.get() {
+            Some(running) => running.steered.take(&identity.name, &request).await,
+            // A node that waits to be added: this is how it hears that it was.
+            None => {
+                let mut report = self.introducer.report();
+                if let Err(refusal) = self.introducer.steered(&identity.name, &request) {
+                    report.refusal = refusal;
+                }
+                report
+            }
+        };
+        Ok(Response::new(report))
+    }
 }
 
 impl PeerServices {
@@ -88,6 +108,7 @@ impl PeerServices {
                 full: frame.full,
             });
         }
+        running.directory.hear_leads(frame.from_node, &frame.leads);
         if frame.messages.is_empty() {
             return Ok(());
         }

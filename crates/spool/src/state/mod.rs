@@ -35,6 +35,7 @@ mod journal;
 mod key;
 mod rows;
 mod store;
+mod sweep;
 mod table;
 
 #[cfg(test)]
@@ -45,6 +46,7 @@ pub use error::StoreError;
 pub use flush::{Flush, Flushed};
 pub use group::GroupState;
 pub use store::{Store, StoreConfig};
+pub use sweep::Sweep;
 
 use std::time::Duration;
 

@@ -5,12 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch};
+use fjall::{
+    CompressionType, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode,
+};
 
 use super::bodies::SegmentLive;
 use super::codec::{self, put_number};
 use super::flush::{Flush, Flushed};
 use super::group::{Fixed, GroupState};
+use super::sweep::Sweep;
 use super::{BLOCK_CACHE_BYTES, JOURNAL_BYTES, MEMTABLE_BYTES, StoreError, journal, key};
 
 /// Octets of a blob in one value, so that values stay below [`super::ROW_MAX`].
@@ -116,6 +119,58 @@ impl Store {
         Ok(store)
     }
 
+    /// Every replica that this node has (true) or had (false), by what the log calls it.
+    ///
+    /// # Errors
+    /// [`StoreError`]: they cannot be read.
+    pub fn replicas(&self) -> Result<BTreeMap<u32, bool>, StoreError> {
+        let mut replicas = BTreeMap::new();
+        for guard in self.keyspaces.fixed.iter() {
+            let (key, value) = guard.into_inner().map_err(StoreError::of)?;
+            if let Some((replica, FIXED_REPLICA)) = fixed_key(&key) {
+                replicas.insert(replica, value.first() == Some(&REPLICA_HERE));
+            }
+        }
+        Ok(replicas)
+    }
+
+    /// A new replica, durably: the members that its group's log began with are all that it knows.
+    ///
+    /// # Errors
+    /// As [`Flush::run`].
+    pub fn create(&self, replica: u32, conf_state: &[u8]) -> Result<(), StoreError> {
+        let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
+        let key = |tag| fixed_tag(replica, tag);
+        batch.insert(&self.keyspaces.fixed, key(FIXED_REPLICA), [REPLICA_HERE]);
+        batch.insert(&self.keyspaces.fixed, key(FIXED_CONF_STATE), conf_state);
+        batch.commit().map_err(StoreError::of)
+    }
+
+    /// This node does not have the replica any more, durably: late messages must not bring it back. Its rows go with
+    /// [`Store::sweep`].
+    ///
+    /// # Errors
+    /// As [`Flush::run`].
+    pub fn bury(&self, replica: u32) -> Result<(), StoreError> {
+        let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
+        let key = fixed_tag(replica, FIXED_REPLICA);
+        batch.insert(&self.keyspaces.fixed, key, [REPLICA_GONE]);
+        batch.commit().map_err(StoreError::of)
+    }
+
+    /// The work of removing the rows of a replica that was buried, for a helper thread. Not while a flush with rows of it
+    /// is under way. From now on nothing of it keeps a segment.
+    pub fn sweep(&self, replica: u32) -> Sweep {
+        let mut durable = self.durable();
+        durable.applied.remove(&replica);
+        durable.segments.remove(&replica);
+        Sweep {
+            database: self.database.clone(),
+            keyspaces: self.keyspaces.clone(),
+            replica,
+        }
+    }
+
     /// The groups that have rows here.
     pub fn groups(&self) -> BTreeSet<u32> {
         self.durable().applied.keys().copied().collect()
@@ -215,10 +270,14 @@ impl Store {
     }
 
     fn load(&self) -> Result<(), StoreError> {
+        let replicas = self.replicas()?;
+        let gone = |replica: u32| replicas.get(&replica) == Some(&false);
         let mut durable = self.durable();
         for guard in self.keyspaces.fixed.iter() {
             let (key, value) = guard.into_inner().map_err(StoreError::of)?;
-            if let Some((group, FIXED_APPLIED)) = fixed_key(&key) {
+            if let Some((group, FIXED_APPLIED)) = fixed_key(&key)
+                && !gone(group)
+            {
                 let (index, _) = read_applied(&value)
                     .ok_or_else(|| StoreError::unreadable("fixed", group, &key))?;
                 durable.applied.insert(group, index);
@@ -233,11 +292,10 @@ impl Store {
             let row = parsed.zip(codec::decode::<SegmentLive>(&value));
             let ((group, segment), live) =
                 row.ok_or_else(|| StoreError::unreadable("segments", 0, &bytes))?;
-            durable
-                .segments
-                .entry(group)
-                .or_default()
-                .insert(segment, live);
+            if !gone(group) {
+                let segments = durable.segments.entry(group).or_default();
+                segments.insert(segment, live);
+            }
         }
         Ok(())
     }
@@ -254,7 +312,7 @@ fn database(dir: &Path, config: &StoreConfig) -> fjall::Result<Database> {
 }
 
 impl Keyspaces {
-    fn all(&self) -> impl Iterator<Item = &Keyspace> {
+    pub(super) fn all(&self) -> impl Iterator<Item = &Keyspace> {
         let messages = [&self.messages, &self.items, &self.recipients];
         let scheduling = [&self.due, &self.inflight, &self.held, &self.destinations];
         let remembered = [&self.finished, &self.forgets, &self.uploads];
@@ -290,7 +348,23 @@ impl Keyspaces {
 const FIXED_APPLIED: u8 = b'a';
 const FIXED_BLOB: u8 = b'b';
 const FIXED_CONF_STATE: u8 = b'c';
+/// A replica that this node has or had.
+const FIXED_REPLICA: u8 = b'r';
 const FIXED_SHARD: u8 = b's';
+
+/// Values of [`FIXED_REPLICA`].
+const REPLICA_HERE: u8 = 1;
+/// See [`REPLICA_HERE`].
+const REPLICA_GONE: u8 = 0;
+
+pub(super) fn fixed_tag(group: u32, tag: u8) -> Vec<u8> {
+    [&group.to_be_bytes()[..], &[tag]].concat()
+}
+
+/// Whether a key of the fixed values is the mark of a replica, which outlives its rows.
+pub(super) fn is_replica_mark(key: &[u8]) -> bool {
+    fixed_key(key).is_some_and(|(_, tag)| tag == FIXED_REPLICA)
+}
 
 fn fixed_key(key: &[u8]) -> Option<(u32, u8)> {
     let (group, rest) = key.split_first_chunk()?;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use proto::v1;
 use proto::v1::log_entry::Command;
-use queue::control::{Cluster, ControlCommand, ControlState, NodeRow};
+use queue::control::{Cluster, ControlCommand, ControlState, NodeRow, Placement, Rest};
 
 use super::log::WireError;
 
@@ -25,6 +25,38 @@ pub fn encode(command: &ControlCommand, cluster_time_ms: u64) -> Bytes {
             actor: actor.to_string(),
             text: text.to_string(),
         }),
+        ControlCommand::AddNode {
+            node,
+            peer_address,
+            client_address,
+            zone,
+        } => Command::AddNode(v1::AddNodeCommand {
+            node: *node,
+            peer_address: peer_address.to_string(),
+            client_address: client_address.to_string(),
+            zone: zone.to_string(),
+        }),
+        ControlCommand::RemoveNode { node } => {
+            Command::RemoveNode(v1::RemoveNodeCommand { node: *node })
+        }
+        ControlCommand::ForgetNode { node } => {
+            Command::ForgetNode(v1::ForgetNodeCommand { node: *node })
+        }
+        ControlCommand::Place {
+            group,
+            version,
+            voters,
+            leader,
+            settled,
+        } => Command::Place(v1::PlaceCommand {
+            settled: *settled,
+            group: *group,
+            version: *version,
+            voters: voters.iter().copied().collect(),
+            leader: *leader,
+        }),
+        ControlCommand::Rest { node, rest } => Command::Rest(rest_to_wire(*node, rest)),
+        ControlCommand::EndRest { node } => Command::EndRest(v1::EndRestCommand { node: *node }),
     };
     let entry = v1::LogEntry {
         version: CONTROL_VERSION,
@@ -62,6 +94,26 @@ pub fn decode(context: &[u8]) -> Result<ControlCommand, WireError> {
             actor: n.actor.into(),
             text: n.text.into(),
         }),
+        Command::AddNode(n) => Ok(ControlCommand::AddNode {
+            node: n.node,
+            peer_address: n.peer_address.into(),
+            client_address: n.client_address.into(),
+            zone: n.zone.into(),
+        }),
+        Command::RemoveNode(n) => Ok(ControlCommand::RemoveNode { node: n.node }),
+        Command::ForgetNode(n) => Ok(ControlCommand::ForgetNode { node: n.node }),
+        Command::Place(p) => Ok(ControlCommand::Place {
+            group: p.group,
+            version: p.version,
+            voters: p.voters.into_iter().collect(),
+            leader: p.leader,
+            settled: p.settled,
+        }),
+        Command::Rest(r) => {
+            let (node, rest) = rest_from_wire(&r);
+            Ok(ControlCommand::Rest { node, rest })
+        }
+        Command::EndRest(r) => Ok(ControlCommand::EndRest { node: r.node }),
         _ => Err(WireError::WrongGroup { belongs: "shard" }),
     }
 }
@@ -80,6 +132,21 @@ pub fn state_to_bytes(state: &ControlState) -> Bytes {
             .map(|(id, row)| node_to_wire(*id, row))
             .collect(),
         highest_node: state.highest_node,
+        joining: state.joining.iter().copied().collect(),
+        leaving: state.leaving.iter().copied().collect(),
+        resting: state
+            .resting
+            .iter()
+            .map(|(id, r)| rest_to_wire(*id, r))
+            .collect(),
+        groups: state
+            .groups
+            .iter()
+            .map(|(id, p)| placement_to_wire(*id, p))
+            .collect(),
+        placed: state.placed.iter().map(placed_to_wire).collect(),
+        placement_version: state.version,
+        first_nodes: state.first_nodes.clone(),
     };
     row.encode_to_vec().into()
 }
@@ -92,6 +159,17 @@ pub fn state_from_bytes(bytes: &[u8]) -> Result<ControlState, WireError> {
     let row = v1::ControlStateRow::decode(bytes)?;
     let mut state = ControlState {
         highest_node: row.highest_node,
+        joining: row.joining.into_iter().collect(),
+        leaving: row.leaving.into_iter().collect(),
+        resting: row.resting.iter().map(rest_from_wire).collect(),
+        groups: row.groups.into_iter().map(placement_from_wire).collect(),
+        placed: row
+            .placed
+            .iter()
+            .map(|p| ((p.group, p.node), p.count))
+            .collect(),
+        version: row.placement_version,
+        first_nodes: row.first_nodes,
         ..ControlState::default()
     };
     if let Some(cluster) = &row.cluster {
@@ -122,7 +200,52 @@ fn cluster_from_wire(wire: &v1::CreateClusterCommand) -> Result<Cluster, WireErr
     })
 }
 
-fn node_to_wire(node: u64, row: &NodeRow) -> v1::AnnounceNodeCommand {
+fn rest_to_wire(node: u64, rest: &Rest) -> v1::RestCommand {
+    v1::RestCommand {
+        node,
+        process: rest.process,
+        until_ms: rest.until_ms,
+    }
+}
+
+fn rest_from_wire(wire: &v1::RestCommand) -> (u64, Rest) {
+    let rest = Rest {
+        process: wire.process,
+        until_ms: wire.until_ms,
+    };
+    (wire.node, rest)
+}
+
+fn placement_to_wire(group: u32, placement: &Placement) -> v1::PlacementRow {
+    v1::PlacementRow {
+        group,
+        version: placement.version,
+        voters: placement.voters.iter().copied().collect(),
+        leader: placement.leader,
+        before: placement.before.iter().copied().collect(),
+    }
+}
+
+fn placement_from_wire(wire: v1::PlacementRow) -> (u32, Placement) {
+    let placement = Placement {
+        version: wire.version,
+        voters: wire.voters.into_iter().collect(),
+        leader: wire.leader,
+        before: wire.before.into_iter().collect(),
+    };
+    (wire.group, placement)
+}
+
+fn placed_to_wire(((group, node), count): (&(u32, u64), &u32)) -> v1::PlacedRow {
+    v1::PlacedRow {
+        group: *group,
+        node: *node,
+        count: *count,
+    }
+}
+
+/// A node and its row, as commands, the state and peers carry it.
+pub fn node_to_wire(node: u64, row: &NodeRow) -> v1::AnnounceNodeCommand {
     v1::AnnounceNodeCommand {
         node,
         incarnation: Bytes::copy_from_slice(&row.incarnation),
@@ -132,7 +255,11 @@ fn node_to_wire(node: u64, row: &NodeRow) -> v1::AnnounceNodeCommand {
     }
 }
 
-fn node_from_wire(wire: v1::AnnounceNodeCommand) -> Result<(u64, NodeRow), WireError> {
+/// The reverse of [`node_to_wire`].
+///
+/// # Errors
+/// The incarnation has not 16 octets.
+pub fn node_from_wire(wire: v1::AnnounceNodeCommand) -> Result<(u64, NodeRow), WireError> {
     let row = NodeRow {
         incarnation: sixteen("incarnation", &wire.incarnation)?,
         peer_address: wire.peer_address.into(),
@@ -173,6 +300,29 @@ mod tests {
                 initial_nodes: vec![1, 2],
             },
             ControlCommand::AnnounceNode { node: 2, row },
+            ControlCommand::AddNode {
+                node: 5,
+                peer_address: "e:7101".into(),
+                client_address: "e:7100".into(),
+                zone: "z".into(),
+            },
+            ControlCommand::Place {
+                group: 1,
+                version: 0,
+                voters: [1, 5].into(),
+                leader: 5,
+                settled: true,
+            },
+            ControlCommand::Rest {
+                node: 2,
+                rest: Rest {
+                    process: 3,
+                    until_ms: 4,
+                },
+            },
+            ControlCommand::EndRest { node: 1 },
+            ControlCommand::RemoveNode { node: 5 },
+            ControlCommand::ForgetNode { node: 6 },
         ];
         let mut state = ControlState::default();
         for command in &commands {

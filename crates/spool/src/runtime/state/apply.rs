@@ -23,21 +23,27 @@ impl StateThread {
         let Some(last) = entries.last().map(|e| e.index) else {
             if let Some(shard) = self.shards.get_mut(&group) {
                 shard.tickets.extend(tickets);
-            } else {
-                self.control.tickets(tickets);
+            } else if let Some(control) = &mut self.control {
+                control.tickets(tickets);
             }
             return;
         };
         if group == crate::CONTROL_GROUP {
-            self.control.tickets(tickets);
+            let Some(mut control) = self.control.take() else {
+                return;
+            };
+            control.tickets(tickets);
             for entry in entries {
                 let context = self.context(group, &entry);
                 if self.health.stopped().is_some() {
                     return;
                 }
-                self.control
-                    .apply(&entry, context, &self.directory, &self.health);
+                control.apply(&entry, context, &self.directory, &self.health);
+                if let Some(members) = self.control_conf.remove(&entry.index) {
+                    control.members_changed(crate::wire::members::to_bytes(&members));
+                }
             }
+            self.control = Some(control);
         } else {
             let Some(mut shard) = self.shards.remove(&group) else {
                 return;

@@ -17,13 +17,15 @@ impl StateThread {
         let mut out: BTreeMap<u32, Out> = BTreeMap::new();
         for call in calls {
             let group = call.shard + 1;
-            let Some(shard) = self.shards.get_mut(&group) else {
+            if call.shard >= self.shard_count {
                 let text = format!("shard {} does not exist on this cluster", call.shard);
                 call.reply
                     .send_with(proto::v1::AppendOutcome::Invalid, String::new(), text);
                 continue;
-            };
-            let Some(leader) = &mut shard.leader else {
+            }
+            let shard = self.shards.get_mut(&group);
+            let led = shard.and_then(|shard| Some((shard.leader.as_mut()?, &mut shard.rows)));
+            let Some((leader, rows)) = led else {
                 let address = self.directory.leader_address(group);
                 call.reply
                     .send_with(proto::v1::AppendOutcome::NotLeader, address, String::new());
@@ -32,7 +34,7 @@ impl StateThread {
             let full = self.directory.majority_full(group);
             let out = out.entry(group).or_default();
             let mut turn = Turn {
-                rows: &mut shard.rows,
+                rows,
                 streams: &mut self.streams,
                 bodies: &mut self.bodies,
                 now,
@@ -134,10 +136,10 @@ impl StateThread {
     pub(super) fn ask(&mut self, question: Question) {
         let group = question.shard().saturating_add(1);
         let address = self.directory.leader_address(group);
-        let Some(shard) = self.shards.get_mut(&group) else {
-            return;
-        };
-        let Some(leader) = shard.leader.as_mut().filter(|l| l.is_ready()) else {
+        let shard = self.shards.get_mut(&group);
+        let led =
+            shard.and_then(|s| Some((s.leader.as_mut().filter(|l| l.is_ready())?, &mut s.rows)));
+        let Some((leader, rows)) = led else {
             return question.not_leader(address);
         };
         match question {
@@ -146,7 +148,7 @@ impl StateThread {
             }
             other => {
                 let time = leader.time(Instant::now());
-                questions::answer(other, &mut shard.rows, time);
+                questions::answer(other, rows, time);
             }
         }
     }

@@ -38,7 +38,8 @@ impl StateThread {
 
     pub(super) fn freeze(&mut self) -> Option<crate::state::Flush> {
         let shards = self.shards.values_mut().map(|s| &mut s.rows);
-        self.store.freeze(shards.chain([self.control.rows()]))
+        let control = self.control.as_mut().map(|control| control.rows());
+        self.store.freeze(shards.chain(control))
     }
 
     /// What the log may let go, by the last flush that is durable.
@@ -48,8 +49,14 @@ impl StateThread {
         let live = self.store.segments_live();
         let live = live.into_iter().map(|(s, l)| (s, l.count)).collect();
         let _ = self.log.send(LogEvent::Live(live));
-        for group in self.shards.keys().copied().chain([crate::CONTROL_GROUP]) {
-            let applied = self.store.durable_applied(group);
+        let shards = self
+            .shards
+            .iter()
+            .map(|(group, shard)| (*group, shard.rows.group()));
+        let control = self.control.as_ref();
+        let control = control.map(|control| (crate::CONTROL_GROUP, control.replica()));
+        for (group, replica) in shards.chain(control) {
+            let applied = self.store.durable_applied(replica);
             let _ = self.to.raft.send(RaftEvent::Durable { group, applied });
         }
     }
@@ -59,8 +66,8 @@ impl StateThread {
         match result {
             Ok(flushed) => {
                 let shards = self.shards.values_mut().map(|s| &mut s.rows);
-                self.store
-                    .flushed(flushed, shards.chain([self.control.rows()]));
+                let control = self.control.as_mut().map(|control| control.rows());
+                self.store.flushed(flushed, shards.chain(control));
                 self.tell_what_is_durable();
                 if let Ok(bytes) = self.store.disk_bytes() {
                     let _ = self.log.send(LogEvent::OtherBytes(bytes));

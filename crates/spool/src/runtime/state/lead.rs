@@ -12,7 +12,10 @@ impl StateThread {
         let own_ms = wall_ms();
         let others = self.directory.walls(group, now);
         if group == crate::CONTROL_GROUP {
-            return self.control.role(leads, term, own_ms);
+            if let Some(control) = &mut self.control {
+                control.role(leads, term, own_ms);
+            }
+            return;
         }
         let Some(shard) = self.shards.get_mut(&group) else {
             return;
@@ -79,14 +82,9 @@ impl StateThread {
         for (group, out) in outs {
             self.send(group, out);
         }
-        let proposals = self.control.run(now);
-        if !proposals.is_empty() {
-            let group = crate::CONTROL_GROUP;
-            let _ = self.to.raft.send(RaftEvent::Propose {
-                group,
-                proposals,
-                replies: Vec::new(),
-            });
+        if let Some(control) = &mut self.control {
+            let proposals = control.run(now, wall_ms());
+            self.propose_control(proposals);
         }
         if now >= self.next_publish {
             self.next_publish = now + PUBLISH_EVERY;

@@ -7,14 +7,15 @@ mod apply;
 mod calls;
 mod flush;
 mod lead;
+mod placed;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::control::Control;
+use super::control::{Control, ControlSettings};
 use super::recover::State;
 use crate::config::{Config, Error};
 use crate::decide::{BodyCache, Leader, Policy, ShardRows, Streams};
@@ -23,6 +24,7 @@ use crate::event::{LogEvent, Mailboxes, RaftEvent, StateEvent, Ticket};
 use crate::log::LogReader;
 use crate::node::Membership;
 use crate::state::{GroupState, Store};
+use crate::storage::CacheBudget;
 
 /// Events taken from the mailbox before leaders run: what one burst brings shares entries.
 const BURST: usize = 4096;
@@ -70,7 +72,19 @@ impl Shard {
 pub struct StateThread {
     pub store: Store,
     pub shards: BTreeMap<u32, Shard>,
-    pub control: Control,
+    /// Present while this node has a replica of the control group.
+    pub control: Option<Control>,
+    pub control_settings: ControlSettings,
+    /// Changes of the control group's members that came with an entry not yet applied.
+    pub control_conf: BTreeMap<u64, Membership>,
+    /// Groups whose replica is on its way out.
+    pub leaving: BTreeSet<u32>,
+    /// Replicas that this node had, by what the log calls them: they must not come back.
+    pub gone: BTreeSet<u32>,
+    /// Those of them whose rows are still to be removed.
+    pub to_sweep: BTreeSet<u32>,
+    pub sweeping: bool,
+    pub budget: Arc<CacheBudget>,
     pub shard_count: u32,
     pub streams: Streams,
     pub bodies: BodyCache,
@@ -110,25 +124,17 @@ impl StateThread {
         headers: Sender<super::questions::HeaderRead>,
         directory: Directory,
         health: super::Health,
-        introduced: super::Introduced,
+        control_settings: ControlSettings,
     ) -> Result<StateThread, Error> {
-        let tickets = Arc::new(AtomicU64::new(1));
-        let cluster = queue::control::Cluster {
-            id: config.cluster_id.0,
-            shards: config.shards,
-            replication_factor: config.replication_factor,
-        };
-        let initial = config.initial_cluster.keys().copied().collect();
-        let control = Control::new(
-            state.control,
-            config.node,
-            cluster,
-            initial,
-            introduced,
-            tickets.clone(),
-        )
-        .map_err(|e| Error::Recovered(format!("the control group's state is damaged: {e}")))?;
-        control.publish(&directory);
+        let tickets = control_settings.tickets.clone();
+        let damaged = |e| Error::Recovered(format!("the control group's state is damaged: {e}"));
+        let control = state
+            .control
+            .map(|rows| Control::new(rows, control_settings.clone()));
+        let control = control.transpose().map_err(damaged)?;
+        if let Some(control) = &control {
+            control.publish(&directory);
+        }
         let now = Instant::now();
         Ok(StateThread {
             store: state.store,
@@ -138,6 +144,13 @@ impl StateThread {
                 .map(|(id, rows)| (id, Shard::new(rows)))
                 .collect(),
             control,
+            control_settings,
+            control_conf: BTreeMap::new(),
+            leaving: BTreeSet::new(),
+            to_sweep: state.gone.clone(),
+            gone: state.gone,
+            sweeping: false,
+            budget: state.budget,
             shard_count: config.shards,
             streams: Streams::default(),
             bodies: BodyCache::new(BODY_CACHE_BYTES),
@@ -182,6 +195,7 @@ impl StateThread {
             }
             self.run_leaders();
             self.flush_if_due();
+            self.sweep_if_due();
             if let Some(error) = self.shards.values().find_map(|s| s.rows.error()) {
                 self.health
                     .stop_for_good(&format!("the metadata store failed: {error}"));
@@ -215,7 +229,9 @@ impl StateThread {
             StateEvent::Failed { group, ticket, why } => {
                 let address = self.directory.leader_address(group);
                 if group == crate::CONTROL_GROUP {
-                    self.control.failed(ticket);
+                    if let Some(control) = &mut self.control {
+                        control.failed(ticket);
+                    }
                 } else if let Some(leader) =
                     self.shards.get_mut(&group).and_then(|s| s.leader.as_mut())
                 {
@@ -234,6 +250,8 @@ impl StateThread {
             } => {
                 if let Some(shard) = self.shards.get_mut(&group) {
                     shard.conf.insert(index, members);
+                } else if group == crate::CONTROL_GROUP {
+                    self.control_conf.insert(index, members);
                 }
             }
             StateEvent::Appends(calls) => self.appends(calls),
@@ -249,6 +267,15 @@ impl StateThread {
             StateEvent::Unreadable(what) => {
                 self.with_leader(what.shard + 1, |leader, turn| leader.unreadable(what, turn));
             }
+            StateEvent::Orders(orders) => self.orders(orders),
+            StateEvent::Destroyed { group, peer } => self.destroyed(group, peer),
+            StateEvent::Heard { node, report } => {
+                if let Some(control) = &mut self.control {
+                    control.heard(node, report, Instant::now());
+                }
+            }
+            StateEvent::Members(call) => self.members_call(call),
+            StateEvent::Swept(result) => self.swept(result),
             StateEvent::Flushed(result) => return self.flushed(result),
             StateEvent::Stop => return false,
         }

@@ -97,7 +97,14 @@ pub(super) fn command(wire: Wire) -> Result<Command, WireError> {
             actor: it.actor.into(),
             text: it.text.into(),
         },
-        Wire::AnnounceNode(_) | Wire::CreateCluster(_) => {
+        Wire::AnnounceNode(_)
+        | Wire::CreateCluster(_)
+        | Wire::AddNode(_)
+        | Wire::RemoveNode(_)
+        | Wire::ForgetNode(_)
+        | Wire::Place(_)
+        | Wire::Rest(_)
+        | Wire::EndRest(_) => {
             return Err(WireError::WrongGroup { belongs: "control" });
         }
     })

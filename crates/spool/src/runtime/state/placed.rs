@@ -1,0 +1,199 @@
+//! Replicas that this node is given and that it gives up, as the control group orders.
+
+use std::collections::BTreeSet;
+
+use queue::control::Placement;
+
+use super::super::control::{Control, not_leader};
+use super::super::recover::first_members;
+use super::{Shard, StateThread};
+use crate::config::Error;
+use crate::directory::{group_of, log_group, node_of, peer_of};
+use crate::event::{GroupOrder, LogEvent, MembersCall, RaftEvent, StateEvent};
+use crate::log::HardState;
+use crate::node::{Group, GroupConfig, Plan};
+use crate::storage::GroupLog;
+
+impl StateThread {
+    /// Takes what the control group's leader says of all groups. It comes again and again, so nothing is remembered of it
+    /// but what it makes.
+    pub(super) fn orders(&mut self, orders: Vec<GroupOrder>) {
+        let own = self.directory.own();
+        let mut plans = Vec::new();
+        for order in orders {
+            let wanted = order.placement.peer_on(own);
+            match (self.hosted(order.group), wanted) {
+                (None, Some(peer)) if !self.leaving.contains(&order.group) => {
+                    self.create(order.group, peer, &order);
+                }
+                (Some(peer), None) if order.settled => self.destroy(order.group, peer),
+                // A second peer is made only when the first one is out for good.
+                (Some(peer), Some(wanted)) if peer < wanted => self.destroy(order.group, peer),
+                _ => {}
+            }
+            if self.hosted(order.group).is_some() {
+                plans.push((order.group, plan(&order.placement)));
+            }
+        }
+        let _ = self.to.raft.send(RaftEvent::Plans(plans));
+    }
+
+    /// The peer id of this node's replica of a group.
+    fn hosted(&mut self, group: u32) -> Option<u64> {
+        let own = self.directory.own();
+        let replica = match group {
+            crate::CONTROL_GROUP => self.control.as_mut()?.rows().group(),
+            _ => self.shards.get(&group)?.rows.group(),
+        };
+        Some(peer_of(own, replica))
+    }
+
+    fn create(&mut self, group: u32, peer: u64, order: &GroupOrder) {
+        let replica = log_group(group, peer);
+        let known = |gone: &u32| group_of(*gone) == group && *gone >= replica;
+        if self.gone.iter().any(known) {
+            // An order from before it was given up.
+            return;
+        }
+        let first = Placement {
+            voters: order.first.iter().copied().collect(),
+            ..Placement::default()
+        };
+        match self.make(group, peer, &first) {
+            Ok(made) => {
+                tracing::info!(group, peer, "this node is given a replica");
+                let _ = self.to.raft.send(RaftEvent::Create(Box::new(made)));
+            }
+            Err(error) => {
+                self.health.stop_for_good(&format!(
+                    "a replica of group {group} cannot be made: {error}"
+                ));
+                let _ = self.to.raft.send(RaftEvent::Stop);
+            }
+        }
+    }
+
+    /// An empty replica. What it begins with is what its group's log began with, in case that it gets the log from there; a
+    /// snapshot brings the members of its own moment.
+    fn make(&mut self, group: u32, peer: u64, first: &Placement) -> Result<Group, Error> {
+        let replica = log_group(group, peer);
+        let members = first_members(first);
+        self.store
+            .create(replica, &crate::wire::members::to_bytes(&members))?;
+        let rows = self.store.group(replica)?;
+        let voters = members.voters.iter().map(|peer| node_of(*peer)).collect();
+        self.directory.set_voters(group, voters);
+        let mut config = GroupConfig::new(group, peer, members);
+        config.log_group = replica;
+        let log = GroupLog::new(self.budget.clone());
+        let made = Group::new(config, log, HardState::default(), 0)?;
+        if group == crate::CONTROL_GROUP {
+            let control = Control::new(rows, self.control_settings.clone());
+            self.control = Some(control.map_err(|e| Error::Recovered(e.to_string()))?);
+        } else {
+            self.shards.insert(group, Shard::new(rows));
+        }
+        Ok(made)
+    }
+
+    fn destroy(&mut self, group: u32, peer: u64) {
+        if self.leaving.insert(group) {
+            tracing::info!(
+                group,
+                peer,
+                "this node gives up a replica: it is no member any more"
+            );
+            let _ = self.to.raft.send(RaftEvent::Destroy { group, peer });
+        }
+    }
+
+    /// The Raft thread has let a replica go: nothing of it comes any more, and nothing of it may come back.
+    pub(super) fn destroyed(&mut self, group: u32, peer: u64) {
+        self.leaving.remove(&group);
+        if self.hosted(group) != Some(peer) {
+            return;
+        }
+        let replica = log_group(group, peer);
+        if let Err(error) = self.store.bury(replica) {
+            self.health
+                .stop_for_good(&format!("the metadata store failed: {error}"));
+            let _ = self.to.raft.send(RaftEvent::Stop);
+            return;
+        }
+        if group == crate::CONTROL_GROUP {
+            self.control = None;
+        } else if let Some(mut shard) = self.shards.remove(&group)
+            && let Some(leader) = shard.leader.take()
+        {
+            let address = self.directory.leader_address(group);
+            leader.ended(&mut self.streams, &address);
+            self.streams.leader_changed(group - 1);
+        }
+        self.gone.insert(replica);
+        self.to_sweep.insert(replica);
+        let _ = self.log.send(LogEvent::Gone(replica));
+    }
+
+    /// Removes the rows of replicas that are gone, on a helper thread, and not while a flush may still write some.
+    pub(super) fn sweep_if_due(&mut self) {
+        if self.flushing || self.sweeping || self.health.stopped().is_some() {
+            return;
+        }
+        let Some(replica) = self.to_sweep.pop_first() else {
+            return;
+        };
+        let sweep = self.store.sweep(replica);
+        self.tell_what_is_durable();
+        self.sweeping = true;
+        let state = self.to.state.clone();
+        let helper = std::thread::Builder::new().name("sweep".to_owned());
+        let spawned = helper.spawn(move || {
+            let _ = state.send(StateEvent::Swept(sweep.run()));
+        });
+        if let Err(error) = spawned {
+            // The next start sweeps them.
+            tracing::warn!(%error, "no thread to remove the rows of a replica that is gone");
+            self.sweeping = false;
+        }
+    }
+
+    pub(super) fn swept(&mut self, result: Result<usize, crate::state::StoreError>) {
+        self.sweeping = false;
+        match result {
+            Ok(rows) => tracing::debug!(rows, "the rows of a replica that is gone are removed"),
+            Err(error) => tracing::warn!(
+                %error,
+                "the rows of a replica that is gone are not removed; the next start tries again"
+            ),
+        }
+    }
+
+    pub(super) fn members_call(&mut self, call: MembersCall) {
+        let leader = self.directory.leader_address(crate::CONTROL_GROUP);
+        let Some(control) = &mut self.control else {
+            return not_leader(call, &leader);
+        };
+        let proposal = control.call(call, &leader, std::time::Instant::now());
+        self.propose_control(proposal.into_iter().collect());
+    }
+
+    pub(super) fn propose_control(&self, proposals: Vec<crate::node::Proposal>) {
+        if !proposals.is_empty() {
+            let _ = self.to.raft.send(RaftEvent::Propose {
+                group: crate::CONTROL_GROUP,
+                proposals,
+                replies: Vec::new(),
+            });
+        }
+    }
+}
+
+fn plan(placement: &Placement) -> Plan {
+    let voters: BTreeSet<u64> = placement.voters.clone();
+    let leader = placement.peer_on(placement.leader).unwrap_or(0);
+    Plan {
+        version: placement.version,
+        voters,
+        leader,
+    }
+}
