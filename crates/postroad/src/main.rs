@@ -73,6 +73,7 @@ async fn run(command: Command) -> Result<(), Failure> {
             }
         }
         Command::Status(settings) => admin::status::run(settings).await,
+        Command::Members(command) => admin::members::run(command).await,
         Command::Send(settings) => admin::send::run(settings).await,
         Command::Check(settings) => admin::check::run(settings),
         Command::Pki(command) => admin::pki::run(command),

@@ -13,8 +13,8 @@ mod admin;
 mod value;
 
 pub use admin::{
-    Action, Check, Connection, Filter, List, Output, PkiCommand, QueueCommand, Send, Show, Status,
-    Summary,
+    Action, Check, Connection, Filter, List, MembersCommand, MembersList, MembersRemove, Output,
+    PkiCommand, QueueCommand, Send, Show, Status, Summary,
 };
 pub use value::{InitialNode, Listener, Octets};
 
@@ -65,6 +65,9 @@ pub enum Command {
     Delivery(Delivery),
     /// How the cluster is: nodes, shards, leaders, disks
     Status(Status),
+    /// The nodes of the queue: who there is, who comes, who goes
+    #[command(subcommand)]
+    Members(MembersCommand),
     /// Send a test message
     Send(Send),
     /// Check a directory of resources without using it

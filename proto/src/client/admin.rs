@@ -50,6 +50,10 @@ impl AdminClient {
         AdminClient { client }
     }
 
+    pub(super) fn client(&self) -> &QueueClient {
+        &self.client
+    }
+
     async fn shards(&self) -> Result<u32, CallError> {
         Ok(self.client.ready(ASK_GIVE_UP).await?.shards())
     }

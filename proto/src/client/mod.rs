@@ -26,6 +26,7 @@ mod append;
 mod fetch;
 mod lane;
 mod lease;
+mod members;
 mod settle;
 mod topology;
 
@@ -76,6 +77,12 @@ pub enum CallError {
     /// The queue has it no more.
     #[error("the queue has it no more")]
     Gone,
+    /// The request was understood and not done.
+    #[error("{text}")]
+    Declined {
+        /// Why, and what to do.
+        text: String,
+    },
     /// Asking again would change nothing.
     #[error("the queue node {address} refuses: {text}")]
     Refused {

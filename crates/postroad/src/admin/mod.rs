@@ -12,6 +12,7 @@ use crate::first_start;
 use crate::settings::Connection;
 
 pub mod check;
+pub mod members;
 pub mod pki;
 pub mod queue;
 pub mod send;

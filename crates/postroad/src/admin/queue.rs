@@ -22,6 +22,7 @@ const ACT_ITEMS_AT_ONCE: usize = 1_000;
 /// Asks or acts.
 pub async fn run(command: QueueCommand) -> Result<(), Failure> {
     match command {
+        QueueCommand::Groups(settings) => super::members::groups(settings).await,
         QueueCommand::Summary(settings) => summary(settings).await,
         QueueCommand::List(settings) => list(settings).await,
         QueueCommand::Show(settings) => show(settings).await,

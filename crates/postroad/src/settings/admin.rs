@@ -58,6 +58,8 @@ pub struct Status {
 pub enum QueueCommand {
     /// How much mail waits, by destination
     Summary(Summary),
+    /// Where each shard is: its leader, its nodes, and where it is to move
+    Groups(MembersList),
     /// Items: one message to one destination each
     List(List),
     /// Everything about one message
@@ -70,6 +72,71 @@ pub enum QueueCommand {
     Retry(Action),
     /// Remove items; nobody is told
     Drop(Action),
+}
+
+/// `postroad members`.
+#[derive(Debug, Subcommand)]
+pub enum MembersCommand {
+    /// All nodes of the queue
+    List(MembersList),
+    /// Let a node join; of one that is known, change the address
+    Add(MembersAdd),
+    /// Let a node go: its replicas move to others first
+    Remove(MembersRemove),
+    /// Let others lead what a node leads, until its process starts anew or for 10 minutes
+    MoveLeaders(MembersMove),
+}
+
+/// `postroad members list`, `postroad queue groups`.
+#[derive(Debug, Args)]
+pub struct MembersList {
+    #[command(flatten)]
+    pub connection: Connection,
+    /// Form of the answer
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Output,
+}
+
+/// `postroad members add`.
+#[derive(Debug, Args)]
+pub struct MembersAdd {
+    /// Its node id: above all that were ever used
+    #[arg(value_name = "NODE")]
+    pub node: u32,
+    /// Where other queue nodes reach it
+    #[arg(long, value_name = "HOST:PORT")]
+    pub peer: String,
+    /// Where clients reach it [default: what it says itself]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub client: Option<String>,
+    /// Zone that it runs in
+    #[arg(long, default_value = "", value_name = "NAME")]
+    pub zone: String,
+    #[command(flatten)]
+    pub connection: Connection,
+}
+
+/// `postroad members remove`.
+#[derive(Debug, Args)]
+pub struct MembersRemove {
+    /// Its node id; it is never used again
+    #[arg(value_name = "NODE")]
+    pub node: u32,
+    /// Wait until it is gone
+    #[arg(long)]
+    pub wait: bool,
+    #[command(flatten)]
+    pub connection: Connection,
+}
+
+/// `postroad members move-leaders`.
+#[derive(Debug, Args)]
+pub struct MembersMove {
+    /// The node that should not lead
+    #[arg(value_name = "NODE")]
+    pub node: u32,
+    #[command(flatten)]
+    pub connection: Connection,
 }
 
 /// `postroad queue summary`.
