@@ -53,7 +53,9 @@ impl From<CallError> for Failure {
             CallError::GaveUp { .. } => Failure::Unreachable(format!(
                 "{error}; is it running, and do --queue and --pki name it?"
             )),
-            CallError::Gone | CallError::Refused { .. } | CallError::Declined { .. } => Failure::Failed(error.to_string()),
+            CallError::Gone | CallError::Refused { .. } | CallError::Declined { .. } => {
+                Failure::Failed(error.to_string())
+            }
         }
     }
 }

@@ -81,6 +81,7 @@ pub struct Cluster {
     /// Where each edge accepts mail.
     pub edges: Vec<u16>,
     clients: BTreeMap<u32, String>,
+    initial: String,
     peers: BTreeMap<u32, u16>,
     spec: Spec,
     dir: TempDir,
@@ -114,6 +115,7 @@ impl Cluster {
             places: BTreeMap::new(),
             edges: Vec::new(),
             clients: BTreeMap::new(),
+            initial: String::new(),
             peers: BTreeMap::new(),
             spec,
             dir,
@@ -130,30 +132,9 @@ impl Cluster {
             .zip(&peers)
             .map(|(id, port)| format!("{id}=127.0.0.1:{port}"))
             .collect();
-        let shards = cluster.spec.shards.to_string();
+        cluster.initial = initial.join(",");
         for (id, peer) in (1..).zip(&peers) {
-            let client = format!("127.0.0.1:{}", free_port()?);
-            cluster.clients.insert(id, client.clone());
-            cluster.peers.insert(id, *peer);
-            let (id, listen) = (id.to_string(), format!("127.0.0.1:{peer}"));
-            let initial = initial.join(",");
-            let args = [
-                "--cluster-id",
-                CLUSTER,
-                "--node-id",
-                &id,
-                "--initial-cluster",
-                &initial,
-                "--listen-peer",
-                &listen,
-                "--listen",
-                &client,
-                "--shards",
-                &shards,
-                "--hostname",
-                "queue.chaos.test",
-            ];
-            cluster.place(Role::Queue, &id, &args)?;
+            cluster.place_queue(id, *peer, "new")?;
         }
         let queue: Vec<String> = cluster.clients.values().cloned().collect();
         let queue = queue.join(",");
@@ -191,6 +172,54 @@ impl Cluster {
             cluster.place(Role::Delivery, &n.to_string(), &args)?;
         }
         Ok(cluster)
+    }
+
+    fn place_queue(&mut self, id: u32, peer: u16, state: &str) -> Result<()> {
+        let client = format!("127.0.0.1:{}", free_port()?);
+        self.clients.insert(id, client.clone());
+        self.peers.insert(id, peer);
+        let (id, listen) = (id.to_string(), format!("127.0.0.1:{peer}"));
+        let (initial, shards) = (self.initial.clone(), self.spec.shards.to_string());
+        let args = [
+            "--cluster-id",
+            CLUSTER,
+            "--node-id",
+            &id,
+            "--initial-cluster",
+            &initial,
+            "--initial-cluster-state",
+            state,
+            "--advertise",
+            &listen,
+            "--listen-peer",
+            &listen,
+            "--listen",
+            &client,
+            "--shards",
+            &shards,
+            "--hostname",
+            "queue.chaos.test",
+        ];
+        self.place(Role::Queue, &id, &args)
+    }
+
+    /// Places another queue node that waits to be added, and starts it. Returns the address at which replicas reach it.
+    pub fn wait_to_join(&mut self, id: u32) -> Result<String> {
+        let peer = free_port()?;
+        self.place_queue(id, peer, "existing")?;
+        self.spawn(&format!("queue-{id}"))?;
+        Ok(format!("127.0.0.1:{peer}"))
+    }
+
+    /// Empties a queue node's directory and starts it again under its old id, to join.
+    pub fn come_back_empty(&mut self, id: u32) -> Result<()> {
+        let name = format!("queue-{id}");
+        let data = self.data(&name);
+        std::fs::remove_dir_all(&data)?;
+        std::fs::create_dir(&data)?;
+        let peer = self.peers.get(&id).copied().context("no such queue node")?;
+        self.place_queue(id, peer, "existing")?;
+        self.spawn(&name)
     }
 
     fn place(&mut self, role: Role, id: &str, args: &[&str]) -> Result<()> {

@@ -113,7 +113,10 @@ async fn remove(settings: settings::MembersRemove) -> Result<(), Failure> {
     let client = connect(&settings.connection)?;
     let node = u64::from(settings.node);
     println!("{}", client.admin().remove_node(node).await?);
-    while settings.wait {
+    if !settings.wait {
+        return Ok(());
+    }
+    loop {
         let found = client.admin().members().await?;
         if !found.nodes.iter().any(|known| known.node == node) {
             println!("node {node} is gone");
@@ -121,7 +124,6 @@ async fn remove(settings: settings::MembersRemove) -> Result<(), Failure> {
         }
         tokio::time::sleep(LOOK).await;
     }
-    Ok(())
 }
 
 /// `postroad queue groups`.
