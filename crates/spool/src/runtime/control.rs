@@ -25,6 +25,10 @@ use crate::state::GroupState;
 /// A proposal of which nothing was heard is made again after this.
 const PROPOSE_AGAIN: Duration = Duration::from_secs(2);
 
+/// How often the leader looks at nodes and groups and plans: its thread has mail to see to, and every look goes through all
+/// groups and nodes.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
 /// What a control group is made with, now or when this node is given a replica of it.
 #[derive(Clone)]
 pub struct ControlSettings {
@@ -70,6 +74,7 @@ pub struct Control {
     ready: bool,
     /// Since when this node leads and knows all.
     ready_at: Instant,
+    next_look: Instant,
     proposed: BTreeMap<What, Instant>,
     wall_ms: u64,
     /// Tickets whose entries are committed and not yet applied.
@@ -96,6 +101,7 @@ impl Control {
             leads: None,
             ready: false,
             ready_at: Instant::now(),
+            next_look: Instant::now(),
             proposed: BTreeMap::new(),
             wall_ms: 0,
             by_index: BTreeMap::new(),
@@ -230,9 +236,10 @@ impl Control {
 
     /// What the leader proposes: the cluster itself first, then what nodes say of themselves, then where groups go.
     pub fn run(&mut self, now: Instant, wall_ms: u64) -> Vec<Proposal> {
-        if !self.ready || self.leads.is_none() {
+        if !self.ready || self.leads.is_none() || now < self.next_look {
             return Vec::new();
         }
+        self.next_look = now + LOOK_EVERY;
         self.wall_ms = wall_ms;
         let commands = match self.state.cluster {
             None => {
