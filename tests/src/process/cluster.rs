@@ -218,6 +218,7 @@ impl Cluster {
         std::fs::remove_dir_all(&data)?;
         std::fs::create_dir(&data)?;
         let peer = self.peers.get(&id).copied().context("no such queue node")?;
+        std::fs::remove_dir_all(self.pki(&name))?;
         self.place_queue(id, peer, "existing")?;
         self.spawn(&name)
     }
