@@ -319,6 +319,35 @@ impl Map {
     }
 }
 
+impl super::ControlState {
+    /// What the planner looks at.
+    pub fn map(&self) -> Map {
+        let worn = |id: u64| {
+            let mut counts = self.placed.iter().filter(|((_, node), _)| *node == id);
+            counts.any(|(_, count)| *count >= super::PLACEMENTS_MAX)
+        };
+        let node = |(id, row): (&u64, &super::NodeRow)| {
+            let node = Node {
+                zone: row.zone.clone(),
+                hosts: !self.joining.contains(id) && !self.leaving.contains(id) && !worn(*id),
+                leads: !self.resting.contains_key(id) && !self.leaving.contains(id),
+            };
+            (*id, node)
+        };
+        let groups = self.groups.iter().map(|(id, group)| {
+            let (voters, leader) = (group.nodes(), group.leader);
+            (*id, Group { voters, leader })
+        });
+        Map {
+            nodes: self.nodes.iter().map(node).collect(),
+            groups: groups.collect(),
+            factor: self
+                .cluster
+                .map_or(0, |cluster| cluster.replication_factor as usize),
+        }
+    }
+}
+
 #[cfg(test)]
 #[path = "place_tests.rs"]
 mod tests;
