@@ -13,8 +13,8 @@ mod admin;
 mod value;
 
 pub use admin::{
-    Action, Check, Connection, Filter, List, Output, PkiCommand, QueueCommand, Send, Show, Status,
-    Summary,
+    Action, Check, Connection, Filter, List, Output, PkiCommand, QueueCommand, Salvage, Send, Show,
+    Status, Summary,
 };
 pub use value::{InitialNode, Listener, Octets};
 

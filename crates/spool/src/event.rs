@@ -274,6 +274,28 @@ pub enum StateEvent {
     HeaderRead(crate::decide::Pending, Bytes),
     /// From a Lease stream's reader.
     Unreadable(Unreadable),
+    /// Where the data of an entry lies that something still refers to.
+    LocateBody {
+        /// Which group.
+        group: u32,
+        /// Raft index.
+        index: u64,
+        /// `None`: nothing refers to it here.
+        reply: oneshot::Sender<Option<crate::log::Location>>,
+    },
+    /// A damaged body was written again, durably.
+    Mended {
+        /// Which group.
+        group: u32,
+        /// Raft index.
+        index: u64,
+        /// Where the damage is.
+        from: crate::log::Location,
+        /// Where it lies whole.
+        to: crate::log::Location,
+        /// Who pins the segment of `to`.
+        pin: u64,
+    },
     /// A flush of the state ended.
     Flushed(Result<crate::state::Flushed, crate::state::StoreError>),
     /// Flush and end.
@@ -325,6 +347,15 @@ pub enum RaftEvent {
         /// Whether.
         full: bool,
     },
+    /// Where a committed entry of a group's log lies.
+    Locate {
+        /// Which group.
+        group: u32,
+        /// Raft index.
+        index: u64,
+        /// `None`: it is not committed, or gone from the log.
+        reply: oneshot::Sender<Option<crate::log::Location>>,
+    },
     /// What the groups are doing.
     Status(oneshot::Sender<Vec<v1::GroupStatus>>),
     /// Give all leadership away: this node is about to stop.
@@ -359,6 +390,19 @@ pub enum LogEvent {
     },
     /// Live bodies of each segment, as of the last durable flush of the state.
     Live(std::collections::BTreeMap<u64, u64>),
+    /// A damaged body that came from another replica, to be written again.
+    Mend {
+        /// Which group.
+        group: u32,
+        /// Raft index.
+        index: u64,
+        /// Where the damage is.
+        from: crate::log::Location,
+        /// The entry's data.
+        data: Bytes,
+    },
+    /// The durable state refers to what these pins kept. Comes after the [`LogEvent::Live`] that says so.
+    Unpin(Vec<u64>),
     /// Octets that the metadata store uses of the same disk.
     OtherBytes(u64),
     /// End.

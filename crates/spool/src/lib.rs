@@ -30,6 +30,7 @@ pub mod log;
 pub mod node;
 mod peer;
 mod runtime;
+pub mod salvage;
 mod serve;
 pub mod state;
 pub mod storage;

@@ -2478,6 +2478,42 @@ pub struct KnownIncarnation {
     #[prost(bytes = "bytes", tag = "2")]
     pub incarnation: ::prost::bytes::Bytes,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FetchEntryRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub cluster_id: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "2")]
+    pub from_node: u64,
+    #[prost(uint64, tag = "3")]
+    pub to_node: u64,
+    /// of the store
+    #[prost(bytes = "bytes", tag = "4")]
+    pub from_incarnation: ::prost::bytes::Bytes,
+    #[prost(uint32, tag = "5")]
+    pub group: u32,
+    #[prost(uint64, tag = "6")]
+    pub index: u64,
+    /// the command too; else the data alone, from wherever it lies
+    #[prost(bool, tag = "7")]
+    pub whole: bool,
+}
+/// At most one entry of the log: 1.25 MiB.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FetchEntryResponse {
+    /// false: not committed there yet, or not kept any more
+    #[prost(bool, tag = "1")]
+    pub found: bool,
+    /// 0: not known, the data was moved since
+    #[prost(uint64, tag = "2")]
+    pub term: u64,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub context: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub data: ::prost::bytes::Bytes,
+    /// xxh3-128 of context and data, 16 bytes
+    #[prost(bytes = "bytes", tag = "5")]
+    pub digest: ::prost::bytes::Bytes,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum StoreState {
@@ -2644,6 +2680,31 @@ pub mod peer_client {
                 .insert(GrpcMethod::new("postroad.v1.Peer", "Introduce"));
             self.inner.unary(req, path, codec).await
         }
+        /// The octets of a committed entry, for a replica whose disk does not give them back.
+        pub async fn fetch_entry(
+            &mut self,
+            request: impl tonic::IntoRequest<super::FetchEntryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::FetchEntryResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/postroad.v1.Peer/FetchEntry",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("postroad.v1.Peer", "FetchEntry"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -2675,6 +2736,14 @@ pub mod peer_server {
             &self,
             request: tonic::Request<super::Introduction>,
         ) -> std::result::Result<tonic::Response<super::Introduction>, tonic::Status>;
+        /// The octets of a committed entry, for a replica whose disk does not give them back.
+        async fn fetch_entry(
+            &self,
+            request: tonic::Request<super::FetchEntryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::FetchEntryResponse>,
+            tonic::Status,
+        >;
     }
     #[derive(Debug)]
     pub struct PeerServer<T> {
@@ -2824,6 +2893,49 @@ pub mod peer_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = IntroduceSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/postroad.v1.Peer/FetchEntry" => {
+                    #[allow(non_camel_case_types)]
+                    struct FetchEntrySvc<T: Peer>(pub Arc<T>);
+                    impl<T: Peer> tonic::server::UnaryService<super::FetchEntryRequest>
+                    for FetchEntrySvc<T> {
+                        type Response = super::FetchEntryResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::FetchEntryRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Peer>::fetch_entry(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FetchEntrySvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -28,6 +28,7 @@ pub async fn run(command: QueueCommand) -> Result<(), Failure> {
         QueueCommand::Hold(settings) => act(AdminAction::Hold, "hold", settings).await,
         QueueCommand::Release(settings) => act(AdminAction::Release, "release", settings).await,
         QueueCommand::Retry(settings) => act(AdminAction::Retry, "retry", settings).await,
+        QueueCommand::Salvage(settings) => super::salvage::run(&settings),
         QueueCommand::Drop(settings) => act(AdminAction::Drop, "drop", settings).await,
     }
 }

@@ -333,6 +333,8 @@ pub enum AbortReason {
 pub struct FetchEntry {
     /// Raft index.
     pub index: u64,
+    /// Raft term.
+    pub term: u64,
     /// Where it lies.
     pub location: Location,
 }

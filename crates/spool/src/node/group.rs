@@ -209,6 +209,12 @@ impl Group {
         self.raw.store().location(index)
     }
 
+    /// Where a committed entry of the log lies: what every replica has alike.
+    pub fn committed_location(&self, index: u64) -> Option<Location> {
+        let committed = self.raw.raft.raft_log.committed;
+        self.location(index).filter(|_| index <= committed)
+    }
+
     /// Index and term of the last entry that is gone from the log.
     pub fn truncated(&self) -> (u64, u64) {
         let log = self.raw.store();

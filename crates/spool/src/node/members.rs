@@ -244,9 +244,11 @@ impl Group {
         }
         let id = self.next_fetch;
         self.next_fetch += 1;
-        let reads = entries
-            .iter()
-            .map(|&(index, _, location)| FetchEntry { index, location });
+        let reads = entries.iter().map(|&(index, term, location)| FetchEntry {
+            index,
+            term,
+            location,
+        });
         self.actions.push(Action::Fetch {
             id,
             entries: reads.collect(),

@@ -4,6 +4,7 @@ mod control;
 mod health;
 mod introduce;
 mod log_thread;
+mod mend;
 mod questions;
 mod raft_thread;
 mod recover;
@@ -23,8 +24,9 @@ use tokio_util::sync::CancellationToken;
 
 pub use health::Health;
 pub use introduce::{Introduced, Introducer};
-pub use questions::read_pieces;
-pub use state::wall_ms;
+pub use mend::{FETCHES_AT_ONCE, Mender, digest};
+pub use questions::read_piece;
+pub use state::{account, wall_ms};
 
 use crate::config::{Config, Error};
 use crate::directory::Directory;
@@ -45,6 +47,10 @@ const NO_ROOM_MAX: Duration = Duration::from_secs(300);
 /// How long leadership is given away before a node ends: a transfer takes milliseconds, and who cannot be told finds
 /// out by election.
 const HAND_OVER: Duration = Duration::from_millis(1_000);
+
+/// Threads that do not end within this time hang in the disk: the process ends without them. Longer than the last flush
+/// of the state takes on a slow disk.
+const THREADS_END: Duration = Duration::from_secs(20);
 
 /// Streams that still stand when a node ends are cut after this: its threads have answered everything, and answers leave
 /// in milliseconds.
@@ -118,12 +124,17 @@ async fn run_once(
         mail: node.mail.clone(),
         directory: node.directory.clone(),
         health: node.health.clone(),
+        reader: node.reader.clone(),
+        fetches: Arc::new(tokio::sync::Semaphore::new(FETCHES_AT_ONCE)),
     });
+    let mending = node.mender.clone().run(node.mail.clone(), node.log.clone());
+    let mending = tokio::spawn(mending);
     let introductions = tokio::spawn(introducer.clone().keep_introducing(config.clone()));
     let services = Services::new(
         node.mail.clone(),
         node.directory.clone(),
         node.reader.clone(),
+        node.mender.clone(),
         node.health.clone(),
         config.shards,
     );
@@ -150,6 +161,7 @@ async fn run_once(
     }
     ready.send_replace(false);
     introductions.abort();
+    mending.abort();
     let outcome = node
         .end(shutdown.is_cancelled() && config.initial_cluster.len() > 1)
         .await;
@@ -168,6 +180,8 @@ struct Threads {
     directory: Directory,
     health: Health,
     reader: crate::log::LogReader,
+    mender: Mender,
+    log: mpsc::Sender<crate::event::LogEvent>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -189,9 +203,15 @@ impl Threads {
         let recovered =
             tokio::task::spawn_blocking(move || recover::recover(&recover_config, incarnation))
                 .await;
-        let recovered =
-            recovered.map_err(|e| Error::Recovered(format!("recovery failed: {e}")))??;
-        metrics::gauge!("postroad_log_damaged_bodies").set(recovered.damaged.len() as f64);
+        let recovered = recovered.map_err(|e| recover::panicked(config, &e.to_string()))??;
+        let mender = Mender::new(
+            introducer.sender(),
+            config.tls.clone(),
+            introducer.introduced(),
+        );
+        for it in &recovered.damaged {
+            mender.report(it.group, it.index, it.location);
+        }
         for (group, voters) in &recovered.voters {
             directory.set_voters(*group, voters.clone());
         }
@@ -218,6 +238,7 @@ impl Threads {
             to: mail.clone(),
             directory: directory.clone(),
             health: health.clone(),
+            mender: mender.clone(),
             live: recovered.live,
             segment_bytes: config.segment_bytes,
             may_release: true,
@@ -229,7 +250,7 @@ impl Threads {
             config,
             state_mail,
             mail.clone(),
-            log,
+            log.clone(),
             reader.clone(),
             headers,
             directory.clone(),
@@ -237,12 +258,18 @@ impl Threads {
             introducer.introduced(),
         )?;
         let (header_reader, header_answers) = (reader.clone(), mail.state.clone());
+        let header_mender = mender.clone();
         let threads = vec![
             spawn("raft", &health, move || raft_thread.run())?,
             spawn("log", &health, move || log_thread.run())?,
             spawn("state", &health, move || state_thread.run())?,
             spawn("headers", &health, move || {
-                questions::read_headers(&header_reader, &header_reads, &header_answers)
+                questions::read_headers(
+                    &header_reader,
+                    &header_mender,
+                    &header_reads,
+                    &header_answers,
+                );
             })?,
         ];
         Ok(Threads {
@@ -250,6 +277,8 @@ impl Threads {
             directory,
             health,
             reader,
+            mender,
+            log,
             threads,
         })
     }
@@ -271,7 +300,12 @@ impl Threads {
                 let _ = thread.join();
             }
         });
-        let _ = joined.await;
+        if tokio::time::timeout(THREADS_END, joined).await.is_err() {
+            // To open the log again beside a thread that may still write would be worse than to end.
+            let hangs =
+                "its threads do not end: the disk does not answer. Check the device".to_owned();
+            return Err(Error::Stopped(self.health.stopped().unwrap_or(hangs)));
+        }
         match self.health.stopped() {
             Some(_) if self.health.wants_reopen() => Ok(End::Reopen),
             Some(reason) => Err(Error::Stopped(reason)),

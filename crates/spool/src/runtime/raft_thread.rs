@@ -110,6 +110,14 @@ impl RaftThread {
                     group.handle(Input::PeerFull { peer, full });
                 }
             }
+            RaftEvent::Locate {
+                group,
+                index,
+                reply,
+            } => {
+                let group = self.groups.get(&group);
+                let _ = reply.send(group.and_then(|group| group.committed_location(index)));
+            }
             RaftEvent::Status(reply) => {
                 let _ = reply.send(self.groups.values().map(|g| status(&g.status())).collect());
             }

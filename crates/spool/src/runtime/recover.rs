@@ -73,6 +73,20 @@ pub fn recover(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
     })
 }
 
+/// Recovery gave up in a way that nobody foresaw: the metadata store may panic over files that are not what it wrote.
+pub fn panicked(config: &Config, how: &str) -> Error {
+    let text = format!(
+        "recovery of {} failed ({how}; its message stands above): what is on the disk cannot be used. Keep the directory for \
+         inspection, remove this node from the cluster and add a new node id on an empty directory; the other replicas \
+         have the mail and keep serving",
+        config.dir.display()
+    );
+    Error::Damaged {
+        node: config.node,
+        source: Box::new(Error::Recovered(text)),
+    }
+}
+
 /// The metadata come first: how far they reach says which damage of the log can be mended.
 fn open(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
     let store = Store::open(&config.dir, StoreConfig::default())?;
@@ -145,15 +159,6 @@ fn report(found: &crate::log::Recovered) {
         tracing::info!(
             octets = found.torn_bytes,
             "an unacknowledged end of the log was dropped"
-        );
-    }
-    for it in &found.damaged {
-        tracing::error!(
-            group = it.group,
-            index = it.index,
-            segment = it.location.segment,
-            offset = it.location.offset,
-            "the octets of an applied entry are damaged: while anything needs them, they come from another replica"
         );
     }
 }

@@ -2,14 +2,15 @@
 
 use std::time::Instant;
 
+use bytes::Bytes;
 use proto::v1;
 use proto::v1::peer_server::Peer;
 use proto::{Right, require};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Answers, PeerRunning, PeerServices};
-use crate::event::RaftEvent;
+use crate::event::{RaftEvent, StateEvent};
 
 #[tonic::async_trait]
 impl Peer for PeerServices {
@@ -67,9 +68,88 @@ impl Peer for PeerServices {
         }
         Ok(Response::new(self.introducer.answer(&introduction)))
     }
+
+    async fn fetch_entry(
+        &self,
+        request: Request<v1::FetchEntryRequest>,
+    ) -> Result<Response<v1::FetchEntryResponse>, Status> {
+        let identity = require(&request, Right::Peer)?;
+        let request = request.into_inner();
+        let Some(running) = self.running.get() else {
+            return Err(Status::unavailable("this node is still starting"));
+        };
+        // The same questions as for a frame: of this cluster, for this node, from a store that is known.
+        let frame = v1::PeerFrame {
+            cluster_id: request.cluster_id,
+            from_node: request.from_node,
+            to_node: request.to_node,
+            from_incarnation: request.from_incarnation,
+            ..v1::PeerFrame::default()
+        };
+        self.introducer
+            .check_frame(&identity.name, &frame)
+            .map_err(Status::failed_precondition)?;
+        if let Some(reason) = running.health.stopped() {
+            return Err(Status::unavailable(format!(
+                "this replica node has stopped: {reason}"
+            )));
+        }
+        let given = Self::give(running, request.group, request.index, request.whole).await?;
+        Ok(Response::new(given))
+    }
 }
 
 impl PeerServices {
+    /// The octets of a committed entry: from the log while it holds the entry, else from wherever its data is kept.
+    async fn give(
+        running: &PeerRunning,
+        group: u32,
+        index: u64,
+        whole: bool,
+    ) -> Result<v1::FetchEntryResponse, Status> {
+        let ended = |_| Status::unavailable("this node ends");
+        let _permit = running.fetches.acquire().await;
+        let (reply, in_log) = oneshot::channel();
+        let _ = running.mail.raft.send(RaftEvent::Locate {
+            group,
+            index,
+            reply,
+        });
+        let mut places = vec![in_log.await.map_err(ended)?];
+        if !whole {
+            let (reply, kept) = oneshot::channel();
+            let _ = running.mail.state.send(StateEvent::LocateBody {
+                group,
+                index,
+                reply,
+            });
+            places.push(kept.await.map_err(ended)?);
+        }
+        for location in places.into_iter().flatten() {
+            let reader = running.reader.clone();
+            let read =
+                tokio::task::spawn_blocking(move || reader.read_entry(location, group, index))
+                    .await;
+            match read {
+                Ok(Ok(entry)) => {
+                    let context = if whole { entry.context } else { Bytes::new() };
+                    return Ok(v1::FetchEntryResponse {
+                        found: true,
+                        term: entry.term,
+                        digest: crate::runtime::digest(&context, &entry.data),
+                        context,
+                        data: entry.data,
+                    });
+                }
+                Ok(Err(error)) => {
+                    tracing::warn!(group, index, %error, "cannot read an entry for another replica");
+                }
+                Err(error) => return Err(Status::internal(error.to_string())),
+            }
+        }
+        Ok(v1::FetchEntryResponse::default())
+    }
+
     fn take(&self, running: &PeerRunning, name: &str, frame: v1::PeerFrame) -> Result<(), Status> {
         self.introducer
             .check_frame(name, &frame)

@@ -3,6 +3,7 @@
 mod cost;
 mod life;
 mod octets;
+mod power;
 mod recovery;
 
 use queue::Rows;

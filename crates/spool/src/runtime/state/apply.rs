@@ -8,7 +8,7 @@ use queue::Effect;
 use super::{Shard, StateThread};
 use crate::decide::{Out, Turn};
 use crate::event::{RaftEvent, Ticket};
-use crate::log::EntryKind;
+use crate::log::{EntryKind, Location};
 use crate::node::Committed;
 use crate::state::GroupState;
 
@@ -91,7 +91,7 @@ impl StateThread {
                 }
             }
         }
-        account(&mut shard.rows, entry, &effects);
+        account(&mut shard.rows, entry.index, entry.location, &effects);
         shard.rows.set_applied(entry.index, entry.term);
         if let Some(members) = shard.conf.remove(&entry.index) {
             shard
@@ -143,11 +143,11 @@ impl StateThread {
 }
 
 /// Which bodies live in which segment: local to this replica, so it is not the state machine's business.
-fn account(rows: &mut GroupState, entry: &Committed, effects: &[Effect]) {
+pub fn account(rows: &mut GroupState, index: u64, location: Option<Location>, effects: &[Effect]) {
     for effect in effects {
         match effect {
-            Effect::BodyKept(extent) if extent.index == entry.index => {
-                if let Some(location) = entry.location {
+            Effect::BodyKept(extent) if extent.index == index => {
+                if let Some(location) = location {
                     rows.body_kept(*extent, location);
                 }
             }

@@ -38,7 +38,9 @@ impl StateThread {
 
     pub(super) fn freeze(&mut self) -> Option<crate::state::Flush> {
         let shards = self.shards.values_mut().map(|s| &mut s.rows);
-        self.store.freeze(shards.chain([self.control.rows()]))
+        let flush = self.store.freeze(shards.chain([self.control.rows()]))?;
+        self.mending.append(&mut self.mended);
+        Some(flush)
     }
 
     /// What the log may let go, by the last flush that is durable.
@@ -62,6 +64,10 @@ impl StateThread {
                 self.store
                     .flushed(flushed, shards.chain([self.control.rows()]));
                 self.tell_what_is_durable();
+                if !self.mending.is_empty() {
+                    let pins = std::mem::take(&mut self.mending);
+                    let _ = self.log.send(LogEvent::Unpin(pins));
+                }
                 if let Ok(bytes) = self.store.disk_bytes() {
                     let _ = self.log.send(LogEvent::OtherBytes(bytes));
                 }

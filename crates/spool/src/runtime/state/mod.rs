@@ -8,6 +8,8 @@ mod calls;
 mod flush;
 mod lead;
 
+pub use apply::account;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -89,6 +91,9 @@ pub struct StateThread {
     pub flushing: bool,
     pub next_flush: Instant,
     pub next_publish: Instant,
+    /// Pins of bodies that were mended since the last freeze, and before it.
+    pub mended: Vec<u64>,
+    pub mending: Vec<u64>,
 }
 
 impl StateThread {
@@ -158,6 +163,8 @@ impl StateThread {
             flushing: false,
             next_flush: now + FLUSH_EVERY,
             next_publish: now,
+            mended: Vec::new(),
+            mending: Vec::new(),
         })
     }
 
@@ -248,6 +255,27 @@ impl StateThread {
             }
             StateEvent::Unreadable(what) => {
                 self.with_leader(what.shard + 1, |leader, turn| leader.unreadable(what, turn));
+            }
+            StateEvent::LocateBody {
+                group,
+                index,
+                reply,
+            } => {
+                let shard = self.shards.get(&group);
+                let _ = reply.send(shard.and_then(|shard| shard.rows.locate(index)));
+            }
+            StateEvent::Mended {
+                group,
+                index,
+                from,
+                to,
+                pin,
+            } => {
+                // A body that was settled or collected meanwhile needs none of it; its pin goes with the next flush too.
+                if let Some(shard) = self.shards.get_mut(&group) {
+                    shard.rows.relocate(index, from, to);
+                }
+                self.mended.push(pin);
             }
             StateEvent::Flushed(result) => return self.flushed(result),
             StateEvent::Stop => return false,
