@@ -88,6 +88,23 @@ impl PeerServices {
                 full: frame.full,
             });
         }
+        running
+            .directory
+            .heard_state_machine(frame.from_node, frame.state_machine);
+        for found in &frame.digests {
+            let Ok(digest) = <[u8; 16]>::try_from(&found.digest[..]) else {
+                return Err(Status::invalid_argument("a digest of rows has 16 octets"));
+            };
+            let judgement =
+                running
+                    .directory
+                    .digested(found.group, found.index, frame.from_node, digest);
+            if running.health.judge(found.group, &judgement) {
+                let _ = running.mail.raft.send(RaftEvent::Stop);
+                let text = "this replica node has stopped: its rows differ from the others'";
+                return Err(Status::unavailable(text));
+            }
+        }
         if frame.messages.is_empty() {
             return Ok(());
         }
