@@ -1,15 +1,20 @@
 //! The Peer service: what other replicas send.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use proto::v1;
 use proto::v1::peer_server::Peer;
-use proto::{Right, require};
+use proto::{Rare, Right, require};
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Answers, PeerRunning, PeerServices};
 use crate::event::RaftEvent;
+
+/// Of refused frames one in so long is written to the log: a replica that is refused tries ten times a second.
+const REFUSED_LOGGED: Duration = Duration::from_secs(10);
+
+static REFUSED: Rare = Rare::new(REFUSED_LOGGED);
 
 #[tonic::async_trait]
 impl Peer for PeerServices {
@@ -37,11 +42,15 @@ impl Peer for PeerServices {
                 };
                 let Ok(Some(frame)) = frame else { return };
                 if let Err(status) = services.take(running, &identity.name, frame) {
-                    tracing::warn!(
-                        from = identity.name,
-                        error = status.message(),
-                        "a replica's frame is refused"
-                    );
+                    metrics::counter!("postroad_peer_refused_total").increment(1);
+                    if let Some(withheld) = REFUSED.pass(Instant::now()) {
+                        tracing::warn!(
+                            from = identity.name,
+                            error = status.message(),
+                            withheld,
+                            "a replica's frame is refused"
+                        );
+                    }
                     let _ = to.send(Err(status)).await;
                     return;
                 }
