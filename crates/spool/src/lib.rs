@@ -23,6 +23,7 @@
 
 pub mod config;
 pub mod decide;
+mod describe;
 mod directory;
 pub mod event;
 pub mod identity;
@@ -38,6 +39,7 @@ pub mod trace;
 pub mod wire;
 
 pub use config::{Config, Error, InitialState};
+pub use describe::describe_metrics;
 pub use runtime::run;
 
 /// The Raft group that holds what is true of the whole cluster; shard s is group s + 1.

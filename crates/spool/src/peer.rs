@@ -190,6 +190,7 @@ impl Outgoing {
             .map_err(|s| s.message().to_owned())?;
         let mut acks = call.into_inner();
         let mut batch = Vec::new();
+        let mut told: Option<Instant> = None;
         loop {
             tokio::select! {
                 n = mail.recv_many(&mut batch, 256) => if n == 0 { return Ok(()) },
@@ -203,6 +204,10 @@ impl Outgoing {
             let mut rest = std::mem::take(&mut batch).into_iter().peekable();
             loop {
                 let mut frame = self.frame();
+                if told.is_none_or(|at| at.elapsed() >= IDLE_FRAME) {
+                    told = Some(Instant::now());
+                    frame.digests = self.directory.own_digests();
+                }
                 let mut size = 0;
                 while let Some(message) =
                     rest.next_if(|m| size == 0 || size + wire_size(m) <= FRAME_BYTES_MAX)
@@ -230,6 +235,8 @@ impl Outgoing {
             wall_ms: crate::runtime::wall_ms(),
             full: self.directory.own_full(),
             messages: Vec::new(),
+            state_machine: self.directory.own_state_machine(),
+            digests: Vec::new(),
         }
     }
 }

@@ -2390,6 +2390,23 @@ pub struct PeerFrame {
     pub full: bool,
     #[prost(message, repeated, tag = "7")]
     pub messages: ::prost::alloc::vec::Vec<RaftMessage>,
+    /// newest version that the sender's program knows; 0: 1
+    #[prost(uint32, tag = "8")]
+    pub state_machine: u32,
+    /// what the sender found last, now and then
+    #[prost(message, repeated, tag = "9")]
+    pub digests: ::prost::alloc::vec::Vec<RowsDigest>,
+}
+/// The digest of some rows of a group, as of the VerifyDigest entry at an index.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RowsDigest {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    #[prost(uint64, tag = "2")]
+    pub index: u64,
+    /// xxh3-128, 16 bytes
+    #[prost(bytes = "bytes", tag = "3")]
+    pub digest: ::prost::bytes::Bytes,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PeerAck {}

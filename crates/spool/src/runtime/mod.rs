@@ -1,10 +1,12 @@
 //! A queue node: its threads, its services, its start and its end.
 
 mod control;
+mod digests;
 mod health;
 mod introduce;
 mod log_thread;
 mod mend;
+mod quarantine;
 mod questions;
 mod raft_thread;
 mod recover;
@@ -22,6 +24,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use digests::{Digests, Judgement};
 pub use health::Health;
 pub use introduce::{Introduced, Introducer};
 pub use mend::{FETCHES_AT_ONCE, Mender, digest};
@@ -108,6 +111,7 @@ async fn run_once(
     let _stop_on_return = stop_servers.clone().drop_guard();
     let cut = CancellationToken::new();
     let _cut_on_return = cut.clone().drop_guard();
+    quarantine::check(&config.dir)?;
     let introducer = Introducer::open(config)?;
     let running = Arc::new(OnceLock::new());
     let peers = PeerServices {
@@ -162,9 +166,13 @@ async fn run_once(
     ready.send_replace(false);
     introductions.abort();
     mending.abort();
+    let health = node.health.clone();
     let outcome = node
         .end(shutdown.is_cancelled() && config.initial_cluster.len() > 1)
         .await;
+    if let Some(reason) = health.stopped().filter(|_| health.quarantined()) {
+        quarantine::mark(&config.dir, &reason);
+    }
     stop_servers.cancel();
     let servers = async {
         let _ = peer_server.await;
@@ -199,6 +207,7 @@ impl Threads {
         let cluster = bytes::Bytes::copy_from_slice(&config.cluster_id.0);
         let directory = Directory::new(config.node, cluster, config.shards);
         directory.set_client_address(config.node, &config.advertise_client);
+        directory.set_own_state_machine(config.state_machine);
         let (recover_config, incarnation) = (config.clone(), introducer.incarnation());
         let recovered =
             tokio::task::spawn_blocking(move || recover::recover(&recover_config, incarnation))

@@ -1,16 +1,21 @@
 //! The Peer service: what other replicas send.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use proto::v1;
 use proto::v1::peer_server::Peer;
-use proto::{Right, require};
+use proto::{Rare, Right, require};
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Answers, PeerRunning, PeerServices};
 use crate::event::{RaftEvent, StateEvent};
+
+/// Of refused frames one in so long is written to the log: a replica that is refused tries ten times a second.
+const REFUSED_LOGGED: Duration = Duration::from_secs(10);
+
+static REFUSED: Rare = Rare::new(REFUSED_LOGGED);
 
 #[tonic::async_trait]
 impl Peer for PeerServices {
@@ -38,11 +43,15 @@ impl Peer for PeerServices {
                 };
                 let Ok(Some(frame)) = frame else { return };
                 if let Err(status) = services.take(running, &identity.name, frame) {
-                    tracing::warn!(
-                        from = identity.name,
-                        error = status.message(),
-                        "a replica's frame is refused"
-                    );
+                    metrics::counter!("postroad_peer_refused_total").increment(1);
+                    if let Some(withheld) = REFUSED.pass(Instant::now()) {
+                        tracing::warn!(
+                            from = identity.name,
+                            error = status.message(),
+                            withheld,
+                            "a replica's frame is refused"
+                        );
+                    }
                     let _ = to.send(Err(status)).await;
                     return;
                 }
@@ -167,6 +176,23 @@ impl PeerServices {
                 node: frame.from_node,
                 full: frame.full,
             });
+        }
+        running
+            .directory
+            .heard_state_machine(frame.from_node, frame.state_machine);
+        for found in &frame.digests {
+            let Ok(digest) = <[u8; 16]>::try_from(&found.digest[..]) else {
+                return Err(Status::invalid_argument("a digest of rows has 16 octets"));
+            };
+            let judgement =
+                running
+                    .directory
+                    .digested(found.group, found.index, frame.from_node, digest);
+            if running.health.judge(found.group, &judgement) {
+                let _ = running.mail.raft.send(RaftEvent::Stop);
+                let text = "this replica node has stopped: its rows differ from the others'";
+                return Err(Status::unavailable(text));
+            }
         }
         if frame.messages.is_empty() {
             return Ok(());

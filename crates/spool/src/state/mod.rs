@@ -28,6 +28,7 @@
 
 mod bodies;
 mod codec;
+mod digest;
 mod error;
 mod flush;
 mod group;
@@ -41,6 +42,7 @@ mod table;
 mod tests;
 
 pub use bodies::SegmentLive;
+pub use digest::{DIGEST_ROWS_MAX, Digested, digest};
 pub use error::StoreError;
 pub use flush::{Flush, Flushed};
 pub use group::GroupState;

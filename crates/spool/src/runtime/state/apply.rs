@@ -98,6 +98,7 @@ impl StateThread {
                 .rows
                 .set_conf_state(crate::wire::members::to_bytes(&members));
         }
+        let digested = self.digest(group, shard, entry.index, &effects);
         let ticket = shard.tickets.remove(&entry.index);
         let Some(leader) = &mut shard.leader else {
             return;
@@ -113,6 +114,35 @@ impl StateThread {
             leader.begin(&mut turn);
         }
         leader.applied(ticket, &effects, &mut turn);
+        if let Some(next) = digested {
+            leader.digested(&next, now);
+        }
+    }
+
+    /// Digests rows when the entry wants it, tells the other replicas, and compares; where the next digest begins.
+    fn digest(
+        &mut self,
+        group: u32,
+        shard: &mut Shard,
+        index: u64,
+        effects: &[Effect],
+    ) -> Option<Vec<u8>> {
+        let (from, rows) = effects.iter().find_map(|effect| match effect {
+            Effect::DigestWanted { from, rows } => Some((from, *rows)),
+            _ => None,
+        })?;
+        let start = Instant::now();
+        let found = crate::state::digest(&mut shard.rows, from, rows);
+        metrics::histogram!("postroad_digest_seconds").record(start.elapsed());
+        // A row that could not be read stops this replica in any case.
+        if shard.rows.error().is_none() {
+            let own = self.directory.own();
+            let judgement = self.directory.digested(group, index, own, found.digest.0);
+            if self.health.judge(group, &judgement) {
+                let _ = self.to.raft.send(RaftEvent::Stop);
+            }
+        }
+        Some(found.next)
     }
 
     /// The command of an entry: as handed over, or read from the log when the cache has let it go (after a restart).

@@ -134,6 +134,16 @@ impl StateThread {
         )
         .map_err(|e| Error::Recovered(format!("the control group's state is damaged: {e}")))?;
         control.publish(&directory);
+        for (group, rows) in &state.shards {
+            let in_force = queue::Rows::shard(rows).version_in_force();
+            if in_force > config.state_machine {
+                return Err(Error::Recovered(format!(
+                    "group {group} has come to version {in_force} of the state machine, and this program knows those up to \
+                     {}: start the version of postroad that ran here before, or a newer one",
+                    config.state_machine
+                )));
+            }
+        }
         let now = Instant::now();
         Ok(StateThread {
             store: state.store,
