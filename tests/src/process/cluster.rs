@@ -300,6 +300,12 @@ spec: {limits: {connectionsPerSource: 1000}}
         }
     }
 
+    /// What a node says of itself in numbers.
+    pub async fn metrics(&self, name: &str) -> Result<String> {
+        let admin = self.places.get(name).context("no such node")?.admin;
+        ask(admin, "/metrics").await
+    }
+
     /// `kill -9`.
     pub fn kill(&mut self, name: &str) -> Result<()> {
         self.process(name)?.kill()?;

@@ -7,6 +7,7 @@ mod log_thread;
 mod questions;
 mod raft_thread;
 mod recover;
+mod snapshots;
 mod state;
 
 use std::sync::mpsc;
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 pub use health::Health;
 pub use introduce::{Introduced, Introducer};
 pub use questions::read_pieces;
+pub use snapshots::{Failed as InstallFailed, Snapshots};
 pub use state::wall_ms;
 
 use crate::config::{Config, Error};
@@ -118,6 +120,7 @@ async fn run_once(
         mail: node.mail.clone(),
         directory: node.directory.clone(),
         health: node.health.clone(),
+        snapshots: node.snapshots.clone(),
     });
     let introductions = tokio::spawn(introducer.clone().keep_introducing(config.clone()));
     let services = Services::new(
@@ -168,6 +171,7 @@ struct Threads {
     directory: Directory,
     health: Health,
     reader: crate::log::LogReader,
+    snapshots: Snapshots,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -200,12 +204,27 @@ impl Threads {
         let peers = Peers::connect(&others, &introducer.sender(), &config.tls, &directory);
         let segments = recovered.writer.segments();
         let reader = recovered.reader.clone();
+        let snapshots = Snapshots::new(
+            &config.dir,
+            reader.clone(),
+            mail.raft.clone(),
+            peers.clone(),
+            health.clone(),
+        );
+        let snapshots = snapshots.map_err(|source| Error::System {
+            what: format!(
+                "cannot empty {}, where snapshots are received",
+                config.dir.join("snap-in").display()
+            ),
+            source,
+        })?;
         let raft_thread = raft_thread::RaftThread {
             groups: recovered.groups,
             mail: raft_mail,
             to: mail.clone(),
             log: log.clone(),
             peers,
+            snapshots: snapshots.clone(),
             directory: directory.clone(),
             health: health.clone(),
             replies: std::collections::HashMap::new(),
@@ -221,6 +240,7 @@ impl Threads {
             live: recovered.live,
             segment_bytes: config.segment_bytes,
             may_release: true,
+            budget: config.retention.log_bytes,
             patience,
         };
         let (headers, header_reads) = mpsc::channel();
@@ -235,6 +255,7 @@ impl Threads {
             directory.clone(),
             health.clone(),
             introducer.introduced(),
+            snapshots.clone(),
         )?;
         let (header_reader, header_answers) = (reader.clone(), mail.state.clone());
         let threads = vec![
@@ -250,6 +271,7 @@ impl Threads {
             directory,
             health,
             reader,
+            snapshots,
             threads,
         })
     }
@@ -265,8 +287,9 @@ impl Threads {
         }
         let _ = self.mail.raft.send(RaftEvent::Stop);
         let _ = self.mail.state.send(crate::event::StateEvent::Stop);
-        let threads = self.threads;
+        let (threads, snapshots) = (self.threads, self.snapshots);
         let joined = tokio::task::spawn_blocking(move || {
+            snapshots.close();
             for thread in threads {
                 let _ = thread.join();
             }

@@ -95,6 +95,8 @@ pub struct PeerRunning {
     pub directory: Directory,
     /// Why the node stopped, if it did.
     pub health: Health,
+    /// Snapshots that come in.
+    pub snapshots: crate::runtime::Snapshots,
 }
 
 /// A gRPC answer stream that is fed by a channel.

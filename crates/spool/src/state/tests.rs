@@ -4,6 +4,7 @@ mod cost;
 mod life;
 mod octets;
 mod recovery;
+mod snapshot;
 
 use queue::Rows;
 use tempfile::TempDir;

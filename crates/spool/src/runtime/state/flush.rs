@@ -37,8 +37,12 @@ impl StateThread {
     }
 
     pub(super) fn freeze(&mut self) -> Option<crate::state::Flush> {
+        // A group whose rows are being replaced has nothing more to say.
+        let installing = &self.installing;
         let shards = self.shards.values_mut().map(|s| &mut s.rows);
-        self.store.freeze(shards.chain([self.control.rows()]))
+        let groups = shards.chain([self.control.rows()]);
+        self.store
+            .freeze(groups.filter(|rows| !installing.contains_key(&rows.group())))
     }
 
     /// What the log may let go, by the last flush that is durable.
@@ -63,8 +67,10 @@ impl StateThread {
                     .flushed(flushed, shards.chain([self.control.rows()]));
                 self.tell_what_is_durable();
                 if let Ok(bytes) = self.store.disk_bytes() {
+                    let bytes = bytes + self.snapshots.staged_bytes();
                     let _ = self.log.send(LogEvent::OtherBytes(bytes));
                 }
+                self.begin_installs();
                 true
             }
             Err(error @ StoreError::NoSpace(_)) => {
