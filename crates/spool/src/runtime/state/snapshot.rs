@@ -21,7 +21,7 @@ impl StateThread {
                 self.installing.insert(group, Some(made));
                 self.begin_installs();
             }
-            SnapshotWork::Installed(made, outcome) => self.installed(group, &made, outcome),
+            SnapshotWork::Installed(made, outcome) => self.installed(group, &made, *outcome),
         }
     }
 
@@ -79,9 +79,9 @@ impl StateThread {
         }
     }
 
-    fn installed(&mut self, group: u32, made: &Made, outcome: Box<Result<Switched, Failed>>) {
+    fn installed(&mut self, group: u32, made: &Made, outcome: Result<Switched, Failed>) {
         self.installing.remove(&group);
-        let replaced = match *outcome {
+        let replaced = match outcome {
             Ok(switched) => {
                 self.store.switched(switched);
                 self.store.group(group)
