@@ -296,14 +296,44 @@ pub enum StateEvent {
         /// Who pins the segment of `to`.
         pin: u64,
     },
+    /// Of a snapshot.
+    Snapshot {
+        /// Which group.
+        group: u32,
+        /// What is to be done, or is done.
+        work: SnapshotWork,
+    },
     /// A flush of the state ended.
     Flushed(Result<crate::state::Flushed, crate::state::StoreError>),
     /// Flush and end.
     Stop,
 }
 
+/// The state thread's part in a snapshot.
+pub enum SnapshotWork {
+    /// Make one of what is durable.
+    Make {
+        /// Peer id of who needs it.
+        to: u64,
+    },
+    /// Install what is staged, once everything before is applied.
+    Install(crate::node::Made),
+    /// That ended.
+    Installed(
+        crate::node::Made,
+        Box<Result<crate::state::Switched, crate::runtime::InstallFailed>>,
+    ),
+}
+
 /// To the Raft thread.
 pub enum RaftEvent {
+    /// What became of a snapshot.
+    Snapshot {
+        /// Which group.
+        group: u32,
+        /// What.
+        input: crate::node::SnapshotInput,
+    },
     /// From peers, with their groups.
     Peer(Vec<(u32, raft::eraftpb::Message)>),
     /// From the state thread; replies are for those that are answered at commit.
@@ -403,6 +433,17 @@ pub enum LogEvent {
     },
     /// The durable state refers to what these pins kept. Comes after the [`LogEvent::Live`] that says so.
     Unpin(Vec<u64>),
+    /// Bodies of a snapshot, to be written and pinned.
+    Bodies {
+        /// Whose pins: the snapshot's id.
+        who: u64,
+        /// Which group.
+        group: u32,
+        /// Index of the entry that brought it, and its data.
+        bodies: Vec<(u64, Bytes)>,
+        /// Where each lies.
+        reply: Sender<Result<Vec<crate::log::Location>, crate::log::WriteError>>,
+    },
     /// Octets that the metadata store uses of the same disk.
     OtherBytes(u64),
     /// End.

@@ -315,6 +315,12 @@ spec: {limits: {connectionsPerSource: 1000}}
         Ok(std::fs::read_to_string(&place.log)?)
     }
 
+    /// What a node says of itself in numbers.
+    pub async fn metrics(&self, name: &str) -> Result<String> {
+        let admin = self.places.get(name).context("no such node")?.admin;
+        ask(admin, "/metrics").await
+    }
+
     /// `kill -9`.
     pub fn kill(&mut self, name: &str) -> Result<()> {
         self.process(name)?.kill()?;

@@ -48,6 +48,8 @@ pub struct LogThread {
     pub segment_bytes: u64,
     /// What lives, or what is truncated, changed since segments were released.
     pub may_release: bool,
+    /// Log that is kept for lagging followers, if it is said: octets.
+    pub budget: Option<u64>,
     /// How long a write may find no room before the replica node closes and opens again.
     pub patience: Duration,
 }
@@ -139,6 +141,20 @@ impl LogThread {
             LogEvent::Unpin(pins) => {
                 pins.into_iter().for_each(|pin| self.segments.unpin(pin));
                 self.may_release = true;
+            }
+            LogEvent::Bodies {
+                who,
+                group,
+                bodies,
+                reply,
+            } => {
+                let written = self.writer.write_bodies(group, &bodies);
+                if let Ok(locations) = &written {
+                    // Before anything is released: the metadata do not refer to them yet.
+                    let segments = locations.iter().map(|location| location.segment);
+                    self.segments.pin(who, segments);
+                }
+                let _ = reply.send(written);
             }
             LogEvent::OtherBytes(bytes) => self.segments.set_other_bytes(bytes),
             LogEvent::Stop => return false,
@@ -303,8 +319,9 @@ impl LogThread {
             s.sealed && self.live.get(&s.id).copied().unwrap_or(0) == 0
         };
         let kept = self.segments.list().iter().filter(kept).count() as u64 * self.segment_bytes;
+        let usual = (disk.limit / LOG_BUDGET_SHARE).min(LOG_BUDGET_MAX);
         self.health
-            .set_over_budget(kept > (disk.limit / LOG_BUDGET_SHARE).min(LOG_BUDGET_MAX));
+            .set_over_budget(kept > self.budget.unwrap_or(usual));
     }
 
     /// Whether the disk is full: told to whoever takes mail.

@@ -10,6 +10,7 @@ mod quarantine;
 mod questions;
 mod raft_thread;
 mod recover;
+mod snapshots;
 mod state;
 
 use std::sync::mpsc;
@@ -29,6 +30,7 @@ pub use health::Health;
 pub use introduce::{Introduced, Introducer};
 pub use mend::{FETCHES_AT_ONCE, Mender, digest};
 pub use questions::read_piece;
+pub use snapshots::{Failed as InstallFailed, Snapshots};
 pub use state::{account, wall_ms};
 
 use crate::config::{Config, Error};
@@ -130,6 +132,7 @@ async fn run_once(
         health: node.health.clone(),
         reader: node.reader.clone(),
         fetches: Arc::new(tokio::sync::Semaphore::new(FETCHES_AT_ONCE)),
+        snapshots: node.snapshots.clone(),
     });
     let mending = node.mender.clone().run(node.mail.clone(), node.log.clone());
     let mending = tokio::spawn(mending);
@@ -190,6 +193,7 @@ struct Threads {
     reader: crate::log::LogReader,
     mender: Mender,
     log: mpsc::Sender<crate::event::LogEvent>,
+    snapshots: Snapshots,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -229,12 +233,27 @@ impl Threads {
         let peers = Peers::connect(&others, &introducer.sender(), &config.tls, &directory);
         let segments = recovered.writer.segments();
         let reader = recovered.reader.clone();
+        let snapshots = Snapshots::new(
+            &config.dir,
+            reader.clone(),
+            mail.raft.clone(),
+            peers.clone(),
+            health.clone(),
+        );
+        let snapshots = snapshots.map_err(|source| Error::System {
+            what: format!(
+                "cannot empty {}, where snapshots are received",
+                config.dir.join("snap-in").display()
+            ),
+            source,
+        })?;
         let raft_thread = raft_thread::RaftThread {
             groups: recovered.groups,
             mail: raft_mail,
             to: mail.clone(),
             log: log.clone(),
             peers,
+            snapshots: snapshots.clone(),
             directory: directory.clone(),
             health: health.clone(),
             replies: std::collections::HashMap::new(),
@@ -251,6 +270,7 @@ impl Threads {
             live: recovered.live,
             segment_bytes: config.segment_bytes,
             may_release: true,
+            budget: config.retention.log_bytes,
             patience,
         };
         let (headers, header_reads) = mpsc::channel();
@@ -265,6 +285,7 @@ impl Threads {
             directory.clone(),
             health.clone(),
             introducer.introduced(),
+            snapshots.clone(),
         )?;
         let (header_reader, header_answers) = (reader.clone(), mail.state.clone());
         let header_mender = mender.clone();
@@ -288,6 +309,7 @@ impl Threads {
             reader,
             mender,
             log,
+            snapshots,
             threads,
         })
     }
@@ -303,8 +325,9 @@ impl Threads {
         }
         let _ = self.mail.raft.send(RaftEvent::Stop);
         let _ = self.mail.state.send(crate::event::StateEvent::Stop);
-        let threads = self.threads;
+        let (threads, snapshots) = (self.threads, self.snapshots);
         let joined = tokio::task::spawn_blocking(move || {
+            snapshots.close();
             for thread in threads {
                 let _ = thread.join();
             }

@@ -102,6 +102,8 @@ pub struct PeerRunning {
     pub reader: LogReader,
     /// Entries that are read for other replicas at once.
     pub fetches: Arc<Semaphore>,
+    /// Snapshots that come in.
+    pub snapshots: crate::runtime::Snapshots,
 }
 
 /// A gRPC answer stream that is fed by a channel.

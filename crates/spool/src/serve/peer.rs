@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use proto::v1;
 use proto::v1::peer_server::Peer;
+use proto::v1::snapshot_chunk::What::Begin;
 use proto::{Rare, Right, require};
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status, Streaming};
@@ -16,6 +17,9 @@ use crate::event::{RaftEvent, StateEvent};
 const REFUSED_LOGGED: Duration = Duration::from_secs(10);
 
 static REFUSED: Rare = Rare::new(REFUSED_LOGGED);
+
+/// How long the first chunk of a snapshot may take.
+const FIRST_CHUNK: std::time::Duration = std::time::Duration::from_secs(10);
 
 #[tonic::async_trait]
 impl Peer for PeerServices {
@@ -60,6 +64,36 @@ impl Peer for PeerServices {
         Ok(Response::new(tokio_stream::wrappers::ReceiverStream::new(
             answers,
         )))
+    }
+
+    async fn snapshot(
+        &self,
+        request: Request<Streaming<v1::SnapshotChunk>>,
+    ) -> Result<Response<v1::SnapshotStaged>, Status> {
+        let identity = require(&request, Right::Peer)?;
+        let Some(running) = self.running.get() else {
+            return Err(Status::unavailable("this node is still starting"));
+        };
+        let mut chunks = request.into_inner();
+        let first = tokio::time::timeout(FIRST_CHUNK, chunks.message()).await;
+        let first = first.map_err(|_| Status::deadline_exceeded("no chunk came"))??;
+        let Some(Begin(frame)) = first.and_then(|chunk| chunk.what) else {
+            return Err(Status::invalid_argument("the first chunk says who sends"));
+        };
+        self.introducer
+            .check_frame(&identity.name, &frame)
+            .map_err(Status::failed_precondition)?;
+        if let Some(reason) = running.health.stopped() {
+            return Err(Status::unavailable(format!(
+                "this replica node has stopped: {reason}"
+            )));
+        }
+        let staged = running.snapshots.receive(frame, chunks).await;
+        let refusal = staged.err().unwrap_or_default();
+        if !refusal.is_empty() {
+            tracing::warn!(from = identity.name, refusal, "a snapshot is refused");
+        }
+        Ok(Response::new(v1::SnapshotStaged { refusal }))
     }
 
     async fn introduce(

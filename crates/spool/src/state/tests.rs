@@ -5,6 +5,7 @@ mod life;
 mod octets;
 mod power;
 mod recovery;
+mod snapshot;
 
 use queue::Rows;
 use tempfile::TempDir;

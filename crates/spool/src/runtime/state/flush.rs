@@ -37,8 +37,13 @@ impl StateThread {
     }
 
     pub(super) fn freeze(&mut self) -> Option<crate::state::Flush> {
+        // A group whose rows are being replaced has nothing more to say.
+        let installing = &self.installing;
         let shards = self.shards.values_mut().map(|s| &mut s.rows);
-        let flush = self.store.freeze(shards.chain([self.control.rows()]))?;
+        let groups = shards.chain([self.control.rows()]);
+        let flush = self
+            .store
+            .freeze(groups.filter(|rows| !installing.contains_key(&rows.group())))?;
         self.mending.append(&mut self.mended);
         Some(flush)
     }
@@ -69,8 +74,10 @@ impl StateThread {
                     let _ = self.log.send(LogEvent::Unpin(pins));
                 }
                 if let Ok(bytes) = self.store.disk_bytes() {
+                    let bytes = bytes + self.snapshots.staged_bytes();
                     let _ = self.log.send(LogEvent::OtherBytes(bytes));
                 }
+                self.begin_installs();
                 true
             }
             Err(error @ StoreError::NoSpace(_)) => {

@@ -7,6 +7,7 @@ mod apply;
 mod calls;
 mod flush;
 mod lead;
+mod snapshot;
 
 pub use apply::account;
 
@@ -88,6 +89,11 @@ pub struct StateThread {
     /// Versions of the state machine that this program says it knows.
     pub known: u32,
     pub tickets: Arc<AtomicU64>,
+    pub snapshots: super::Snapshots,
+    /// Groups whose rows are being replaced by a snapshot; with it until that has begun.
+    pub installing: BTreeMap<u32, Option<crate::node::Made>>,
+    /// The members of a group that never changed them.
+    pub first_members: Membership,
     pub flushing: bool,
     pub next_flush: Instant,
     pub next_publish: Instant,
@@ -116,6 +122,7 @@ impl StateThread {
         directory: Directory,
         health: super::Health,
         introduced: super::Introduced,
+        snapshots: super::Snapshots,
     ) -> Result<StateThread, Error> {
         let tickets = Arc::new(AtomicU64::new(1));
         let cluster = queue::control::Cluster {
@@ -145,7 +152,11 @@ impl StateThread {
             }
         }
         let now = Instant::now();
+        let first_members = super::recover::first_members(config);
         Ok(StateThread {
+            snapshots,
+            installing: BTreeMap::new(),
+            first_members,
             store: state.store,
             shards: state
                 .shards
@@ -180,6 +191,7 @@ impl StateThread {
 
     /// Runs until told to stop.
     pub fn run(mut self) {
+        self.clean();
         loop {
             let now = Instant::now();
             let wake = self.next_wake(now);
@@ -287,6 +299,7 @@ impl StateThread {
                 }
                 self.mended.push(pin);
             }
+            StateEvent::Snapshot { group, work } => self.snapshot(group, work),
             StateEvent::Flushed(result) => return self.flushed(result),
             StateEvent::Stop => return false,
         }

@@ -25,7 +25,7 @@ pub(super) fn append(m: u8) -> Facts {
     }
 }
 
-fn drop_item(m: u8) -> Facts {
+pub(super) fn drop_item(m: u8) -> Facts {
     let items = vec![ItemId {
         message: facts(m, 0, 0).message,
         number: 0,
