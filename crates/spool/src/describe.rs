@@ -54,6 +54,14 @@ const COUNTERS: &[(&str, &str)] = &[
         "postroad_reports_total",
         "Delivery reports that were written, by kind.",
     ),
+    (
+        "postroad_snapshot_bytes_total",
+        "Octets of snapshots, by direction.",
+    ),
+    (
+        "postroad_snapshots_total",
+        "Snapshots of groups that were sent or received, by what came of them.",
+    ),
 ];
 
 const GAUGES: &[(&str, &str)] = &[
