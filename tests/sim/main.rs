@@ -71,6 +71,11 @@ fn clients() {
 }
 
 #[test]
+fn versions() {
+    holds(Profile::Versions);
+}
+
+#[test]
 fn the_same_seed_twice_is_the_same_run() {
     for profile in Profile::ALL {
         for seed in [3, 7, 10] {
@@ -91,5 +96,19 @@ fn bugs_outside_the_replica_are_found() {
         let found = hunt(&bug, 100);
         let (seed, error) = found.unwrap_or_else(|| panic!("the simulator misses {}", bug.name));
         println!("{}: {} seed {seed}: {error}", bug.name, bug.profile.name());
+    }
+}
+
+#[test]
+fn replicas_of_two_versions_raise_the_version_together() {
+    let none = Planted::default();
+    let runs: Vec<_> = (1..=24)
+        .map(|seed| run(seed, Profile::Versions, none, false).expect("a sound run"))
+        .collect();
+    let mixed = runs.iter().filter(|outcome| outcome.mixed > 0);
+    assert!(mixed.count() > 8, "hardly any run began with two versions");
+    for outcome in runs {
+        assert_eq!(outcome.version, queue::version::NEWEST);
+        assert!(outcome.digests > 5, "hardly any digests: {outcome:?}");
     }
 }

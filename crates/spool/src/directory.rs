@@ -9,6 +9,8 @@ use bytes::Bytes;
 use proto::v1;
 use tokio::sync::watch;
 
+use crate::runtime::{Digests, Judgement};
+
 /// A node that was heard of within this time is up: every stream says something each second.
 const HEARD_LATELY: std::time::Duration = std::time::Duration::from_secs(3);
 
@@ -17,10 +19,13 @@ pub use queue::control::{node_of, peer_id};
 /// Bits of a group's number in what the log and the metadata call it; above them is how often it was placed here before.
 const GROUP_BITS: u32 = 16;
 
+/// Replicas that a node may have had of a group before; the metadata mark rows of snapshots by the bit above.
+const PLACEMENTS_MAX: u32 = 0x7fff;
+
 /// What the log and the metadata call a replica: another number for each replica that a node ever had of a group, so that
 /// nothing of an earlier one is ever read as the later one's. A first replica has the group's own number.
 pub fn log_group(group: u32, peer: u64) -> u32 {
-    let before = peer as u32 & u32::from(u16::MAX);
+    let before = peer as u32 & PLACEMENTS_MAX;
     (before << GROUP_BITS) | group
 }
 
@@ -48,6 +53,7 @@ struct Inner {
     leaders: BTreeMap<u32, Leader>,
     voters: BTreeMap<u32, Vec<u64>>,
     cluster_time_ms: u64,
+    digests: Digests,
 }
 
 #[derive(Clone, Copy, Default, PartialEq)]
@@ -60,6 +66,8 @@ struct Leader {
 struct NodeInfo {
     client_address: String,
     full: bool,
+    /// Newest version of the state machine that its program knows; 0: not heard of yet.
+    state_machine: u32,
     wall: Option<(u64, Instant)>,
 }
 
@@ -87,6 +95,7 @@ impl Directory {
                 leaders: BTreeMap::new(),
                 voters: BTreeMap::new(),
                 cluster_time_ms: 0,
+                digests: Digests::default(),
             })),
             topology: Arc::new(watch::channel(topology).0),
             leads: Arc::new(watch::channel(Vec::new()).0),
@@ -161,6 +170,7 @@ impl Directory {
     pub fn forget_group(&self, group: u32) {
         self.write(|i| {
             i.voters.remove(&group);
+            i.digests.forget(group);
             let own = i.own;
             if let Some(leader) = i.leaders.get_mut(&group)
                 && leader.node == own
@@ -240,6 +250,55 @@ impl Directory {
             info.wall = Some((wall_ms, now));
             std::mem::replace(&mut info.full, full) != full
         })
+    }
+
+    /// What a peer's frame said of its program. 0 on the wire stands for the first version.
+    pub fn heard_state_machine(&self, node: u64, version: u32) {
+        self.write(|i| i.nodes.entry(node).or_default().state_machine = version.max(1));
+    }
+
+    /// The newest version of the state machine that this program says it knows.
+    pub fn set_own_state_machine(&self, version: u32) {
+        self.heard_state_machine(self.own(), version);
+    }
+
+    /// See [`Directory::set_own_state_machine`].
+    pub fn own_state_machine(&self) -> u32 {
+        self.read(|i| i.nodes.get(&i.own).map_or(0, |n| n.state_machine))
+    }
+
+    /// The newest version of the state machine that the program of every voter of a group knows; 1 while one of them was
+    /// not heard of.
+    pub fn members_know(&self, group: u32) -> u32 {
+        self.read(|i| {
+            let voters = i.voters.get(&group).map(Vec::as_slice).unwrap_or_default();
+            let known = voters
+                .iter()
+                .map(|node| i.nodes.get(node).map_or(0, |n| n.state_machine));
+            known.min().unwrap_or_default().max(1)
+        })
+    }
+
+    /// `node` digested rows at an entry of a group: what that means for this node.
+    pub fn digested(&self, group: u32, index: u64, node: u64, digest: [u8; 16]) -> Judgement {
+        self.write(|i| {
+            let Some(voters) = i.voters.get(&group) else {
+                return Judgement::Fine; // This node has no replica of it to compare.
+            };
+            i.digests.found(i.own, voters, (group, index), node, digest)
+        })
+    }
+
+    /// What this node tells the others of its own rows.
+    pub fn own_digests(&self) -> Vec<v1::RowsDigest> {
+        let own = self.read(|i| i.digests.own(i.own));
+        own.into_iter()
+            .map(|(group, index, digest)| v1::RowsDigest {
+                group,
+                index,
+                digest: Bytes::copy_from_slice(&digest),
+            })
+            .collect()
     }
 
     /// Whether a frame of the node came within the last seconds.
@@ -412,6 +471,19 @@ mod tests {
         assert_eq!(names[0], 7);
         assert!(names.iter().all(|name| group_of(*name) == 7));
         assert_eq!(peer_of(9, names[2]), peer_id(9, 2));
+    }
+
+    #[test]
+    fn the_oldest_program_among_the_voters_counts_and_silence_is_old() {
+        let d = three();
+        d.set_own_state_machine(3);
+        d.heard_state_machine(2, 3);
+        assert_eq!(d.members_know(1), 1, "node 3 was not heard of");
+        d.heard_state_machine(3, 2);
+        d.heard_state_machine(9, 0);
+        assert_eq!(d.members_know(1), 2);
+        d.heard_state_machine(3, 3);
+        assert_eq!(d.members_know(1), 3);
     }
 
     #[test]

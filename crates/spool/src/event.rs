@@ -8,12 +8,15 @@
 //! ```
 //! Every hop carries batches: a hop costs a wake-up, and on few cores wake-ups are what a message pays for.
 
+mod asked;
+
+pub use asked::{GroupOrder, MembersCall, Piece, Question};
+
 use std::sync::mpsc::Sender;
 
 use bytes::Bytes;
 use proto::v1;
 use queue::MessageFacts;
-use queue::control::Placement;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 /// A ticket names a proposal until its fate is known. Unique within a process.
@@ -195,64 +198,6 @@ pub struct Unreadable {
     pub reason: String,
 }
 
-/// A part of a body: a piece of an entry's data.
-#[derive(Clone, Copy, Debug)]
-pub struct Piece {
-    /// Raft index of the entry.
-    pub index: u64,
-    /// Where the log has it.
-    pub location: crate::log::Location,
-    /// Octets into the entry's data.
-    pub offset: u64,
-    /// Octets.
-    pub length: u64,
-}
-
-/// What a person or a program asks of one shard.
-pub enum Question {
-    /// See `Admin.Summary`.
-    Summary(v1::SummaryRequest, oneshot::Sender<v1::SummaryResponse>),
-    /// See `Admin.List`.
-    List(v1::ListRequest, oneshot::Sender<v1::ListResponse>),
-    /// See `Admin.Show`.
-    Show(v1::ShowRequest, oneshot::Sender<v1::ShowResponse>),
-    /// See `Admin.Act`.
-    Act(v1::ActRequest, oneshot::Sender<v1::ActResponse>),
-    /// Where a range of a body lies; an error text when there is none.
-    Locate(
-        v1::FetchRequest,
-        oneshot::Sender<Result<Vec<Piece>, String>>,
-    ),
-}
-
-/// Where one group shall be, as the control group's leader says it to every node.
-#[derive(Clone, PartialEq, Debug)]
-pub struct GroupOrder {
-    /// Which group.
-    pub group: u32,
-    /// Where.
-    pub placement: Placement,
-    /// The group's members are exactly these.
-    pub settled: bool,
-    /// The peers that its log began with.
-    pub first: Vec<u64>,
-}
-
-/// A request about the nodes of the cluster; answered by the control group's leader.
-pub enum MembersCall {
-    /// See `Admin.Members`.
-    List(oneshot::Sender<v1::MembersResponse>),
-    /// See `Admin.AddNode`.
-    Add(
-        v1::AddNodeRequest,
-        oneshot::Sender<v1::ChangeMembersResponse>,
-    ),
-    /// See `Admin.RemoveNode`.
-    Remove(u64, oneshot::Sender<v1::ChangeMembersResponse>),
-    /// See `Admin.MoveLeaders`.
-    MoveLeaders(u64, oneshot::Sender<v1::ChangeMembersResponse>),
-}
-
 /// To the state thread.
 pub enum StateEvent {
     /// Entries to apply, in order, and the tickets of those that this node proposed.
@@ -323,14 +268,66 @@ pub enum StateEvent {
     Members(MembersCall),
     /// The rows of a replica that is gone were removed, or not.
     Swept(Result<usize, crate::state::StoreError>),
+    /// Where the data of an entry lies that something still refers to.
+    LocateBody {
+        /// Which group.
+        group: u32,
+        /// Raft index.
+        index: u64,
+        /// What the log calls this replica, and where; `None`: nothing refers to it here.
+        reply: oneshot::Sender<Option<(u32, crate::log::Location)>>,
+    },
+    /// A damaged body was written again, durably.
+    Mended {
+        /// Which group.
+        group: u32,
+        /// Raft index.
+        index: u64,
+        /// Where the damage is.
+        from: crate::log::Location,
+        /// Where it lies whole.
+        to: crate::log::Location,
+        /// Who pins the segment of `to`.
+        pin: u64,
+    },
+    /// Of a snapshot.
+    Snapshot {
+        /// Which group.
+        group: u32,
+        /// What is to be done, or is done.
+        work: SnapshotWork,
+    },
     /// A flush of the state ended.
     Flushed(Result<crate::state::Flushed, crate::state::StoreError>),
     /// Flush and end.
     Stop,
 }
 
+/// The state thread's part in a snapshot.
+pub enum SnapshotWork {
+    /// Make one of what is durable.
+    Make {
+        /// Peer id of who needs it.
+        to: u64,
+    },
+    /// Install what is staged, once everything before is applied.
+    Install(crate::node::Made),
+    /// That ended.
+    Installed(
+        crate::node::Made,
+        Box<Result<crate::state::Switched, crate::runtime::InstallFailed>>,
+    ),
+}
+
 /// To the Raft thread.
 pub enum RaftEvent {
+    /// What became of a snapshot.
+    Snapshot {
+        /// Which group.
+        group: u32,
+        /// What.
+        input: crate::node::SnapshotInput,
+    },
     /// From peers, with their groups.
     Peer(Vec<(u32, raft::eraftpb::Message)>),
     /// From the state thread; replies are for those that are answered at commit.
@@ -387,6 +384,15 @@ pub enum RaftEvent {
     Plans(Vec<(u32, crate::node::Plan)>),
     /// What the control group's leader wants to know of the replicas.
     Report(oneshot::Sender<Vec<v1::ReplicaReport>>),
+    /// Where a committed entry of a group's log lies.
+    Locate {
+        /// Which group.
+        group: u32,
+        /// Raft index.
+        index: u64,
+        /// `None`: it is not committed, or gone from the log.
+        reply: oneshot::Sender<Option<crate::log::Location>>,
+    },
     /// What the groups are doing.
     Status(oneshot::Sender<Vec<v1::GroupStatus>>),
     /// Give all leadership away: this node is about to stop.
@@ -423,6 +429,30 @@ pub enum LogEvent {
     Live(std::collections::BTreeMap<u64, u64>),
     /// This node does not have the replica any more; what the log calls it.
     Gone(u32),
+    /// A damaged body that came from another replica, to be written again.
+    Mend {
+        /// What the log calls the replica.
+        replica: u32,
+        /// Raft index.
+        index: u64,
+        /// Where the damage is.
+        from: crate::log::Location,
+        /// The entry's data.
+        data: Bytes,
+    },
+    /// The durable state refers to what these pins kept. Comes after the [`LogEvent::Live`] that says so.
+    Unpin(Vec<u64>),
+    /// Bodies of a snapshot, to be written and pinned.
+    Bodies {
+        /// Whose pins: the snapshot's id.
+        who: u64,
+        /// What the log calls the replica.
+        replica: u32,
+        /// Index of the entry that brought it, and its data.
+        bodies: Vec<(u64, Bytes)>,
+        /// Where each lies.
+        reply: Sender<Result<Vec<crate::log::Location>, crate::log::WriteError>>,
+    },
     /// Octets that the metadata store uses of the same disk.
     OtherBytes(u64),
     /// End.

@@ -65,6 +65,7 @@ struct Link {
     small: mpsc::Sender<v1::RaftMessage>,
     bulk: mpsc::Sender<v1::RaftMessage>,
     bulk_bytes: Arc<std::sync::atomic::AtomicUsize>,
+    route: Route,
 }
 
 impl Peers {
@@ -76,6 +77,12 @@ impl Peers {
             tls: tls.clone(),
             directory: directory.clone(),
         }
+    }
+
+    /// How to reach a node by a connection of one's own.
+    pub fn route(&self, node: u64) -> Option<Route> {
+        let links = self.links.read().unwrap_or_else(PoisonError::into_inner);
+        links.get(&node).map(|link| link.route.clone())
     }
 
     /// Opens streams to `others` (node id and address; an entry for this node is skipped), and closes those to nodes that
@@ -90,13 +97,14 @@ impl Peers {
             let (small, small_mail) = mpsc::channel(SMALL_QUEUE);
             let (bulk, bulk_mail) = mpsc::channel(BULK_QUEUE);
             let bulk_bytes = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-            let out = Outgoing {
+            let out = Route {
                 to: *node,
                 address: address.clone(),
                 own: self.own.clone(),
                 tls: self.tls.clone(),
                 directory: self.directory.clone(),
             };
+            let route = out.clone();
             tokio::spawn(out.clone().run(small_mail, None));
             tokio::spawn(out.run(bulk_mail, Some(bulk_bytes.clone())));
             links.insert(
@@ -106,6 +114,7 @@ impl Peers {
                     small,
                     bulk,
                     bulk_bytes,
+                    route,
                 },
             );
         }
@@ -140,8 +149,9 @@ impl Peers {
     }
 }
 
+/// Another node, and who this one is to it.
 #[derive(Clone)]
-struct Outgoing {
+pub struct Route {
     to: u64,
     address: String,
     own: Sender,
@@ -149,7 +159,15 @@ struct Outgoing {
     directory: Directory,
 }
 
-impl Outgoing {
+impl Route {
+    /// A new connection.
+    pub async fn connect(&self) -> Result<tonic::transport::Channel, String> {
+        let connector = proto::tls::Connector::to_node(self.tls.clone(), &self.to.to_string());
+        let endpoint = proto::tls::endpoint(&self.address)?;
+        let connecting = endpoint.connect_with_connector(connector).await;
+        connecting.map_err(|e| proto::causes(&e))
+    }
+
     async fn run(
         self,
         mut mail: mpsc::Receiver<v1::RaftMessage>,
@@ -188,12 +206,7 @@ impl Outgoing {
         mail: &mut mpsc::Receiver<v1::RaftMessage>,
         bytes: Option<&std::sync::atomic::AtomicUsize>,
     ) -> Result<(), String> {
-        let connector = proto::tls::Connector::to_node(self.tls.clone(), &self.to.to_string());
-        let endpoint = proto::tls::endpoint(&self.address)?;
-        let channel = endpoint
-            .connect_with_connector(connector)
-            .await
-            .map_err(|e| proto::causes(&e))?;
+        let channel = self.connect().await?;
         let mut client =
             PeerClient::new(channel).max_decoding_message_size(proto::tls::MESSAGE_BYTES_MAX);
         let (frames, outgoing) = mpsc::channel(FRAMES_AHEAD);
@@ -206,6 +219,7 @@ impl Outgoing {
         // What this node leads goes with the small messages: at once when it changes, and again and again.
         let mut leads = self.directory.watch_leads();
         let mut tell_at = Instant::now();
+        let mut digests_at: Option<Instant> = None;
         loop {
             tokio::select! {
                 n = mail.recv_many(&mut batch, 256) => if n == 0 { return Ok(()) },
@@ -230,6 +244,10 @@ impl Outgoing {
             loop {
                 let mut frame = self.frame();
                 frame.leads = std::mem::take(&mut told);
+                if digests_at.is_none_or(|at| at.elapsed() >= IDLE_FRAME) {
+                    digests_at = Some(Instant::now());
+                    frame.digests = self.directory.own_digests();
+                }
                 let mut size = 0;
                 while let Some(message) =
                     rest.next_if(|m| size == 0 || size + wire_size(m) <= FRAME_BYTES_MAX)
@@ -248,7 +266,8 @@ impl Outgoing {
         }
     }
 
-    fn frame(&self) -> v1::PeerFrame {
+    /// An empty frame.
+    pub fn frame(&self) -> v1::PeerFrame {
         v1::PeerFrame {
             cluster_id: self.own.cluster_id.clone(),
             from_node: self.own.node,
@@ -258,6 +277,8 @@ impl Outgoing {
             full: self.directory.own_full(),
             messages: Vec::new(),
             leads: Vec::new(),
+            state_machine: self.directory.own_state_machine(),
+            digests: Vec::new(),
         }
     }
 }

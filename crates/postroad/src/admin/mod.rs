@@ -15,6 +15,7 @@ pub mod check;
 pub mod members;
 pub mod pki;
 pub mod queue;
+pub mod salvage;
 pub mod send;
 pub mod status;
 mod table;

@@ -7,6 +7,7 @@
 //! * `batch`, `place`, `writer`: tasks become batches; `spare`, `segments`: where they go, and how much room is left
 //! * `scan`, `replay`, `recover`, `open`: what a start finds; `reader`: entries back
 //! * bodies that a snapshot brought, or that the collector moved, are records of their own in the same stream
+//! * `survey`: what can be read of a log that does not open
 //! * `disk`, `sim`: the disk, and one that crashes on purpose
 
 mod batch;
@@ -23,6 +24,7 @@ mod scan;
 mod segments;
 mod sim;
 mod spare;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -36,6 +38,7 @@ pub use planted::{Mutation, plant};
 pub use reader::LogReader;
 pub use segments::Segments;
 pub use sim::SimDisk;
+pub use survey::{Survey, Surveyed};
 pub use types::GONE;
 pub use types::{
     Damaged, DiskUse, Entry, EntryKind, HardState, Location, LogConfig, Recovered, RecoveredEntry,

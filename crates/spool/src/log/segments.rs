@@ -87,7 +87,10 @@ impl Segments {
     /// newer STATE record that covers it is durable. Unknown and active segments are ignored.
     pub fn release(&self, segment: u64) {
         let mut table = self.0.lock();
-        if table.segments.contains_key(&segment) && table.active != Some(segment) {
+        // What is pinned may be about to live again; it is asked for once more when the pin is gone.
+        let pinned = table.pins.values().any(|pinned| pinned.contains(&segment));
+        let known = table.segments.contains_key(&segment) && table.active != Some(segment);
+        if known && !pinned {
             table.released.insert(segment);
         }
         drop(table);

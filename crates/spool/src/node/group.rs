@@ -76,6 +76,7 @@ pub struct Group {
     pub(super) next_fetch: u64,
     pub(super) members: Membership,
     pub(super) steps: super::steps::Steps,
+    pub(super) snapshots: super::snapshot::Snapshots,
     pub(super) stopped: bool,
     #[cfg(feature = "planted-bugs")]
     pub(super) mutation: Option<super::Mutation>,
@@ -163,6 +164,7 @@ impl Group {
             next_fetch: 0,
             members,
             steps: super::steps::Steps::default(),
+            snapshots: super::snapshot::Snapshots::default(),
             stopped: false,
             #[cfg(feature = "planted-bugs")]
             mutation: None,
@@ -192,6 +194,7 @@ impl Group {
             Input::Plan(plan) => self.plan(plan),
             Input::PeerFull { peer, full } => self.peer_full(peer, full),
             Input::Truncate { upto, over_budget } => self.truncate(upto, over_budget),
+            Input::Snapshot(input) => self.snapshot(input),
             Input::Stop => self.stop(),
         }
     }
@@ -210,6 +213,12 @@ impl Group {
     /// Where an entry of the log lies, once it is durable.
     pub fn location(&self, index: u64) -> Option<Location> {
         self.raw.store().location(index)
+    }
+
+    /// Where a committed entry of the log lies: what every replica has alike.
+    pub fn committed_location(&self, index: u64) -> Option<Location> {
+        let committed = self.raw.raft.raft_log.committed;
+        self.location(index).filter(|_| index <= committed)
     }
 
     /// Index and term of the last entry that is gone from the log.
@@ -260,15 +269,15 @@ impl Group {
             return;
         }
         match message.get_msg_type() {
-            // Raft would take these from anybody; they are ours to make. Nothing reads by ReadIndex, and snapshots
-            // do not exist yet.
+            // Raft would take these from anybody; they are ours to make. Nothing reads by ReadIndex, and a snapshot
+            // comes only when it is staged (see SnapshotInput::Staged).
             MsgHup | MsgBeat | MsgPropose | MsgUnreachable | MsgSnapStatus | MsgCheckQuorum
             | MsgTransferLeader | MsgReadIndex | MsgReadIndexResp | MsgSnapshot => return,
             MsgAppend if self.unapplied_bytes > self.config.limits.unapplied_bytes => return,
             // What waits for room cannot be overtaken: more of it would only fill the memory.
             MsgAppend if self.disk_late() && self.full.contains(&self.config.peer_id) => return,
             // A replica whose disk does not answer must not lead.
-            MsgTimeoutNow if self.disk_late() => return,
+            MsgTimeoutNow if self.disk_late() || self.installs() => return,
             MsgHeartbeat => {
                 let (known, last) = (message.commit, self.raw.raft.raft_log.last_index());
                 if known > last && message.term >= self.raw.raft.term {
@@ -326,6 +335,7 @@ impl Group {
     /// Leaves nobody waiting, and does nothing more.
     fn stop(&mut self) {
         self.fail_waiters();
+        self.drop_snapshots(|_| true);
         self.stopped = true;
     }
 

@@ -8,6 +8,7 @@ mod members;
 mod planted;
 mod propose;
 mod ready;
+mod snapshot;
 mod steps;
 #[cfg(test)]
 mod tests;
@@ -17,4 +18,5 @@ pub use api::*;
 pub use group::Group;
 #[cfg(feature = "planted-bugs")]
 pub use planted::Mutation;
+pub use snapshot::{Made, SnapshotAction, SnapshotInput};
 pub use steps::Plan;

@@ -9,7 +9,8 @@ use queue::{Ending, Item, ItemId, Message, State, Timestamp};
 
 use crate::decide::{Pending, ShardRows};
 use crate::event::{Piece, Question, StateEvent};
-use crate::log::LogReader;
+use crate::log::{LogReader, ReadError};
+use crate::runtime::Mender;
 use crate::wire::log::{message_id, to_item_ref};
 
 /// Items or destinations of an answer when the request names no limit.
@@ -236,23 +237,27 @@ fn locate(request: &v1::FetchRequest, rows: &mut impl ShardRows) -> Vec<Piece> {
     pieces
 }
 
-/// Reads pieces of a body, one after another. Blocking.
+/// Reads a piece of a body. Blocking.
 ///
 /// # Errors
-/// A text for the log: the segment was recycled (the message ended meanwhile), or the disk does not give it back.
-pub fn read_pieces(reader: &LogReader, group: u32, pieces: &[Piece]) -> Result<Bytes, String> {
-    let read = |p: &Piece| {
-        let (offset, length) = (p.offset as u32, p.length as u32);
-        reader
-            .read_data(p.location, group, p.index, offset, length)
-            .map_err(|e| e.to_string())
-    };
-    if let [one] = pieces {
-        return read(one);
-    }
+/// The segment was recycled (the message ended meanwhile), or the disk does not give it back.
+pub fn read_piece(reader: &LogReader, group: u32, piece: &Piece) -> Result<Bytes, ReadError> {
+    let (offset, length) = (piece.offset as u32, piece.length as u32);
+    reader.read_data(piece.location, group, piece.index, offset, length)
+}
+
+/// Reads a body whole; what this disk does not give back comes from another replica.
+fn read_all(
+    reader: &LogReader,
+    mender: &Mender,
+    group: u32,
+    pieces: &[Piece],
+) -> Result<Bytes, String> {
     let mut all = BytesMut::new();
     for piece in pieces {
-        all.extend_from_slice(&read(piece)?);
+        let read = read_piece(reader, group, piece)
+            .or_else(|error| mender.piece_instead_blocking(group, piece, &error))?;
+        all.extend_from_slice(&read);
     }
     Ok(all.freeze())
 }
@@ -263,9 +268,14 @@ pub type HeaderRead = (u32, Pending, Vec<Piece>);
 /// The thread that reads header blocks, one after another: a burst of failures with an old backlog must not become a
 /// burst of threads. What waits is bounded by the settles that a node takes at once. A report without the header is
 /// better than none, so an error is logged and the decision goes on. Ends with the state thread.
-pub fn read_headers(reader: &LogReader, from: &Receiver<HeaderRead>, to: &Sender<StateEvent>) {
+pub fn read_headers(
+    reader: &LogReader,
+    mender: &Mender,
+    from: &Receiver<HeaderRead>,
+    to: &Sender<StateEvent>,
+) {
     while let Ok((group, pending, pieces)) = from.recv() {
-        let header = read_pieces(reader, group, &pieces).unwrap_or_else(|error| {
+        let header = read_all(reader, mender, group, &pieces).unwrap_or_else(|error| {
             tracing::warn!(
                 group,
                 error,

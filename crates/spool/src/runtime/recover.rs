@@ -8,9 +8,9 @@ use queue::control::{Placement, first_peers};
 use crate::config::{Config, Error, InitialState};
 use crate::directory::{group_of, log_group, node_of, peer_of};
 use crate::log::{
-    Damaged, Log, LogConfig, LogReader, LogWriter, OpenError, RecoveredGroup, WriteError,
+    Damaged, Log, LogConfig, LogReader, LogWriter, OpenError, RecoveredGroup, WriteError, WriteTask,
 };
-use crate::node::{Group, GroupConfig, Membership};
+use crate::node::{Group, GroupConfig, Membership, TICK_MS};
 use crate::state::{GroupState, Store, StoreConfig, StoreError};
 use crate::storage::{CacheBudget, GroupLog, Hole};
 
@@ -82,6 +82,20 @@ pub fn recover(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
     })
 }
 
+/// Recovery gave up in a way that nobody foresaw: the metadata store may panic over files that are not what it wrote.
+pub fn panicked(config: &Config, how: &str) -> Error {
+    let text = format!(
+        "recovery of {} failed ({how}; its message stands above): what is on the disk cannot be used. Keep the directory for \
+         inspection, remove this node from the cluster and add a new node id on an empty directory; the other replicas \
+         have the mail and keep serving",
+        config.dir.display()
+    );
+    Error::Damaged {
+        node: config.node,
+        source: Box::new(Error::Recovered(text)),
+    }
+}
+
 /// The metadata come first: how far they reach says which damage of the log can be mended.
 fn open(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
     let store = Store::open(&config.dir, StoreConfig::default())?;
@@ -102,7 +116,7 @@ fn open(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
     log_config.applied = here().map(|id| (id, store.durable_applied(id))).collect();
     log_config.replicas = Some(here().collect());
     let dir = config.dir.join("log");
-    let (writer, reader, found) = Log::open(&dir, log_config)?;
+    let (mut writer, reader, mut found) = Log::open(&dir, log_config)?;
     if found.segments == 0 {
         return Err(Error::Recovered(format!(
             "log {}: there is no segment, but this store took part in the cluster: its votes and its mail are lost. Keep \
@@ -116,11 +130,11 @@ fn open(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
     let mut groups = BTreeMap::new();
     let mut voters = BTreeMap::new();
     let mut rows = BTreeMap::new();
-    let empty = RecoveredGroup::default();
     for replica in here() {
         let id = group_of(replica);
         let state = store.group(replica)?;
-        let recovered = found.groups.get(&replica).unwrap_or(&empty);
+        let recovered = found.groups.entry(replica).or_default();
+        finish_install(&store, replica, state.applied(), recovered, &mut writer)?;
         let members = members(&state)?;
         voters.insert(id, members.voters.iter().map(|p| node_of(*p)).collect());
         let group = group(
@@ -170,15 +184,44 @@ fn report(found: &crate::log::Recovered) {
             "an unacknowledged end of the log was dropped"
         );
     }
-    for it in &found.damaged {
-        tracing::error!(
-            group = it.group,
-            index = it.index,
-            segment = it.location.segment,
-            offset = it.location.offset,
-            "the octets of an applied entry are damaged: while anything needs them, they come from another replica"
-        );
+}
+
+/// A crash between the rows of a snapshot and the log leaves a log that ends before them, or has other entries there: it
+/// begins at the snapshot then, as it would have.
+fn finish_install(
+    store: &Store,
+    replica: u32,
+    applied: (u64, u64),
+    found: &mut RecoveredGroup,
+    writer: &mut LogWriter,
+) -> Result<(), Error> {
+    // Once anything more is applied, the log was durable.
+    if store.installed(replica)? != Some(applied) || found.term_of(applied.0) == Some(applied.1) {
+        return Ok(());
     }
+    tracing::info!(
+        group = group_of(replica),
+        index = applied.0,
+        "the installation of a snapshot is completed"
+    );
+    let task = WriteTask {
+        group: replica,
+        number: 0,
+        entries: Vec::new(),
+        hard_state: None,
+        reset: Some(applied),
+        urgent: true,
+    };
+    writer.write(&[task]).map_err(|e| match e {
+        WriteError::NoSpace { .. } => Error::Store(StoreError::NoSpace(
+            "the log has no room to begin at a snapshot".to_owned(),
+        )),
+        fatal => Error::Stopped(fatal.to_string()),
+    })?;
+    found.truncated = applied;
+    found.entries.clear();
+    found.hard_state.commit = found.hard_state.commit.max(applied.0);
+    Ok(())
 }
 
 /// The first replicas of a store that is about to take part for the first time: all first nodes compute the same map. A
@@ -233,6 +276,7 @@ fn group(
     let log = log.map_err(|e| Error::Recovered(format!("group {id}: {}", e.0)))?;
     let mut group = GroupConfig::new(id, peer_of(config.node, replica), members);
     group.log_group = replica;
+    group.limits.silent_ticks = config.retention.silence.as_millis() as u64 / TICK_MS;
     Ok(Group::new(group, log, recovered.hard_state, applied)?)
 }
 

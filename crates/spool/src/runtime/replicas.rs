@@ -18,6 +18,15 @@ impl RaftThread {
         self.groups.insert(id, group);
     }
 
+    /// The members of a group are others than before.
+    pub(super) fn tell_who_is_full(&mut self, group: u32) {
+        if let Some(group) = self.groups.get_mut(&group) {
+            for node in &self.full {
+                tell_full(group, *node, true);
+            }
+        }
+    }
+
     /// A replica that this node shall not have any more. Whoever waits gets an answer first; the state thread is told when
     /// nothing of it comes any more.
     pub(super) fn destroy(&mut self, id: u32, peer: u64) {

@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use crate::directory::Directory;
 use crate::event::Mailboxes;
 use crate::log::LogReader;
-use crate::runtime::{Health, Introducer};
+use crate::runtime::{Health, Introducer, Mender};
 
 /// Octets of appends that a node has taken and not answered (queue.md 3.3).
 pub const APPEND_BYTES_MAX: usize = 64 << 20;
@@ -39,6 +39,7 @@ pub struct Services {
     pub(crate) mail: Mailboxes,
     pub(crate) directory: Directory,
     pub(crate) reader: LogReader,
+    pub(crate) mender: Mender,
     pub(crate) health: Health,
     pub(crate) shards: u32,
     pub(crate) node: u64,
@@ -53,6 +54,7 @@ impl Services {
         mail: Mailboxes,
         directory: Directory,
         reader: LogReader,
+        mender: Mender,
         health: Health,
         shards: u32,
     ) -> Services {
@@ -61,6 +63,7 @@ impl Services {
             mail,
             directory,
             reader,
+            mender,
             health,
             shards,
             appends: Arc::new(Semaphore::new(APPEND_BYTES_MAX)),
@@ -97,6 +100,12 @@ pub struct PeerRunning {
     pub health: Health,
     /// What it does with what the control group's leader says.
     pub steered: crate::runtime::Steered,
+    /// Entries back.
+    pub reader: LogReader,
+    /// Entries that are read for other replicas at once.
+    pub fetches: Arc<Semaphore>,
+    /// Snapshots that come in.
+    pub snapshots: crate::runtime::Snapshots,
 }
 
 /// A gRPC answer stream that is fed by a channel.

@@ -5,9 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use fjall::{
-    CompressionType, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode,
-};
+use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch};
 
 use super::bodies::SegmentLive;
 use super::codec::{self, put_number};
@@ -68,13 +66,15 @@ pub(super) struct Keyspaces {
 struct Durable {
     applied: BTreeMap<u32, u64>,
     segments: BTreeMap<u32, BTreeMap<u64, SegmentLive>>,
+    /// Where the rows of a group lie, if not under its own number (see [`super::import`]).
+    slots: BTreeMap<u32, u32>,
 }
 
 /// The metadata of all replicas on this node.
 pub struct Store {
     dir: PathBuf,
-    database: Database,
-    keyspaces: Keyspaces,
+    pub(super) database: Database,
+    pub(super) keyspaces: Keyspaces,
     durable: Mutex<Durable>,
 }
 
@@ -119,55 +119,18 @@ impl Store {
         Ok(store)
     }
 
-    /// Every replica that this node has (true) or had (false), by what the log calls it.
-    ///
-    /// # Errors
-    /// [`StoreError`]: they cannot be read.
-    pub fn replicas(&self) -> Result<BTreeMap<u32, bool>, StoreError> {
-        let mut replicas = BTreeMap::new();
-        for guard in self.keyspaces.fixed.iter() {
-            let (key, value) = guard.into_inner().map_err(StoreError::of)?;
-            if let Some((replica, FIXED_REPLICA)) = fixed_key(&key) {
-                replicas.insert(replica, value.first() == Some(&REPLICA_HERE));
-            }
-        }
-        Ok(replicas)
-    }
-
-    /// A new replica, durably: the members that its group's log began with are all that it knows.
-    ///
-    /// # Errors
-    /// As [`Flush::run`].
-    pub fn create(&self, replica: u32, conf_state: &[u8]) -> Result<(), StoreError> {
-        let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
-        let key = |tag| fixed_tag(replica, tag);
-        batch.insert(&self.keyspaces.fixed, key(FIXED_REPLICA), [REPLICA_HERE]);
-        batch.insert(&self.keyspaces.fixed, key(FIXED_CONF_STATE), conf_state);
-        batch.commit().map_err(StoreError::of)
-    }
-
-    /// This node does not have the replica any more, durably: late messages must not bring it back. Its rows go with
-    /// [`Store::sweep`].
-    ///
-    /// # Errors
-    /// As [`Flush::run`].
-    pub fn bury(&self, replica: u32) -> Result<(), StoreError> {
-        let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
-        let key = fixed_tag(replica, FIXED_REPLICA);
-        batch.insert(&self.keyspaces.fixed, key, [REPLICA_GONE]);
-        batch.commit().map_err(StoreError::of)
-    }
-
     /// The work of removing the rows of a replica that was buried, for a helper thread. Not while a flush with rows of it
     /// is under way. From now on nothing of it keeps a segment.
     pub fn sweep(&self, replica: u32) -> Sweep {
         let mut durable = self.durable();
         durable.applied.remove(&replica);
         durable.segments.remove(&replica);
+        let slot = durable.slots.remove(&replica).unwrap_or(replica);
         Sweep {
             database: self.database.clone(),
             keyspaces: self.keyspaces.clone(),
             replica,
+            slot,
         }
     }
 
@@ -189,7 +152,33 @@ impl Store {
             .get(&group)
             .cloned()
             .unwrap_or_default();
-        Ok(GroupState::new(group, &self.keyspaces, fixed, segments))
+        let slot = self.slot(group);
+        Ok(GroupState::new(
+            (group, slot),
+            &self.keyspaces,
+            fixed,
+            segments,
+        ))
+    }
+
+    /// The first octets of the keys of a group's rows.
+    pub(super) fn slot(&self, group: u32) -> u32 {
+        self.durable().slots.get(&group).copied().unwrap_or(group)
+    }
+
+    /// What the bodies of one group need of each segment, as of its last flush.
+    pub(super) fn segments_of(&self, group: u32) -> BTreeMap<u64, SegmentLive> {
+        let durable = self.durable();
+        durable.segments.get(&group).cloned().unwrap_or_default()
+    }
+
+    /// A snapshot took the place of a group's rows, durably: what was made of them before is to be dropped, and
+    /// [`Store::group`] to be asked again.
+    pub fn switched(&self, switched: super::Switched) {
+        let mut durable = self.durable();
+        durable.slots.insert(switched.group, switched.slot);
+        durable.applied.insert(switched.group, switched.index);
+        durable.segments.insert(switched.group, switched.segments);
     }
 
     /// Begins a flush of what these groups (all of the node) changed; `None`: nothing did, or a flush is under way.
@@ -275,27 +264,43 @@ impl Store {
         let mut durable = self.durable();
         for guard in self.keyspaces.fixed.iter() {
             let (key, value) = guard.into_inner().map_err(StoreError::of)?;
-            if let Some((group, FIXED_APPLIED)) = fixed_key(&key)
-                && !gone(group)
-            {
-                let (index, _) = read_applied(&value)
-                    .ok_or_else(|| StoreError::unreadable("fixed", group, &key))?;
-                durable.applied.insert(group, index);
+            match fixed_key(&key) {
+                Some((replica, FIXED_APPLIED)) if !gone(replica) => {
+                    let (index, _) = read_applied(&value)
+                        .ok_or_else(|| StoreError::unreadable("fixed", replica, &key))?;
+                    durable.applied.insert(replica, index);
+                }
+                // Of one that is gone too: its sweep must find its rows.
+                Some((replica, FIXED_SLOT)) => {
+                    let slot = value.first_chunk().map(|slot| u32::from_be_bytes(*slot));
+                    let slot =
+                        slot.ok_or_else(|| StoreError::unreadable("fixed", replica, &key))?;
+                    durable.slots.insert(replica, slot);
+                }
+                _ => {}
             }
         }
+        let slot_of = |replica: &u32| durable.slots.get(replica).copied().unwrap_or(*replica);
+        let replicas = durable.applied.keys();
+        let of: BTreeMap<u32, u32> = replicas
+            .map(|replica| (slot_of(replica), *replica))
+            .collect();
         for guard in self.keyspaces.segments.iter() {
             let (bytes, value) = guard.into_inner().map_err(StoreError::of)?;
             let parsed = bytes
                 .first_chunk()
-                .map(|group| u32::from_be_bytes(*group))
+                .map(|slot| u32::from_be_bytes(*slot))
                 .zip(key::parse::<u64>(&bytes));
             let row = parsed.zip(codec::decode::<SegmentLive>(&value));
-            let ((group, segment), live) =
+            let ((slot, segment), live) =
                 row.ok_or_else(|| StoreError::unreadable("segments", 0, &bytes))?;
-            if !gone(group) {
-                let segments = durable.segments.entry(group).or_default();
-                segments.insert(segment, live);
-            }
+            let Some(replica) = of.get(&slot) else {
+                // Of a replica that is gone, of a snapshot that was never installed, or of the rows before one: about to
+                // be removed.
+                continue;
+            };
+            let segments = durable.segments.entry(*replica).or_default();
+            segments.insert(segment, live);
         }
         Ok(())
     }
@@ -312,6 +317,25 @@ fn database(dir: &Path, config: &StoreConfig) -> fjall::Result<Database> {
 }
 
 impl Keyspaces {
+    /// The tables whose rows are the same on all replicas, with the numbers by which snapshots name them: these never
+    /// change, and a new table gets a new one. The small values (`fixed`) are table 0.
+    pub(super) fn replicated(&self) -> [(u8, &Keyspace); 12] {
+        [
+            (1, &self.messages),
+            (2, &self.items),
+            (3, &self.recipients),
+            (4, &self.due),
+            (5, &self.inflight),
+            (6, &self.held),
+            (7, &self.destinations),
+            (8, &self.finished),
+            (9, &self.forgets),
+            (10, &self.uploads),
+            (11, &self.sessions),
+            (12, &self.timers),
+        ]
+    }
+
     pub(super) fn all(&self) -> impl Iterator<Item = &Keyspace> {
         let messages = [&self.messages, &self.items, &self.recipients];
         let scheduling = [&self.due, &self.inflight, &self.held, &self.destinations];
@@ -345,28 +369,30 @@ impl Keyspaces {
     }
 }
 
-const FIXED_APPLIED: u8 = b'a';
+pub(super) const FIXED_APPLIED: u8 = b'a';
 const FIXED_BLOB: u8 = b'b';
-const FIXED_CONF_STATE: u8 = b'c';
-/// A replica that this node has or had.
-const FIXED_REPLICA: u8 = b'r';
+pub(super) const FIXED_CONF_STATE: u8 = b'c';
+/// Local: a replica that this node has or had.
+pub(super) const FIXED_REPLICA: u8 = b'r';
 const FIXED_SHARD: u8 = b's';
-
-/// Values of [`FIXED_REPLICA`].
-const REPLICA_HERE: u8 = 1;
-/// See [`REPLICA_HERE`].
-const REPLICA_GONE: u8 = 0;
+/// Local: where the group's rows lie.
+pub(super) const FIXED_SLOT: u8 = b'e';
+/// Local, one a slot: rows that belong to nobody and are to be removed.
+pub(super) const FIXED_GARBAGE: u8 = b'g';
+/// Local: index and term of the last snapshot that was installed.
+pub(super) const FIXED_INSTALLED: u8 = b'i';
 
 pub(super) fn fixed_tag(group: u32, tag: u8) -> Vec<u8> {
     [&group.to_be_bytes()[..], &[tag]].concat()
 }
 
-/// Whether a key of the fixed values is the mark of a replica, which outlives its rows.
-pub(super) fn is_replica_mark(key: &[u8]) -> bool {
-    fixed_key(key).is_some_and(|(_, tag)| tag == FIXED_REPLICA)
+/// Whether a key of the fixed values outlives the rows of its replica: the mark of the replica, and those of rows that a
+/// [`super::Cleaner`] removes.
+pub(super) fn outlives_rows(key: &[u8]) -> bool {
+    fixed_key(key).is_some_and(|(_, tag)| [FIXED_REPLICA, FIXED_GARBAGE].contains(&tag))
 }
 
-fn fixed_key(key: &[u8]) -> Option<(u32, u8)> {
+pub(super) fn fixed_key(key: &[u8]) -> Option<(u32, u8)> {
     let (group, rest) = key.split_first_chunk()?;
     Some((u32::from_be_bytes(*group), *rest.first()?))
 }
@@ -409,7 +435,7 @@ fn encode_blob(group: u32, blob: &[u8], table: &Keyspace, batch: &mut OwnedWrite
     total
 }
 
-fn read_applied(value: &[u8]) -> Option<(u64, u64)> {
+pub(super) fn read_applied(value: &[u8]) -> Option<(u64, u64)> {
     let mut from = codec::Reader(value);
     Some((from.number()?, from.number()?))
 }

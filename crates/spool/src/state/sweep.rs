@@ -1,14 +1,21 @@
-//! Removing what a replica left that this node does not have any more.
+//! The replicas that this node has and had, and removing what is left of those that it had.
 
+use std::collections::BTreeMap;
 use std::ops::Bound;
 
-use fjall::{Database, Keyspace};
+use fjall::{Database, Keyspace, PersistMode};
 
-use super::StoreError;
-use super::store::{Keyspaces, is_replica_mark};
+use super::store::{FIXED_CONF_STATE, FIXED_REPLICA, fixed_key, fixed_tag};
+use super::store::{Keyspaces, outlives_rows};
+use super::{Store, StoreError};
 
 /// Rows that one batch removes: a few hundred kilobytes of journal, so that others are not held up.
 const ROWS_AT_ONCE: usize = 4096;
+
+/// Values of [`FIXED_REPLICA`].
+const REPLICA_HERE: u8 = 1;
+/// See [`REPLICA_HERE`].
+const REPLICA_GONE: u8 = 0;
 
 /// The rows of a replica that was buried. Idempotent: what a crash leaves is swept at the next start.
 #[must_use]
@@ -16,6 +23,49 @@ pub struct Sweep {
     pub(super) database: Database,
     pub(super) keyspaces: Keyspaces,
     pub(super) replica: u32,
+    /// Where its rows lie (see [`super::import`]).
+    pub(super) slot: u32,
+}
+
+impl Store {
+    /// Every replica that this node has (true) or had (false), by what the log calls it.
+    ///
+    /// # Errors
+    /// [`StoreError`]: they cannot be read.
+    pub fn replicas(&self) -> Result<BTreeMap<u32, bool>, StoreError> {
+        let mut replicas = BTreeMap::new();
+        for guard in self.keyspaces.fixed.iter() {
+            let (key, value) = guard.into_inner().map_err(StoreError::of)?;
+            if let Some((replica, FIXED_REPLICA)) = fixed_key(&key) {
+                replicas.insert(replica, value.first() == Some(&REPLICA_HERE));
+            }
+        }
+        Ok(replicas)
+    }
+
+    /// A new replica, durably: the members that its group's log began with are all that it knows.
+    ///
+    /// # Errors
+    /// As [`Flush::run`].
+    pub fn create(&self, replica: u32, conf_state: &[u8]) -> Result<(), StoreError> {
+        let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
+        let key = |tag| fixed_tag(replica, tag);
+        batch.insert(&self.keyspaces.fixed, key(FIXED_REPLICA), [REPLICA_HERE]);
+        batch.insert(&self.keyspaces.fixed, key(FIXED_CONF_STATE), conf_state);
+        batch.commit().map_err(StoreError::of)
+    }
+
+    /// This node does not have the replica any more, durably: late messages must not bring it back. Its rows go with
+    /// [`Store::sweep`].
+    ///
+    /// # Errors
+    /// As [`Flush::run`].
+    pub fn bury(&self, replica: u32) -> Result<(), StoreError> {
+        let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
+        let key = fixed_tag(replica, FIXED_REPLICA);
+        batch.insert(&self.keyspaces.fixed, key, [REPLICA_GONE]);
+        batch.commit().map_err(StoreError::of)
+    }
 }
 
 impl Sweep {
@@ -24,14 +74,21 @@ impl Sweep {
     /// # Errors
     /// The store cannot be read or written.
     pub fn run(self) -> Result<usize, StoreError> {
-        let keyspaces = self.keyspaces.all();
-        keyspaces.map(|keyspace| self.clear(keyspace)).sum()
+        let fixed = &self.keyspaces.fixed;
+        let mut rows = 0;
+        for (_, keyspace) in self.keyspaces.replicated() {
+            rows += self.clear(keyspace, self.slot)?;
+        }
+        rows += self.clear(&self.keyspaces.kept, self.slot)?;
+        rows += self.clear(&self.keyspaces.segments, self.slot)?;
+        // Last, since they say where the others lie.
+        Ok(rows + self.clear(fixed, self.replica)?)
     }
 
-    fn clear(&self, keyspace: &Keyspace) -> Result<usize, StoreError> {
+    fn clear(&self, keyspace: &Keyspace, prefix: u32) -> Result<usize, StoreError> {
         let mut rows = 0;
-        let mut from = Bound::Included(self.replica.to_be_bytes().to_vec());
-        let end = Bound::Excluded(self.replica.saturating_add(1).to_be_bytes().to_vec());
+        let mut from = Bound::Included(prefix.to_be_bytes().to_vec());
+        let end = Bound::Excluded(prefix.saturating_add(1).to_be_bytes().to_vec());
         loop {
             let mut batch = self.database.batch();
             let mut last = None;
@@ -42,7 +99,7 @@ impl Sweep {
             {
                 let key = guard.key().map_err(StoreError::of)?;
                 seen += 1;
-                if !is_replica_mark(&key) || !std::ptr::eq(keyspace, &self.keyspaces.fixed) {
+                if !outlives_rows(&key) || !std::ptr::eq(keyspace, &self.keyspaces.fixed) {
                     batch.remove(keyspace, key.clone());
                     rows += 1;
                 }

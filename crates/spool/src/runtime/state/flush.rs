@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::{FLUSH_BYTES, FLUSH_EVERY, StateThread};
+use crate::directory::group_of;
 use crate::event::{LogEvent, RaftEvent, StateEvent};
 use crate::state::{Flushed, StoreError};
 
@@ -37,9 +38,17 @@ impl StateThread {
     }
 
     pub(super) fn freeze(&mut self) -> Option<crate::state::Flush> {
+        // A group whose rows are being replaced has nothing more to say.
+        let installing = &self.installing;
         let shards = self.shards.values_mut().map(|s| &mut s.rows);
         let control = self.control.as_mut().map(|control| control.rows());
-        self.store.freeze(shards.chain(control))
+        let flush = self.store.freeze(
+            shards
+                .chain(control)
+                .filter(|rows| !installing.contains_key(&group_of(rows.group()))),
+        )?;
+        self.mending.append(&mut self.mended);
+        Some(flush)
     }
 
     /// What the log may let go, by the last flush that is durable.
@@ -69,9 +78,15 @@ impl StateThread {
                 let control = self.control.as_mut().map(|control| control.rows());
                 self.store.flushed(flushed, shards.chain(control));
                 self.tell_what_is_durable();
+                if !self.mending.is_empty() {
+                    let pins = std::mem::take(&mut self.mending);
+                    let _ = self.log.send(LogEvent::Unpin(pins));
+                }
                 if let Ok(bytes) = self.store.disk_bytes() {
+                    let bytes = bytes + self.snapshots.staged_bytes();
                     let _ = self.log.send(LogEvent::OtherBytes(bytes));
                 }
+                self.begin_installs();
                 true
             }
             Err(error @ StoreError::NoSpace(_)) => {

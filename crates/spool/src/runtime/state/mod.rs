@@ -8,6 +8,9 @@ mod calls;
 mod flush;
 mod lead;
 mod placed;
+mod snapshot;
+
+pub use apply::account;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -100,9 +103,17 @@ pub struct StateThread {
     /// Versions of the state machine that this program says it knows.
     pub known: u32,
     pub tickets: Arc<AtomicU64>,
+    pub snapshots: super::Snapshots,
+    /// Groups whose rows are being replaced by a snapshot; with it until that has begun.
+    pub installing: BTreeMap<u32, Option<crate::node::Made>>,
+    /// Replicas that are gone for Raft while a snapshot is still being written into them: by group, the peer id.
+    pub parted: BTreeMap<u32, u64>,
     pub flushing: bool,
     pub next_flush: Instant,
     pub next_publish: Instant,
+    /// Pins of bodies that were mended since the last freeze, and before it.
+    pub mended: Vec<u64>,
+    pub mending: Vec<u64>,
 }
 
 impl StateThread {
@@ -125,6 +136,7 @@ impl StateThread {
         directory: Directory,
         health: super::Health,
         control_settings: ControlSettings,
+        snapshots: super::Snapshots,
     ) -> Result<StateThread, Error> {
         let tickets = control_settings.tickets.clone();
         let damaged = |e| Error::Recovered(format!("the control group's state is damaged: {e}"));
@@ -135,8 +147,21 @@ impl StateThread {
         if let Some(control) = &control {
             control.publish(&directory);
         }
+        for (group, rows) in &state.shards {
+            let in_force = queue::Rows::shard(rows).version_in_force();
+            if in_force > config.state_machine {
+                return Err(Error::Recovered(format!(
+                    "group {group} has come to version {in_force} of the state machine, and this program knows those up to \
+                     {}: start the version of postroad that ran here before, or a newer one",
+                    config.state_machine
+                )));
+            }
+        }
         let now = Instant::now();
         Ok(StateThread {
+            snapshots,
+            installing: BTreeMap::new(),
+            parted: BTreeMap::new(),
             store: state.store,
             shards: state
                 .shards
@@ -171,11 +196,14 @@ impl StateThread {
             flushing: false,
             next_flush: now + FLUSH_EVERY,
             next_publish: now,
+            mended: Vec::new(),
+            mending: Vec::new(),
         })
     }
 
     /// Runs until told to stop.
     pub fn run(mut self) {
+        self.clean();
         loop {
             let now = Instant::now();
             let wake = self.next_wake(now);
@@ -276,6 +304,29 @@ impl StateThread {
             }
             StateEvent::Members(call) => self.members_call(call),
             StateEvent::Swept(result) => self.swept(result),
+            StateEvent::LocateBody {
+                group,
+                index,
+                reply,
+            } => {
+                let rows = self.shards.get(&group).map(|shard| &shard.rows);
+                let found = rows.and_then(|rows| Some((rows.group(), rows.locate(index)?)));
+                let _ = reply.send(found);
+            }
+            StateEvent::Mended {
+                group,
+                index,
+                from,
+                to,
+                pin,
+            } => {
+                // A body that was settled or collected meanwhile needs none of it; its pin goes with the next flush too.
+                if let Some(shard) = self.shards.get_mut(&group) {
+                    shard.rows.relocate(index, from, to);
+                }
+                self.mended.push(pin);
+            }
+            StateEvent::Snapshot { group, work } => self.snapshot(group, work),
             StateEvent::Flushed(result) => return self.flushed(result),
             StateEvent::Stop => return false,
         }

@@ -38,14 +38,18 @@ impl StateThread {
         let _ = self.to.raft.send(RaftEvent::Plans(plans));
     }
 
+    /// What the log and the metadata call this node's replica of a group.
+    pub(super) fn replica(&self, group: u32) -> Option<u32> {
+        match group {
+            crate::CONTROL_GROUP => Some(self.control.as_ref()?.replica()),
+            _ => Some(self.shards.get(&group)?.rows.group()),
+        }
+    }
+
     /// The peer id of this node's replica of a group.
-    fn hosted(&mut self, group: u32) -> Option<u64> {
-        let own = self.directory.own();
-        let replica = match group {
-            crate::CONTROL_GROUP => self.control.as_mut()?.rows().group(),
-            _ => self.shards.get(&group)?.rows.group(),
-        };
-        Some(peer_of(own, replica))
+    fn hosted(&self, group: u32) -> Option<u64> {
+        let replica = self.replica(group)?;
+        Some(peer_of(self.directory.own(), replica))
     }
 
     fn create(&mut self, group: u32, peer: u64, order: &GroupOrder) {
@@ -109,10 +113,21 @@ impl StateThread {
 
     /// The Raft thread has let a replica go: nothing of it comes any more, and nothing of it may come back.
     pub(super) fn destroyed(&mut self, group: u32, peer: u64) {
-        self.leaving.remove(&group);
         if self.hosted(group) != Some(peer) {
+            self.leaving.remove(&group);
             return;
         }
+        match self.installing.remove(&group) {
+            // A helper writes into it: it goes when that has ended, and until then none takes its place.
+            Some(None) => {
+                self.installing.insert(group, None);
+                self.parted.insert(group, peer);
+                return;
+            }
+            Some(Some(made)) => self.snapshots.discard(group, made.id),
+            None => {}
+        }
+        self.leaving.remove(&group);
         let replica = log_group(group, peer);
         if let Err(error) = self.store.bury(replica) {
             self.health
@@ -134,9 +149,13 @@ impl StateThread {
         let _ = self.log.send(LogEvent::Gone(replica));
     }
 
-    /// Removes the rows of replicas that are gone, on a helper thread, and not while a flush may still write some.
+    /// Removes the rows of replicas that are gone, on a helper thread, and not while a flush or a snapshot may still write some.
     pub(super) fn sweep_if_due(&mut self) {
-        if self.flushing || self.sweeping || self.health.stopped().is_some() {
+        if self.flushing
+            || self.sweeping
+            || !self.installing.is_empty()
+            || self.health.stopped().is_some()
+        {
             return;
         }
         let Some(replica) = self.to_sweep.pop_first() else {
