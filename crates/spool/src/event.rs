@@ -274,6 +274,13 @@ pub enum StateEvent {
     HeaderRead(crate::decide::Pending, Bytes),
     /// From a Lease stream's reader.
     Unreadable(Unreadable),
+    /// The collector copied bodies, durably: their rows are to be moved, and soon flushed when room is short.
+    Moved {
+        /// What was copied.
+        moves: crate::collect::Moves,
+        /// The disk is pressed.
+        hurry: bool,
+    },
     /// A flush of the state ended.
     Flushed(Result<crate::state::Flushed, crate::state::StoreError>),
     /// Flush and end.
@@ -359,8 +366,23 @@ pub enum LogEvent {
     },
     /// Live bodies of each segment, as of the last durable flush of the state.
     Live(std::collections::BTreeMap<u64, u64>),
+    /// The durable state refers to what these pins kept. Comes after the [`LogEvent::Live`] that says so.
+    Unpin(Vec<u64>),
     /// Octets that the metadata store uses of the same disk.
     OtherBytes(u64),
+    /// End.
+    Stop,
+}
+
+/// To the collector's thread.
+pub enum CollectEvent {
+    /// A flush of the state is durable.
+    Durable {
+        /// Number of the last moves in it.
+        moves: u64,
+        /// What lives in each segment by it.
+        live: std::collections::BTreeMap<u64, crate::state::SegmentLive>,
+    },
     /// End.
     Stop,
 }

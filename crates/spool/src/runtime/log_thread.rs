@@ -127,6 +127,10 @@ impl LogThread {
                 self.live = live;
                 self.may_release = true;
             }
+            LogEvent::Unpin(pins) => {
+                pins.into_iter().for_each(|pin| self.segments.unpin(pin));
+                self.may_release = true;
+            }
             LogEvent::Fetch { group, id, entries } => self.fetch(group, id, &entries),
             LogEvent::OtherBytes(bytes) => self.segments.set_other_bytes(bytes),
             LogEvent::Stop => return false,

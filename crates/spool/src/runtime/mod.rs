@@ -1,5 +1,6 @@
 //! A queue node: its threads, its services, its start and its end.
 
+mod collect_thread;
 mod control;
 mod health;
 mod introduce;
@@ -26,9 +27,10 @@ pub use introduce::{Introduced, Introducer};
 pub use questions::read_pieces;
 pub use state::wall_ms;
 
+use crate::collect::{BodyIndex, BodyReader, CollectConfig, Collector};
 use crate::config::{Config, Error};
 use crate::directory::Directory;
-use crate::event::{Mailboxes, RaftEvent};
+use crate::event::{CollectEvent, Mailboxes, RaftEvent};
 use crate::peer::Peers;
 use crate::serve::{PeerRunning, PeerServices, Services};
 
@@ -123,7 +125,7 @@ async fn run_once(
     let services = Services::new(
         node.mail.clone(),
         node.directory.clone(),
-        node.reader.clone(),
+        node.bodies.clone(),
         node.health.clone(),
         config.shards,
     );
@@ -167,7 +169,8 @@ struct Threads {
     mail: Mailboxes,
     directory: Directory,
     health: Health,
-    reader: crate::log::LogReader,
+    bodies: BodyReader,
+    collect: mpsc::Sender<CollectEvent>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -200,6 +203,27 @@ impl Threads {
         let peers = Peers::connect(&others, &introducer.sender(), &config.tls, &directory);
         let segments = recovered.writer.segments();
         let reader = recovered.reader.clone();
+        let on_damage = collect_thread::report_damage();
+        let index: Arc<dyn BodyIndex> = Arc::new(recovered.state.store.bodies());
+        let bodies = BodyReader::new(reader.clone(), &index, on_damage.clone());
+        let collect_config = CollectConfig::default();
+        let collector = Collector::new(
+            collect_config.clone(),
+            &recovered.writer,
+            reader.clone(),
+            index,
+            recovered.state.store.segments_live(),
+        );
+        let (collect, collect_mail) = mpsc::channel();
+        let collect_thread = collect_thread::CollectThread {
+            collector,
+            config: collect_config,
+            segments: segments.clone(),
+            mail: collect_mail,
+            to: mail.clone(),
+            health: health.clone(),
+            on_damage,
+        };
         let raft_thread = raft_thread::RaftThread {
             groups: recovered.groups,
             mail: raft_mail,
@@ -232,15 +256,17 @@ impl Threads {
             log,
             reader.clone(),
             headers,
+            collect.clone(),
             directory.clone(),
             health.clone(),
             introducer.introduced(),
         )?;
-        let (header_reader, header_answers) = (reader.clone(), mail.state.clone());
+        let (header_reader, header_answers) = (bodies.clone(), mail.state.clone());
         let threads = vec![
             spawn("raft", &health, move || raft_thread.run())?,
             spawn("log", &health, move || log_thread.run())?,
             spawn("state", &health, move || state_thread.run())?,
+            spawn("collect", &health, move || collect_thread.run())?,
             spawn("headers", &health, move || {
                 questions::read_headers(&header_reader, &header_reads, &header_answers)
             })?,
@@ -249,7 +275,8 @@ impl Threads {
             mail,
             directory,
             health,
-            reader,
+            bodies,
+            collect,
             threads,
         })
     }
@@ -265,6 +292,7 @@ impl Threads {
         }
         let _ = self.mail.raft.send(RaftEvent::Stop);
         let _ = self.mail.state.send(crate::event::StateEvent::Stop);
+        let _ = self.collect.send(CollectEvent::Stop);
         let threads = self.threads;
         let joined = tokio::task::spawn_blocking(move || {
             for thread in threads {

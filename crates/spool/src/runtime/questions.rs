@@ -7,9 +7,9 @@ use proto::v1;
 use queue::view::{self, Filter, Shown, StateName};
 use queue::{Ending, Item, ItemId, Message, State, Timestamp};
 
+use crate::collect::BodyReader;
 use crate::decide::{Pending, ShardRows};
 use crate::event::{Piece, Question, StateEvent};
-use crate::log::LogReader;
 use crate::wire::log::{message_id, to_item_ref};
 
 /// Items or destinations of an answer when the request names no limit.
@@ -239,8 +239,8 @@ fn locate(request: &v1::FetchRequest, rows: &mut impl ShardRows) -> Vec<Piece> {
 /// Reads pieces of a body, one after another. Blocking.
 ///
 /// # Errors
-/// A text for the log: the segment was recycled (the message ended meanwhile), or the disk does not give it back.
-pub fn read_pieces(reader: &LogReader, group: u32, pieces: &[Piece]) -> Result<Bytes, String> {
+/// A text for the log: the message ended meanwhile, or the disk does not give it back.
+pub fn read_pieces(reader: &BodyReader, group: u32, pieces: &[Piece]) -> Result<Bytes, String> {
     let read = |p: &Piece| {
         let (offset, length) = (p.offset as u32, p.length as u32);
         reader
@@ -263,7 +263,7 @@ pub type HeaderRead = (u32, Pending, Vec<Piece>);
 /// The thread that reads header blocks, one after another: a burst of failures with an old backlog must not become a
 /// burst of threads. What waits is bounded by the settles that a node takes at once. A report without the header is
 /// better than none, so an error is logged and the decision goes on. Ends with the state thread.
-pub fn read_headers(reader: &LogReader, from: &Receiver<HeaderRead>, to: &Sender<StateEvent>) {
+pub fn read_headers(reader: &BodyReader, from: &Receiver<HeaderRead>, to: &Sender<StateEvent>) {
     while let Ok((group, pending, pieces)) = from.recv() {
         let header = read_pieces(reader, group, &pieces).unwrap_or_else(|error| {
             tracing::warn!(

@@ -161,7 +161,7 @@ impl Services {
         group: u32,
         pieces: Vec<Piece>,
     ) -> Result<bytes::Bytes, String> {
-        let reader = self.reader.clone();
+        let reader = self.bodies.clone();
         let read = tokio::task::spawn_blocking(move || {
             crate::runtime::read_pieces(&reader, group, &pieces)
         });

@@ -16,9 +16,9 @@ use std::sync::atomic::AtomicU64;
 use proto::v1;
 use tokio::sync::Semaphore;
 
+use crate::collect::BodyReader;
 use crate::directory::Directory;
 use crate::event::Mailboxes;
-use crate::log::LogReader;
 use crate::runtime::{Health, Introducer};
 
 /// Octets of appends that a node has taken and not answered (queue.md 3.3).
@@ -38,7 +38,7 @@ const FRAMES_AHEAD: usize = 16;
 pub struct Services {
     pub(crate) mail: Mailboxes,
     pub(crate) directory: Directory,
-    pub(crate) reader: LogReader,
+    pub(crate) bodies: BodyReader,
     pub(crate) health: Health,
     pub(crate) shards: u32,
     pub(crate) node: u64,
@@ -52,7 +52,7 @@ impl Services {
     pub fn new(
         mail: Mailboxes,
         directory: Directory,
-        reader: LogReader,
+        bodies: BodyReader,
         health: Health,
         shards: u32,
     ) -> Services {
@@ -60,7 +60,7 @@ impl Services {
             node: directory.own(),
             mail,
             directory,
-            reader,
+            bodies,
             health,
             shards,
             appends: Arc::new(Semaphore::new(APPEND_BYTES_MAX)),

@@ -31,6 +31,7 @@ mod codec;
 mod error;
 mod flush;
 mod group;
+mod index;
 mod journal;
 mod key;
 mod rows;
@@ -44,6 +45,7 @@ pub use bodies::SegmentLive;
 pub use error::StoreError;
 pub use flush::{Flush, Flushed};
 pub use group::GroupState;
+pub use index::StoredBodies;
 pub use store::{Store, StoreConfig};
 
 use std::time::Duration;

@@ -11,6 +11,7 @@ use super::bodies::SegmentLive;
 use super::codec::{self, put_number};
 use super::flush::{Flush, Flushed};
 use super::group::{Fixed, GroupState};
+use super::index::StoredBodies;
 use super::{BLOCK_CACHE_BYTES, JOURNAL_BYTES, MEMTABLE_BYTES, StoreError, journal, key};
 
 /// Octets of a blob in one value, so that values stay below [`super::ROW_MAX`].
@@ -193,6 +194,13 @@ impl Store {
             total.count += live.count;
         }
         sum
+    }
+
+    /// Where bodies lie, for other threads.
+    pub fn bodies(&self) -> StoredBodies {
+        StoredBodies {
+            kept: self.keyspaces.kept.clone(),
+        }
     }
 
     /// Octets of the metadata on disk. fjall makes its journals sparse and long, so theirs are counted in blocks: on a

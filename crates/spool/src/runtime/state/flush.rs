@@ -17,6 +17,7 @@ impl StateThread {
             return;
         }
         self.next_flush = now + FLUSH_EVERY;
+        self.moved.freeze();
         let Some(flush) = self.freeze() else {
             // Nothing changed since, but a follower may have caught up: the log may end later by now.
             return self.tell_what_is_durable();
@@ -42,12 +43,13 @@ impl StateThread {
     }
 
     /// What the log may let go, by the last flush that is durable.
-    pub(super) fn tell_what_is_durable(&self) {
+    pub(super) fn tell_what_is_durable(&mut self) {
         // First what lives, then what may be truncated: the log thread releases a segment by both, and what was
         // truncated by this flush must not meet what lived at the flush before.
         let live = self.store.segments_live();
-        let live = live.into_iter().map(|(s, l)| (s, l.count)).collect();
-        let _ = self.log.send(LogEvent::Live(live));
+        let counts = live.iter().map(|(s, l)| (*s, l.count)).collect();
+        let _ = self.log.send(LogEvent::Live(counts));
+        self.moved.durable(&self.log, live);
         for group in self.shards.keys().copied().chain([crate::CONTROL_GROUP]) {
             let applied = self.store.durable_applied(group);
             let _ = self.to.raft.send(RaftEvent::Durable { group, applied });

@@ -7,6 +7,7 @@ mod apply;
 mod calls;
 mod flush;
 mod lead;
+mod moved;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -87,6 +88,8 @@ pub struct StateThread {
     pub known: u32,
     pub tickets: Arc<AtomicU64>,
     pub flushing: bool,
+    /// The collector's moves.
+    pub moved: moved::Moved,
     pub next_flush: Instant,
     pub next_publish: Instant,
 }
@@ -108,6 +111,7 @@ impl StateThread {
         log: Sender<LogEvent>,
         reader: LogReader,
         headers: Sender<super::questions::HeaderRead>,
+        collect: Sender<crate::event::CollectEvent>,
         directory: Directory,
         health: super::Health,
         introduced: super::Introduced,
@@ -156,6 +160,7 @@ impl StateThread {
             known: config.state_machine,
             tickets,
             flushing: false,
+            moved: moved::Moved::new(collect),
             next_flush: now + FLUSH_EVERY,
             next_publish: now,
         })
@@ -249,6 +254,7 @@ impl StateThread {
             StateEvent::Unreadable(what) => {
                 self.with_leader(what.shard + 1, |leader, turn| leader.unreadable(what, turn));
             }
+            StateEvent::Moved { moves, hurry } => self.relocate(moves, hurry),
             StateEvent::Flushed(result) => return self.flushed(result),
             StateEvent::Stop => return false,
         }
