@@ -5,12 +5,16 @@
 //! * [`tls`], [`identity`], [`pki`]: mutual TLS, who is who, what each role may ask for, and making certificates.
 
 pub mod client;
+mod describe;
 pub mod identity;
 pub mod pki;
+mod rare;
 pub mod tls;
 
 pub use client::{AppendResult, CallError, ClientConfig, QueueClient, SettleOutcome, TopologyView};
+pub use describe::describe_metrics;
 pub use identity::{Identity, Peer, Right, Role, allowed, require};
+pub use rare::Rare;
 pub use tls::{NodeTls, causes, incoming};
 pub use ulid::Ulid;
 

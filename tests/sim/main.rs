@@ -93,3 +93,17 @@ fn bugs_outside_the_replica_are_found() {
         println!("{}: {} seed {seed}: {error}", bug.name, bug.profile.name());
     }
 }
+
+#[test]
+fn replicas_of_two_versions_raise_the_version_together() {
+    let none = Planted::default();
+    let runs: Vec<_> = (1..=24)
+        .map(|seed| run(seed, Profile::Crashes, none, false).expect("a sound run"))
+        .collect();
+    let mixed = runs.iter().filter(|outcome| outcome.mixed > 0);
+    assert!(mixed.count() > 8, "hardly any run began with two versions");
+    for outcome in runs {
+        assert_eq!(outcome.version, queue::version::NEWEST);
+        assert!(outcome.digests > 5, "hardly any digests: {outcome:?}");
+    }
+}

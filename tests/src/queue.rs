@@ -130,6 +130,7 @@ impl Queue {
             tls: Arc::new(NodeTls::load(&self.pki(node))?),
             disk_bytes: self.options.disk_bytes,
             segment_bytes: self.options.segment_bytes,
+            retention: spool::Retention::default(),
             retry: self.options.retry,
             hostname: "queue.test".to_owned(),
             zone: String::new(),

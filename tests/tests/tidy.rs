@@ -194,6 +194,34 @@ fn the_top_level_is_what_it_is() {
 }
 
 #[test]
+fn every_metric_has_a_help_text() {
+    let files = files();
+    let mut wrong = Vec::new();
+    for (name, text) in files.iter().filter(|(name, _)| is_rust(name)) {
+        let Some((package, _)) = name.split_once("/src/") else {
+            continue;
+        };
+        let described = format!("{package}/src/describe.rs");
+        let help = files.iter().find(|(name, _)| *name == described);
+        for macro_name in ["counter!(", "gauge!(", "histogram!("] {
+            for used in text.split(macro_name).skip(1) {
+                let Some(metric) = used.trim_start().strip_prefix('"') else {
+                    continue;
+                };
+                let metric = metric.split('"').next().unwrap_or_default();
+                let row = format!("\"{metric}\",");
+                if !help.is_some_and(|(_, help)| help.contains(&row)) {
+                    wrong.push(format!("{name}: {metric} has no text in {described}"));
+                }
+            }
+        }
+    }
+    wrong.sort();
+    wrong.dedup();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
 fn files_are_short() {
     let long: Vec<String> = files()
         .into_iter()

@@ -1,6 +1,6 @@
 //! One attempt in the queue's words: a hand-out to a transaction, an outcome to a result per recipient.
 
-use mail::{Envelope, Mailbox, ReversePath};
+use mail::{Envelope, Mailbox, Reply, ReversePath};
 use proto::v1;
 use smtp::client::{Failure, Outcome, RecipientOutcome, Stage, Transaction, Verdict};
 
@@ -138,7 +138,7 @@ impl At {
         result.set_verdict(verdict(outcome.verdict));
         result.code = outcome.reply.as_ref().map_or(0, |reply| reply.code.into());
         result.enhanced = outcome.enhanced.to_string();
-        result.text = cut(&outcome.text);
+        result.text = cut(&as_said(outcome.reply.as_ref(), &outcome.text));
         result.ambiguous = outcome.ambiguous;
         result
     }
@@ -149,7 +149,7 @@ impl At {
         result.set_verdict(verdict(failure.verdict));
         result.code = failure.reply.as_ref().map_or(0, |reply| reply.code.into());
         result.enhanced = failure.enhanced.to_string();
-        result.text = cut(&failure.text);
+        result.text = cut(&as_said(failure.reply.as_ref(), &failure.text));
         result
     }
 }
@@ -187,6 +187,15 @@ fn verdict(verdict: Verdict) -> v1::Verdict {
         Verdict::Delivered => v1::Verdict::Delivered,
         Verdict::Deferred => v1::Verdict::Deferred,
         Verdict::Failed => v1::Verdict::Failed,
+    }
+}
+
+/// The text of a reply with the enhanced code that stood before it: a report quotes the next hop as it spoke (RFC 3464
+/// 2.3.6). Without a code of its own, or without a reply, the text alone.
+fn as_said(reply: Option<&Reply>, text: &str) -> String {
+    match reply.and_then(|reply| reply.enhanced) {
+        Some(enhanced) => format!("{enhanced} {text}"),
+        None => text.to_owned(),
     }
 }
 

@@ -17,6 +17,7 @@ mod attempt;
 mod body;
 mod config;
 mod connection;
+mod describe;
 mod hand;
 mod item;
 mod journal;
@@ -40,6 +41,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, IDLE_DEFAULT, SMTP_PORT};
+pub use describe::describe_metrics;
 pub use journal::Error as JournalError;
 
 use crate::hand::Stage;

@@ -354,7 +354,8 @@ fn log(work: &Work, results: &[v1::RecipientResult], hop: Option<&Hop>) {
         host = hop.map_or(shown.remote_host.as_str(), |hop| &hop.host),
         address = shown.remote_address,
         delivered, deferred, failed,
-        reply = format_args!("{} {} {}", shown.code, shown.enhanced, shown.text),
+        status = shown.enhanced,
+        reply = format_args!("{} {}", shown.code, shown.text),
         ms = shown.total_ms,
         attempts = work.handout.attempts,
         "attempt"

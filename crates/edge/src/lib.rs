@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 mod append;
 mod config;
+mod describe;
 mod dir;
 mod facts;
 mod listen;
@@ -36,6 +37,7 @@ mod session;
 
 pub use append::CHUNK_BYTES_MAX;
 pub use config::{BODY_BYTES_MAX, Config};
+pub use describe::describe_metrics;
 pub use dir::{DirError, read_dir, watch_dir};
 pub use ready::Readiness;
 

@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod admin;
+mod describe;
 mod failure;
 mod first_start;
 mod health;

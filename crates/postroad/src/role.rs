@@ -233,6 +233,7 @@ fn queue_config(settings: &settings::QueueNode) -> Result<spool::Config, Failure
         tls: Arc::new(tls),
         disk_bytes: disk_bytes(&settings.disk),
         segment_bytes: segment_bytes(&settings.disk, spool::log::LogConfig::SEGMENT_BYTES),
+        retention: retention(&settings.disk),
         retry: retry(&catalog),
         hostname: hostname(settings.mail.hostname.as_deref())?.to_string(),
         zone: settings.zone.clone(),
@@ -248,6 +249,17 @@ pub fn disk_bytes(disk: &Disk) -> Option<u64> {
 /// As the flag says.
 pub fn segment_bytes(disk: &Disk, default: u64) -> u64 {
     disk.segment_bytes.map_or(default, |octets| octets.0)
+}
+
+/// As the flags say.
+pub fn retention(disk: &Disk) -> spool::Retention {
+    let usual = spool::Retention::default();
+    spool::Retention {
+        log_bytes: disk.retain_log_bytes.map(|octets| octets.0),
+        silence: disk
+            .retain_log_seconds
+            .map_or(usual.silence, std::time::Duration::from_secs),
+    }
 }
 
 /// The retry times that a RelayCluster declares.

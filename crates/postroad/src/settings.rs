@@ -13,8 +13,8 @@ mod admin;
 mod value;
 
 pub use admin::{
-    Action, Check, Connection, Filter, List, Output, PkiCommand, QueueCommand, Send, Show, Status,
-    Summary,
+    Action, Check, Connection, Filter, List, Output, PkiCommand, QueueCommand, Salvage, Send, Show,
+    Status, Summary,
 };
 pub use value::{InitialNode, Listener, Octets};
 
@@ -240,6 +240,12 @@ pub struct Disk {
     /// Size of a log segment [default: 64MiB, `up`: 16MiB]
     #[arg(long, env = "POSTROAD_SEGMENT_BYTES", value_name = "SIZE")]
     pub segment_bytes: Option<Octets>,
+    /// Log kept for replicas that lag, before they get a snapshot [default: a tenth of the disk, at most 20GiB]
+    #[arg(long, env = "POSTROAD_RETAIN_LOG_BYTES", value_name = "SIZE")]
+    pub retain_log_bytes: Option<Octets>,
+    /// How long a silent replica keeps the log beyond that size [default: 60]
+    #[arg(long, env = "POSTROAD_RETAIN_LOG_SECONDS", value_name = "SECONDS")]
+    pub retain_log_seconds: Option<u64>,
 }
 
 /// Where a separate node serves its health.

@@ -71,6 +71,11 @@ pub fn start_metrics() -> Result<PrometheusHandle, Failure> {
         })
         .and_then(|builder| builder.install_recorder())
         .map_err(|error| Failure::Failed(format!("cannot start the metrics: {error}")))?;
+    crate::describe::describe_metrics();
+    proto::describe_metrics();
+    edge::describe_metrics();
+    spool::describe_metrics();
+    delivery::describe_metrics();
     metrics::gauge!("postroad_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     Ok(handle)
 }

@@ -137,6 +137,7 @@ fn queue_config(
         tls: load(opened, &format!("queue-{}", node.node))?,
         disk_bytes: role::disk_bytes(&settings.disk),
         segment_bytes: role::segment_bytes(&settings.disk, SEGMENT_BYTES),
+        retention: role::retention(&settings.disk),
         retry: role::retry(&catalog),
         hostname,
         zone: String::new(),

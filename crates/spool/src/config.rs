@@ -18,6 +18,25 @@ pub enum InitialState {
     Existing,
 }
 
+/// How long the log is kept for a replica that does not answer. Beyond both it gets a snapshot when it comes back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Retention {
+    /// Octets of log that are kept for lagging replicas only; `None`: a tenth of the disk, at most 20 GiB.
+    pub log_bytes: Option<u64>,
+    /// A replica that was heard of within this time still counts: what it lacks is soon sent.
+    pub silence: std::time::Duration,
+}
+
+impl Default for Retention {
+    fn default() -> Retention {
+        Retention {
+            log_bytes: None,
+            // Longer than a restart takes, much shorter than a disk takes to fill.
+            silence: std::time::Duration::from_secs(60),
+        }
+    }
+}
+
 /// The settings of a queue node.
 #[derive(Clone)]
 pub struct Config {
@@ -49,6 +68,8 @@ pub struct Config {
     pub disk_bytes: Option<u64>,
     /// Octets of a log segment.
     pub segment_bytes: u64,
+    /// How long the log is kept for replicas that lag.
+    pub retention: Retention,
     /// When deferred mail is tried again and given up.
     pub retry: queue::retry::Policy,
     /// The name that reports are signed with.

@@ -9,6 +9,8 @@ use bytes::Bytes;
 use proto::v1;
 use tokio::sync::watch;
 
+use crate::runtime::{Digests, Judgement};
+
 /// A node that was heard of within this time is up: every stream says something each second.
 const HEARD_LATELY: std::time::Duration = std::time::Duration::from_secs(3);
 
@@ -38,6 +40,7 @@ struct Inner {
     leaders: BTreeMap<u32, Leader>,
     voters: BTreeMap<u32, Vec<u64>>,
     cluster_time_ms: u64,
+    digests: Digests,
 }
 
 #[derive(Clone, Copy, Default, PartialEq)]
@@ -50,6 +53,8 @@ struct Leader {
 struct NodeInfo {
     client_address: String,
     full: bool,
+    /// Newest version of the state machine that its program knows; 0: not heard of yet.
+    state_machine: u32,
     wall: Option<(u64, Instant)>,
 }
 
@@ -68,6 +73,7 @@ impl Directory {
                 leaders: BTreeMap::new(),
                 voters: BTreeMap::new(),
                 cluster_time_ms: 0,
+                digests: Digests::default(),
             })),
             topology: Arc::new(watch::channel(topology).0),
         }
@@ -132,6 +138,53 @@ impl Directory {
             info.wall = Some((wall_ms, now));
             std::mem::replace(&mut info.full, full) != full
         })
+    }
+
+    /// What a peer's frame said of its program. 0 on the wire stands for the first version.
+    pub fn heard_state_machine(&self, node: u64, version: u32) {
+        self.write(|i| i.nodes.entry(node).or_default().state_machine = version.max(1));
+    }
+
+    /// The newest version of the state machine that this program says it knows.
+    pub fn set_own_state_machine(&self, version: u32) {
+        self.heard_state_machine(self.own(), version);
+    }
+
+    /// See [`Directory::set_own_state_machine`].
+    pub fn own_state_machine(&self) -> u32 {
+        self.read(|i| i.nodes.get(&i.own).map_or(0, |n| n.state_machine))
+    }
+
+    /// The newest version of the state machine that the program of every voter of a group knows; 1 while one of them was
+    /// not heard of.
+    pub fn members_know(&self, group: u32) -> u32 {
+        self.read(|i| {
+            let voters = i.voters.get(&group).map(Vec::as_slice).unwrap_or_default();
+            let known = voters
+                .iter()
+                .map(|node| i.nodes.get(node).map_or(0, |n| n.state_machine));
+            known.min().unwrap_or_default().max(1)
+        })
+    }
+
+    /// `node` digested rows at an entry of a group: what that means for this node.
+    pub fn digested(&self, group: u32, index: u64, node: u64, digest: [u8; 16]) -> Judgement {
+        self.write(|i| {
+            let voters = i.voters.get(&group).map(Vec::as_slice).unwrap_or_default();
+            i.digests.found(i.own, voters, (group, index), node, digest)
+        })
+    }
+
+    /// What this node tells the others of its own rows.
+    pub fn own_digests(&self) -> Vec<v1::RowsDigest> {
+        let own = self.read(|i| i.digests.own(i.own));
+        own.into_iter()
+            .map(|(group, index, digest)| v1::RowsDigest {
+                group,
+                index,
+                digest: Bytes::copy_from_slice(&digest),
+            })
+            .collect()
     }
 
     /// Whether a frame of the node came within the last seconds.
@@ -276,6 +329,19 @@ mod tests {
         assert_eq!(d.leader_address(1), "two:7100");
         d.set_leader(1, 6, 1);
         assert_eq!(d.leader_address(1), "");
+    }
+
+    #[test]
+    fn the_oldest_program_among_the_voters_counts_and_silence_is_old() {
+        let d = three();
+        d.set_own_state_machine(3);
+        d.heard_state_machine(2, 3);
+        assert_eq!(d.members_know(1), 1, "node 3 was not heard of");
+        d.heard_state_machine(3, 2);
+        d.heard_state_machine(9, 0);
+        assert_eq!(d.members_know(1), 2);
+        d.heard_state_machine(3, 3);
+        assert_eq!(d.members_know(1), 3);
     }
 
     #[test]

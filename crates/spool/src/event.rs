@@ -281,14 +281,66 @@ pub enum StateEvent {
         /// The disk is pressed.
         hurry: bool,
     },
+    /// Where the data of an entry lies that something still refers to.
+    LocateBody {
+        /// Which group.
+        group: u32,
+        /// Raft index.
+        index: u64,
+        /// `None`: nothing refers to it here.
+        reply: oneshot::Sender<Option<crate::log::Location>>,
+    },
+    /// A damaged body was written again, durably.
+    Mended {
+        /// Which group.
+        group: u32,
+        /// Raft index.
+        index: u64,
+        /// Where the damage is.
+        from: crate::log::Location,
+        /// Where it lies whole.
+        to: crate::log::Location,
+        /// Who pins the segment of `to`.
+        pin: u64,
+    },
+    /// Of a snapshot.
+    Snapshot {
+        /// Which group.
+        group: u32,
+        /// What is to be done, or is done.
+        work: SnapshotWork,
+    },
     /// A flush of the state ended.
     Flushed(Result<crate::state::Flushed, crate::state::StoreError>),
     /// Flush and end.
     Stop,
 }
 
+/// The state thread's part in a snapshot.
+pub enum SnapshotWork {
+    /// Make one of what is durable.
+    Make {
+        /// Peer id of who needs it.
+        to: u64,
+    },
+    /// Install what is staged, once everything before is applied.
+    Install(crate::node::Made),
+    /// That ended.
+    Installed(
+        crate::node::Made,
+        Box<Result<crate::state::Switched, crate::runtime::InstallFailed>>,
+    ),
+}
+
 /// To the Raft thread.
 pub enum RaftEvent {
+    /// What became of a snapshot.
+    Snapshot {
+        /// Which group.
+        group: u32,
+        /// What.
+        input: crate::node::SnapshotInput,
+    },
     /// From peers, with their groups.
     Peer(Vec<(u32, raft::eraftpb::Message)>),
     /// From the state thread; replies are for those that are answered at commit.
@@ -332,6 +384,15 @@ pub enum RaftEvent {
         /// Whether.
         full: bool,
     },
+    /// Where a committed entry of a group's log lies.
+    Locate {
+        /// Which group.
+        group: u32,
+        /// Raft index.
+        index: u64,
+        /// `None`: it is not committed, or gone from the log.
+        reply: oneshot::Sender<Option<crate::log::Location>>,
+    },
     /// What the groups are doing.
     Status(oneshot::Sender<Vec<v1::GroupStatus>>),
     /// Give all leadership away: this node is about to stop.
@@ -366,23 +427,32 @@ pub enum LogEvent {
     },
     /// Live bodies of each segment, as of the last durable flush of the state.
     Live(std::collections::BTreeMap<u64, u64>),
+    /// A damaged body that came from another replica, to be written again.
+    Mend {
+        /// Which group.
+        group: u32,
+        /// Raft index.
+        index: u64,
+        /// Where the damage is.
+        from: crate::log::Location,
+        /// The entry's data.
+        data: Bytes,
+    },
     /// The durable state refers to what these pins kept. Comes after the [`LogEvent::Live`] that says so.
     Unpin(Vec<u64>),
+    /// Bodies of a snapshot, to be written and pinned.
+    Bodies {
+        /// Whose pins: the snapshot's id.
+        who: u64,
+        /// Which group.
+        group: u32,
+        /// Index of the entry that brought it, and its data.
+        bodies: Vec<(u64, Bytes)>,
+        /// Where each lies.
+        reply: Sender<Result<Vec<crate::log::Location>, crate::log::WriteError>>,
+    },
     /// Octets that the metadata store uses of the same disk.
     OtherBytes(u64),
-    /// End.
-    Stop,
-}
-
-/// To the collector's thread.
-pub enum CollectEvent {
-    /// A flush of the state is durable.
-    Durable {
-        /// Number of the last moves in it.
-        moves: u64,
-        /// What lives in each segment by it.
-        live: std::collections::BTreeMap<u64, crate::state::SegmentLive>,
-    },
     /// End.
     Stop,
 }

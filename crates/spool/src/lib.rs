@@ -15,6 +15,7 @@
 //!
 //! * [`node`]: one Raft group as a machine without I/O; [`storage`]: what raft-rs reads of the log.
 //! * [`log`]: segments, one writer, recovery. [`state`]: rows over fjall.
+//! * [`snapshot`]: a group for a replica whose log ends too early; `runtime/snapshots` carries it.
 //! * [`decide`]: Rule B; what a leader decides before the log. `queue::apply` is what comes after it.
 //! * [`wire`]: queue types and Raft messages to and from their schemas.
 //! * [`identity`]: whose disk this is, and first start.
@@ -24,6 +25,7 @@
 pub mod collect;
 pub mod config;
 pub mod decide;
+mod describe;
 mod directory;
 pub mod event;
 pub mod identity;
@@ -31,13 +33,16 @@ pub mod log;
 pub mod node;
 mod peer;
 mod runtime;
+pub mod salvage;
 mod serve;
+pub mod snapshot;
 pub mod state;
 pub mod storage;
 pub mod trace;
 pub mod wire;
 
-pub use config::{Config, Error, InitialState};
+pub use config::{Config, Error, InitialState, Retention};
+pub use describe::describe_metrics;
 pub use runtime::run;
 
 /// The Raft group that holds what is true of the whole cluster; shard s is group s + 1.

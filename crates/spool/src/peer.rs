@@ -61,9 +61,15 @@ struct Link {
     small: mpsc::Sender<v1::RaftMessage>,
     bulk: mpsc::Sender<v1::RaftMessage>,
     bulk_bytes: Arc<std::sync::atomic::AtomicUsize>,
+    route: Route,
 }
 
 impl Peers {
+    /// How to reach a node by a connection of one's own.
+    pub fn route(&self, node: u64) -> Option<Route> {
+        self.links.get(&node).map(|link| link.route.clone())
+    }
+
     /// Opens streams to `others` (node id and address). They connect, and reconnect, by themselves.
     pub fn connect(
         others: &BTreeMap<u64, String>,
@@ -76,13 +82,14 @@ impl Peers {
             let (small, small_mail) = mpsc::channel(SMALL_QUEUE);
             let (bulk, bulk_mail) = mpsc::channel(BULK_QUEUE);
             let bulk_bytes = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-            let out = Outgoing {
+            let out = Route {
                 to: *node,
                 address: address.clone(),
                 own: own.clone(),
                 tls: tls.clone(),
                 directory: directory.clone(),
             };
+            let route = out.clone();
             tokio::spawn(out.clone().run(small_mail, None));
             tokio::spawn(out.run(bulk_mail, Some(bulk_bytes.clone())));
             links.insert(
@@ -91,6 +98,7 @@ impl Peers {
                     small,
                     bulk,
                     bulk_bytes,
+                    route,
                 },
             );
         }
@@ -127,8 +135,9 @@ impl Peers {
     }
 }
 
+/// Another node, and who this one is to it.
 #[derive(Clone)]
-struct Outgoing {
+pub struct Route {
     to: u64,
     address: String,
     own: Sender,
@@ -136,7 +145,15 @@ struct Outgoing {
     directory: Directory,
 }
 
-impl Outgoing {
+impl Route {
+    /// A new connection.
+    pub async fn connect(&self) -> Result<tonic::transport::Channel, String> {
+        let connector = proto::tls::Connector::to_node(self.tls.clone(), &self.to.to_string());
+        let endpoint = proto::tls::endpoint(&self.address)?;
+        let connecting = endpoint.connect_with_connector(connector).await;
+        connecting.map_err(|e| proto::causes(&e))
+    }
+
     async fn run(
         self,
         mut mail: mpsc::Receiver<v1::RaftMessage>,
@@ -175,12 +192,7 @@ impl Outgoing {
         mail: &mut mpsc::Receiver<v1::RaftMessage>,
         bytes: Option<&std::sync::atomic::AtomicUsize>,
     ) -> Result<(), String> {
-        let connector = proto::tls::Connector::to_node(self.tls.clone(), &self.to.to_string());
-        let endpoint = proto::tls::endpoint(&self.address)?;
-        let channel = endpoint
-            .connect_with_connector(connector)
-            .await
-            .map_err(|e| proto::causes(&e))?;
+        let channel = self.connect().await?;
         let mut client =
             PeerClient::new(channel).max_decoding_message_size(proto::tls::MESSAGE_BYTES_MAX);
         let (frames, outgoing) = mpsc::channel(FRAMES_AHEAD);
@@ -190,6 +202,7 @@ impl Outgoing {
             .map_err(|s| s.message().to_owned())?;
         let mut acks = call.into_inner();
         let mut batch = Vec::new();
+        let mut told: Option<Instant> = None;
         loop {
             tokio::select! {
                 n = mail.recv_many(&mut batch, 256) => if n == 0 { return Ok(()) },
@@ -203,6 +216,10 @@ impl Outgoing {
             let mut rest = std::mem::take(&mut batch).into_iter().peekable();
             loop {
                 let mut frame = self.frame();
+                if told.is_none_or(|at| at.elapsed() >= IDLE_FRAME) {
+                    told = Some(Instant::now());
+                    frame.digests = self.directory.own_digests();
+                }
                 let mut size = 0;
                 while let Some(message) =
                     rest.next_if(|m| size == 0 || size + wire_size(m) <= FRAME_BYTES_MAX)
@@ -221,7 +238,8 @@ impl Outgoing {
         }
     }
 
-    fn frame(&self) -> v1::PeerFrame {
+    /// An empty frame.
+    pub fn frame(&self) -> v1::PeerFrame {
         v1::PeerFrame {
             cluster_id: self.own.cluster_id.clone(),
             from_node: self.own.node,
@@ -230,6 +248,8 @@ impl Outgoing {
             wall_ms: crate::runtime::wall_ms(),
             full: self.directory.own_full(),
             messages: Vec::new(),
+            state_machine: self.directory.own_state_machine(),
+            digests: Vec::new(),
         }
     }
 }

@@ -4,6 +4,7 @@
 
 mod budget;
 mod convert;
+mod snapshot;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -81,6 +82,7 @@ pub struct GroupLog {
     /// Read back for lagging followers; dropped as soon as Raft had its chance to send them.
     fetched: BTreeMap<u64, (Bytes, Bytes)>,
     wanted: RefCell<Vec<Wanted>>,
+    offers: snapshot::Offers,
 }
 
 impl GroupLog {
@@ -103,6 +105,7 @@ impl GroupLog {
             conf_state: ConfState::default(),
             fetched: BTreeMap::new(),
             wanted: RefCell::new(Vec::new()),
+            offers: snapshot::Offers::default(),
         }
     }
 
@@ -481,8 +484,7 @@ impl Storage for GroupLog {
         Ok(self.last())
     }
 
-    /// Snapshots do not exist yet: a follower whose entries are gone waits (see `needs_snapshot` in its status).
-    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        Err(StorageError::SnapshotTemporarilyUnavailable.into())
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        self.give_snapshot(request_index, to)
     }
 }

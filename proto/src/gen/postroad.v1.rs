@@ -2399,6 +2399,23 @@ pub struct PeerFrame {
     pub full: bool,
     #[prost(message, repeated, tag = "7")]
     pub messages: ::prost::alloc::vec::Vec<RaftMessage>,
+    /// newest version that the sender's program knows; 0: 1
+    #[prost(uint32, tag = "8")]
+    pub state_machine: u32,
+    /// what the sender found last, now and then
+    #[prost(message, repeated, tag = "9")]
+    pub digests: ::prost::alloc::vec::Vec<RowsDigest>,
+}
+/// The digest of some rows of a group, as of the VerifyDigest entry at an index.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RowsDigest {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    #[prost(uint64, tag = "2")]
+    pub index: u64,
+    /// xxh3-128, 16 bytes
+    #[prost(bytes = "bytes", tag = "3")]
+    pub digest: ::prost::bytes::Bytes,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PeerAck {}
@@ -2436,6 +2453,53 @@ pub struct RaftMessage {
     pub priority: i64,
     #[prost(uint64, tag = "15")]
     pub request_snapshot: u64,
+    /// of a MsgSnapshot; what it describes travels by Peer.Snapshot
+    #[prost(message, optional, tag = "16")]
+    pub snapshot: ::core::option::Option<SnapshotManifest>,
+}
+/// What a snapshot is. Its rows and bodies are bound to it by `id`, and by the checksum that ends them.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SnapshotManifest {
+    /// of the records
+    #[prost(uint32, tag = "1")]
+    pub format: u32,
+    /// drawn by the sender
+    #[prost(fixed64, tag = "2")]
+    pub id: u64,
+    /// the last entry that its rows contain
+    #[prost(uint64, tag = "3")]
+    pub index: u64,
+    #[prost(uint64, tag = "4")]
+    pub term: u64,
+    /// as of `index`
+    #[prost(message, optional, tag = "5")]
+    pub members: ::core::option::Option<MembersRow>,
+    /// octets of live bodies, roughly: for progress, and to see whether there is room
+    #[prost(uint64, tag = "6")]
+    pub body_bytes: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SnapshotChunk {
+    #[prost(oneof = "snapshot_chunk::What", tags = "1, 2")]
+    pub what: ::core::option::Option<snapshot_chunk::What>,
+}
+/// Nested message and enum types in `SnapshotChunk`.
+pub mod snapshot_chunk {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum What {
+        /// who sends; one message: the MsgSnapshot
+        #[prost(message, tag = "1")]
+        Begin(super::PeerFrame),
+        /// whole records, at most about 1 MiB and one body
+        #[prost(bytes, tag = "2")]
+        Records(::prost::bytes::Bytes),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SnapshotStaged {
+    /// empty: staged
+    #[prost(string, tag = "1")]
+    pub refusal: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RaftEntry {
@@ -2486,6 +2550,42 @@ pub struct KnownIncarnation {
     pub node: u64,
     #[prost(bytes = "bytes", tag = "2")]
     pub incarnation: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FetchEntryRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub cluster_id: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "2")]
+    pub from_node: u64,
+    #[prost(uint64, tag = "3")]
+    pub to_node: u64,
+    /// of the store
+    #[prost(bytes = "bytes", tag = "4")]
+    pub from_incarnation: ::prost::bytes::Bytes,
+    #[prost(uint32, tag = "5")]
+    pub group: u32,
+    #[prost(uint64, tag = "6")]
+    pub index: u64,
+    /// the command too; else the data alone, from wherever it lies
+    #[prost(bool, tag = "7")]
+    pub whole: bool,
+}
+/// At most one entry of the log: 1.25 MiB.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FetchEntryResponse {
+    /// false: not committed there yet, or not kept any more
+    #[prost(bool, tag = "1")]
+    pub found: bool,
+    /// 0: not known, the data was moved since
+    #[prost(uint64, tag = "2")]
+    pub term: u64,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub context: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub data: ::prost::bytes::Bytes,
+    /// xxh3-128 of context and data, 16 bytes
+    #[prost(bytes = "bytes", tag = "5")]
+    pub digest: ::prost::bytes::Bytes,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -2631,6 +2731,28 @@ pub mod peer_client {
             req.extensions_mut().insert(GrpcMethod::new("postroad.v1.Peer", "Exchange"));
             self.inner.streaming(req, path, codec).await
         }
+        /// A snapshot of one group, for a replica whose log lacks what the leader's no longer holds. Answered when all of it is
+        /// staged, verified and fsynced and its Raft message was handed over; a refusal leaves everything as it was.
+        pub async fn snapshot(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::SnapshotChunk>,
+        ) -> std::result::Result<tonic::Response<super::SnapshotStaged>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/postroad.v1.Peer/Snapshot",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut().insert(GrpcMethod::new("postroad.v1.Peer", "Snapshot"));
+            self.inner.client_streaming(req, path, codec).await
+        }
         /// First start and identity: who are you, which disk, which cluster.
         pub async fn introduce(
             &mut self,
@@ -2651,6 +2773,31 @@ pub mod peer_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("postroad.v1.Peer", "Introduce"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The octets of a committed entry, for a replica whose disk does not give them back.
+        pub async fn fetch_entry(
+            &mut self,
+            request: impl tonic::IntoRequest<super::FetchEntryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::FetchEntryResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/postroad.v1.Peer/FetchEntry",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("postroad.v1.Peer", "FetchEntry"));
             self.inner.unary(req, path, codec).await
         }
     }
@@ -2679,11 +2826,25 @@ pub mod peer_server {
             &self,
             request: tonic::Request<tonic::Streaming<super::PeerFrame>>,
         ) -> std::result::Result<tonic::Response<Self::ExchangeStream>, tonic::Status>;
+        /// A snapshot of one group, for a replica whose log lacks what the leader's no longer holds. Answered when all of it is
+        /// staged, verified and fsynced and its Raft message was handed over; a refusal leaves everything as it was.
+        async fn snapshot(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::SnapshotChunk>>,
+        ) -> std::result::Result<tonic::Response<super::SnapshotStaged>, tonic::Status>;
         /// First start and identity: who are you, which disk, which cluster.
         async fn introduce(
             &self,
             request: tonic::Request<super::Introduction>,
         ) -> std::result::Result<tonic::Response<super::Introduction>, tonic::Status>;
+        /// The octets of a committed entry, for a replica whose disk does not give them back.
+        async fn fetch_entry(
+            &self,
+            request: tonic::Request<super::FetchEntryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::FetchEntryResponse>,
+            tonic::Status,
+        >;
     }
     #[derive(Debug)]
     pub struct PeerServer<T> {
@@ -2805,6 +2966,53 @@ pub mod peer_server {
                     };
                     Box::pin(fut)
                 }
+                "/postroad.v1.Peer/Snapshot" => {
+                    #[allow(non_camel_case_types)]
+                    struct SnapshotSvc<T: Peer>(pub Arc<T>);
+                    impl<
+                        T: Peer,
+                    > tonic::server::ClientStreamingService<super::SnapshotChunk>
+                    for SnapshotSvc<T> {
+                        type Response = super::SnapshotStaged;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::SnapshotChunk>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Peer>::snapshot(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SnapshotSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.client_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/postroad.v1.Peer/Introduce" => {
                     #[allow(non_camel_case_types)]
                     struct IntroduceSvc<T: Peer>(pub Arc<T>);
@@ -2833,6 +3041,49 @@ pub mod peer_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = IntroduceSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/postroad.v1.Peer/FetchEntry" => {
+                    #[allow(non_camel_case_types)]
+                    struct FetchEntrySvc<T: Peer>(pub Arc<T>);
+                    impl<T: Peer> tonic::server::UnaryService<super::FetchEntryRequest>
+                    for FetchEntrySvc<T> {
+                        type Response = super::FetchEntryResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::FetchEntryRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Peer>::fetch_entry(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FetchEntrySvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -20,6 +20,7 @@ use tonic::transport::server::Connected;
 use super::{
     HTTP2_FRAME_BYTES, NodeTls, PING_INTERVAL, PING_TIMEOUT, WINDOW_BYTES, causes, verify,
 };
+use crate::Rare;
 use crate::identity::Peer;
 
 /// A handshake that is not done by then is dropped: a sane one takes milliseconds.
@@ -28,6 +29,10 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HANDSHAKES_MAX: usize = 256;
 /// After a failing accept (no descriptors left) the next try waits this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Of refused connections one in so long is written to the log: whoever reaches the port can make any number of them.
+const REFUSED_LOGGED: Duration = Duration::from_secs(10);
+
+static REFUSED: Rare = Rare::new(REFUSED_LOGGED);
 
 /// A gRPC server with this cluster's windows and pings; for `serve_with_incoming(incoming(..))`.
 pub fn server() -> Server {
@@ -100,11 +105,13 @@ async fn accept(listener: TcpListener, tls: Arc<NodeTls>, done: mpsc::Sender<Tls
                             let _ = done.send(io).await;
                         }
                         Ok(Err(error)) => {
-                            tracing::warn!(%address, error = causes(&error), "refused a connection of another node");
+                            refused("refused", address, &causes(&error));
                         }
-                        Err(_) => tracing::warn!(
-                            %address, seconds = HANDSHAKE_TIMEOUT.as_secs(), "dropped a connection: no TLS handshake"
-                        ),
+                        Err(_) => {
+                            let text =
+                                format!("no TLS handshake in {} s", HANDSHAKE_TIMEOUT.as_secs());
+                            refused("slow", address, &text);
+                        }
                     }
                 });
             }
@@ -113,6 +120,14 @@ async fn accept(listener: TcpListener, tls: Arc<NodeTls>, done: mpsc::Sender<Tls
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+/// A connection came to nothing: counted, and now and then logged.
+fn refused(why: &'static str, address: SocketAddr, error: &str) {
+    metrics::counter!("postroad_connections_refused_total", "why" => why).increment(1);
+    if let Some(withheld) = REFUSED.pass(Instant::now()) {
+        tracing::warn!(%address, error, withheld, "refused a connection of another node");
     }
 }
 

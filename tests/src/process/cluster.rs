@@ -300,6 +300,27 @@ spec: {limits: {connectionsPerSource: 1000}}
         }
     }
 
+    /// Whether a node says that it is ready now.
+    pub async fn is_ready(&self, name: &str) -> bool {
+        let Some(place) = self.places.get(name) else {
+            return false;
+        };
+        let answer = ask(place.admin, "/readyz").await;
+        answer.is_ok_and(|a| a.starts_with("HTTP/1.1 200"))
+    }
+
+    /// All that a node ever said.
+    pub fn all_said(&self, name: &str) -> Result<String> {
+        let place = self.places.get(name).context("no such node")?;
+        Ok(std::fs::read_to_string(&place.log)?)
+    }
+
+    /// What a node says of itself in numbers.
+    pub async fn metrics(&self, name: &str) -> Result<String> {
+        let admin = self.places.get(name).context("no such node")?.admin;
+        ask(admin, "/metrics").await
+    }
+
     /// `kill -9`.
     pub fn kill(&mut self, name: &str) -> Result<()> {
         self.process(name)?.kill()?;

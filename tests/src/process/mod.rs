@@ -8,6 +8,7 @@
 //! judge.rs    compares the two: lost, damaged, delivered more than once and why
 //! cut.rs      cuts a queue node off from the others
 //! disk.rs     a small file system in a file
+//! records.rs  what stands where in a segment of the log
 //! ```
 //!
 //! Everything is taken away when the values are dropped, also by a panic; then the ends of the logs are printed.
@@ -18,6 +19,7 @@ pub mod cut;
 pub mod disk;
 pub mod judge;
 pub mod node;
+pub mod records;
 pub mod sink;
 
 pub use client::{Client, Ledger, Load};

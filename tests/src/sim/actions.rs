@@ -4,7 +4,9 @@ use bytes::Bytes;
 use mail::Ulid;
 use queue::Effect;
 use raft::eraftpb::MessageType;
-use spool::node::{AbortReason, Ack, Action, Committed, Message, Role};
+use spool::node::{
+    AbortReason, Ack, Action, Committed, Input, Message, Role, SnapshotAction, SnapshotInput,
+};
 
 use crate::sim::net::{Actor, Packet, Tell};
 use crate::sim::replica::{Pending, Replica};
@@ -59,6 +61,12 @@ impl World {
             }
             Action::Fetch { id, entries } => self.replicas[k].fetching.push_back((id, entries)),
             Action::ConfChanged { .. } => {}
+            // Only worlds that keep no log for followers need them.
+            Action::Snapshot(SnapshotAction::Make { to }) => {
+                let input = SnapshotInput::Made { to, made: None };
+                self.input(k, Input::Snapshot(input))?;
+            }
+            Action::Snapshot(action) => return Err(format!("nobody made {action:?}")),
             Action::Truncated { first } => self.replicas[k].disk.truncate(first),
             // The process ends, and Kubernetes starts it again.
             Action::Abort {

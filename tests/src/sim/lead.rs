@@ -1,7 +1,6 @@
 //! What a leader does by itself: windows of grants and keepalives, and the ends of lease sessions, items and uploads.
 
 use bytes::Bytes;
-use queue::version::NEWEST;
 use queue::{
     Command, GrantBatch, ItemId, ItemTimer, Rows, Timestamp, Token, UPLOAD_IDLE_MS, Window,
 };
@@ -33,7 +32,7 @@ impl World {
         self.expire_sessions(k, now);
         self.run_timers(k, now);
         self.expire_uploads(k, now);
-        self.raise_version(k);
+        self.keep_up(k);
         let grants = self.choose_grants(k, now);
         let Some(lead) = self.replicas[k].lead.as_mut() else {
             return;
@@ -154,15 +153,6 @@ impl World {
                     );
                 }
             }
-        }
-    }
-
-    /// All members know the newest version of the state machine.
-    fn raise_version(&mut self, k: usize) {
-        let version = self.replicas[k].rows.shard().version_in_force();
-        if version < NEWEST {
-            let raise = Command::SetVersion { version: NEWEST };
-            self.propose(k, raise, Bytes::new(), Ack::Apply, Pending::Nobody);
         }
     }
 

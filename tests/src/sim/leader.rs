@@ -50,6 +50,8 @@ impl World {
             appending: Default::default(),
             timing: Default::default(),
             expiring_uploads: false,
+            next_upkeep: now + 40,
+            digest_from: Vec::new(),
         });
     }
 

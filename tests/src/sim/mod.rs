@@ -21,6 +21,7 @@ mod rng;
 mod run;
 mod step;
 mod trace;
+mod upkeep;
 mod world;
 
 #[cfg(feature = "planted-bugs")]

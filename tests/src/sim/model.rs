@@ -35,6 +35,8 @@ pub struct Model {
     pub latest_clock: u64,
     pub grants: u64,
     pub expired: u64,
+    /// Of rows, by the entry that wanted it.
+    pub digests: BTreeMap<u64, mail::Digest>,
 }
 
 impl Model {

@@ -32,6 +32,10 @@ pub struct Planted {
     pub hasty_ms: u64,
     /// A segment is released though a body in it lives.
     pub release_living: bool,
+    /// A leader raises the version of the state machine without looking at what the others know.
+    pub version_early: bool,
+    /// A replica's state machine drifts; only digests of rows are compared.
+    pub drift: bool,
 }
 
 impl Planted {
@@ -132,6 +136,24 @@ pub fn own_bugs() -> Vec<Bug> {
             Profile::Disk,
             Planted {
                 release_living: true,
+                ..none
+            },
+        ),
+        bug(
+            "VersionEarly",
+            "a leader raises the version before every program knows it",
+            Profile::Crashes,
+            Planted {
+                version_early: true,
+                ..none
+            },
+        ),
+        bug(
+            "Drift",
+            "a replica's rows drift from the others'",
+            Profile::Calm,
+            Planted {
+                drift: true,
                 ..none
             },
         ),

@@ -69,6 +69,8 @@ pub struct Lead {
     pub appending: BTreeSet<Ulid>,
     pub timing: BTreeSet<ItemId>,
     pub expiring_uploads: bool,
+    pub next_upkeep: u64,
+    pub digest_from: Vec<u8>,
 }
 
 /// How one seed's replicas are sized: small enough that every bound is met in a short run.
@@ -129,6 +131,8 @@ pub struct Replica {
     pub group: Option<Group>,
     pub disk: Disk,
     pub rows: MemoryRows,
+    /// Newest version of the state machine that its program knows.
+    pub knows: u32,
     pub applied: u64,
     /// Where the entries lie whose bodies live: what the state store knows of the log.
     pub live: BTreeMap<u64, Place>,
@@ -179,6 +183,7 @@ impl Replica {
             group: None,
             disk,
             rows: MemoryRows::default(),
+            knows: queue::version::NEWEST,
             applied: 0,
             live: BTreeMap::new(),
             flushed: Flushed::default(),

@@ -27,8 +27,9 @@ impl World {
             if let Err(trouble) = replica.start(&self.members, &self.knobs, &mut self.rng) {
                 return self.suffer(k, trouble);
             }
+            self.upgrade(k);
             #[cfg(feature = "planted-bugs")]
-            if let Some(group) = replica.group.as_mut() {
+            if let Some(group) = self.replicas[k].group.as_mut() {
                 group.plant(self.planted.group);
             }
         }
@@ -178,11 +179,17 @@ impl World {
         replica.applied = entry.index;
         let context = context_of(replica, entry)?;
         let facts = command_of(&self.commands, &context);
+        if let Some(facts) = facts {
+            self.check_known(k, entry.index, facts)?;
+        }
+        let replica = &mut self.replicas[k];
         let effects = facts
             .map(|facts| queue::apply(&mut replica.rows, entry.index, facts))
             .unwrap_or_default();
         count_bodies(replica, entry, &effects)?;
         self.model.apply(entry.index, facts, &effects)?;
+        self.drift(k, entry.index);
+        self.verify(k, entry.index, &effects)?;
         self.trace
             .fold_all(&[k as u64, entry.index, effects.len() as u64]);
         if let Some(pending) = self.replicas[k].by_index.remove(&entry.index) {
@@ -204,7 +211,8 @@ impl World {
             replica.flushed.rows = replica.rows.clone();
             replica.flushed.live = replica.live.clone();
         }
-        if replica.applied == self.model.applied() && replica.rows != self.model.rows {
+        let same = replica.rows == self.model.rows || self.planted.drift;
+        if replica.applied == self.model.applied() && !same {
             return Err(format!(
                 "the rows of replica {} differ at {}",
                 k + 1,

@@ -55,6 +55,12 @@ pub struct Outcome {
     pub recycled: u64,
     /// Replicas that stopped for good.
     pub dead: u64,
+    /// Replicas that began with an older program.
+    pub mixed: u64,
+    /// Version of the state machine at the end.
+    pub version: u32,
+    /// Entries at which rows were compared.
+    pub digests: u64,
     /// Of everything that happened, in order.
     pub hash: u64,
 }
@@ -84,6 +90,9 @@ pub struct World {
     pub condemned: BTreeSet<usize>,
     pub liar: Option<usize>,
     pub attempted: u64,
+    /// Chance of upgrades, apart from that of everything else.
+    pub upgrades: Rng,
+    mixed: u64,
     pub(super) members: Membership,
     ids: u64,
     /// The first item that is due, and since when it is.
@@ -98,9 +107,18 @@ impl World {
         let faults = Faults::of(profile, &mut rng);
         let count: u64 = if seed % 4 == 3 { 5 } else { 3 };
         let knobs = Knobs::draw(&mut rng);
-        let replicas = (1..=count)
+        let mut replicas: Vec<_> = (1..=count)
             .map(|peer| Replica::new(peer, &faults, &mut rng))
             .collect();
+        let mut upgrades = Rng::new(seed ^ 0x7665_7273_696F_6E73);
+        // In two of three seeds some begin with an older program.
+        let mut mixed = 0;
+        for replica in &mut replicas {
+            if !seed.is_multiple_of(3) && upgrades.one_in(2) {
+                replica.knows = 1;
+                mixed += 1;
+            }
+        }
         let rate = |rng: &mut Rng| rng.within(1000 - faults.drift, 1000 + faults.drift);
         let deliveries = (0..2).map(|_| Delivery::new(rate(&mut rng))).collect();
         planted.plant();
@@ -128,6 +146,8 @@ impl World {
             condemned: BTreeSet::new(),
             liar: None,
             attempted: 0,
+            upgrades,
+            mixed,
             ids: 0,
             head: None,
             failure: None,
@@ -161,6 +181,9 @@ impl World {
             duplicates: [of(DiedPastDot), of(LostJournal), of(SessionRanOut)],
             recycled: self.replicas.iter().map(recycled).sum(),
             dead: self.replicas.iter().filter(|replica| replica.dead).count() as u64,
+            mixed: self.mixed,
+            version: self.model.rows.shard().version_in_force(),
+            digests: self.model.digests.len() as u64,
             hash: self.trace.hash(),
         }
     }
@@ -205,6 +228,8 @@ impl World {
             (replica.hung_until, replica.slow_until) = (0, 0);
             replica.paused_until = replica.paused_until.min(self.now);
             replica.down_until = replica.down_until.min(self.now + 60);
+            // The rolling upgrade comes to its end.
+            replica.knows = queue::version::NEWEST;
         }
         for delivery in &mut self.deliveries {
             delivery.calm_down(self.now);
@@ -233,7 +258,7 @@ impl World {
             if self.replicas[k].dead {
                 continue;
             }
-            if self.replicas[k].rows != self.model.rows {
+            if self.replicas[k].rows != self.model.rows && !self.planted.drift {
                 return Err(format!("the rows of replica {} differ", k + 1));
             }
             self.bodies_are_whole(k, usize::MAX)?;

@@ -14,6 +14,7 @@ use crate::settings::Connection;
 pub mod check;
 pub mod pki;
 pub mod queue;
+pub mod salvage;
 pub mod send;
 pub mod status;
 mod table;

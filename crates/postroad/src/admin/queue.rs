@@ -28,6 +28,7 @@ pub async fn run(command: QueueCommand) -> Result<(), Failure> {
         QueueCommand::Hold(settings) => act(AdminAction::Hold, "hold", settings).await,
         QueueCommand::Release(settings) => act(AdminAction::Release, "release", settings).await,
         QueueCommand::Retry(settings) => act(AdminAction::Retry, "retry", settings).await,
+        QueueCommand::Salvage(settings) => super::salvage::run(&settings),
         QueueCommand::Drop(settings) => act(AdminAction::Drop, "drop", settings).await,
     }
 }
@@ -95,16 +96,7 @@ async fn list(settings: settings::List) -> Result<(), Failure> {
         "{}",
         table(
             &[
-                "MESSAGE",
-                "ITEM",
-                "STATE",
-                "DUE",
-                "AGE",
-                "TRIES",
-                "SIZE",
-                "FROM",
-                "DESTINATION",
-                "REASON"
+                "MESSAGE", "ITEM", "STATE", "DUE", "AGE", "TRIES", "SIZE", "FROM", "TO", "REASON"
             ],
             &rows
         )
@@ -129,9 +121,18 @@ fn item_row(item: &ItemSummary, now: u64) -> Vec<String> {
         item.attempts.to_string(),
         size(item.size),
         sender(&item.return_path),
-        plain(&item.destination),
+        to(item),
         plain(&item.reason),
     ]
+}
+
+/// The first recipient, and how many there are beside it.
+fn to(item: &ItemSummary) -> String {
+    match &item.recipients[..] {
+        [] => plain(&item.destination),
+        [only] => plain(only),
+        [first, others @ ..] => format!("{} and {} more", plain(first), others.len()),
+    }
 }
 
 fn item_json(item: &ItemSummary) -> Value {
@@ -232,11 +233,16 @@ fn recipient_line(recipient: &ShownRecipient) -> String {
                 0 => String::new(),
                 code => format!("{code} "),
             };
+            // A next hop's own enhanced code stands in its text.
+            let enhanced = match result.text.starts_with(&result.enhanced) {
+                true => String::new(),
+                false => format!("{} ", result.enhanced),
+            };
             format!(
-                "{address}: {} by {}: {code}{} {}",
+                "{address}: {} by {}: {code}{}{}",
                 verdict.replace("verdict_", ""),
                 plain(&result.remote_host),
-                plain(&result.enhanced),
+                plain(&enhanced),
                 plain(&result.text)
             )
         }

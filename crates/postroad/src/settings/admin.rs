@@ -70,6 +70,8 @@ pub enum QueueCommand {
     Retry(Action),
     /// Remove items; nobody is told
     Drop(Action),
+    /// Write out what is readable in the data directory of a lost queue node that was the only copy
+    Salvage(Salvage),
 }
 
 /// `postroad queue summary`.
@@ -83,6 +85,18 @@ pub struct Summary {
     /// Destinations to show
     #[arg(long, default_value_t = 50, value_name = "N")]
     pub limit: u32,
+}
+
+/// `postroad queue salvage`.
+#[derive(Debug, Args)]
+pub struct Salvage {
+    /// Data directory of the queue node, which must not run; it is not changed
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// New or empty directory: MESSAGE.eml with the octets as they were accepted, MESSAGE.json with the envelope,
+    /// salvage.json with all that could not be read
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
 }
 
 /// Which items. All that are given must match.

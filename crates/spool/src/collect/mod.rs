@@ -36,17 +36,18 @@ mod scrub;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use copy::CollectError;
 pub use engine::{Collector, Look, Space, Step};
 pub use pace::Pace;
 pub use plan::{Choice, PRESSED_PERCENT, Planner, REASONS};
-pub use read::BodyReader;
+pub use read::{BodyReader, Unread};
 pub use scrub::Scrub;
 
 use crate::log::Location;
-use crate::state::StoreError;
+use crate::state::{SegmentLive, StoreError};
 
 /// Where bodies lie by the last durable flush of the state. Asked from other threads than the one that applies.
 pub trait BodyIndex: Send + Sync {
@@ -86,6 +87,19 @@ pub struct Moves {
     pub moves: Vec<Move>,
     /// What pins the segments that were copied to, until these moves are durable ([`crate::log::Segments::unpin`]).
     pub pin: u64,
+}
+
+/// To the collector's thread.
+pub enum CollectEvent {
+    /// A flush of the state is durable.
+    Durable {
+        /// Number of the last moves in it.
+        moves: u64,
+        /// What lives in each segment by it.
+        live: BTreeMap<u64, SegmentLive>,
+    },
+    /// End.
+    Stop,
 }
 
 /// A living body that this replica cannot read.

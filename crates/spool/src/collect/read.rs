@@ -4,8 +4,19 @@ use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 
-use super::{BodyIndex, Damage, OnDamage};
+use super::BodyIndex;
 use crate::log::{Location, LogReader, ReadError};
+
+/// A body that was not read.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct Unread {
+    /// Where it was looked for last: by the durable state, when that names another place than was asked for.
+    pub location: Location,
+    /// Why.
+    #[source]
+    pub error: ReadError,
+}
 
 /// Reads bodies; cheap to clone.
 #[derive(Clone)]
@@ -13,16 +24,14 @@ pub struct BodyReader {
     reader: LogReader,
     /// Weak: a stream that still stands when the node closes must not keep the metadata open.
     index: Weak<dyn BodyIndex>,
-    on_damage: OnDamage,
 }
 
 impl BodyReader {
     /// Over a log and what the durable state says of it.
-    pub fn new(reader: LogReader, index: &Arc<dyn BodyIndex>, on_damage: OnDamage) -> BodyReader {
+    pub fn new(reader: LogReader, index: &Arc<dyn BodyIndex>) -> BodyReader {
         BodyReader {
             reader,
             index: Arc::downgrade(index),
-            on_damage,
         }
     }
 
@@ -31,7 +40,7 @@ impl BodyReader {
     /// that is so.
     ///
     /// # Errors
-    /// As [`LogReader::read_data`]; damage is reported.
+    /// [`Unread`]; but for [`ReadError::Recycled`] it is damage, and another replica has the body.
     pub fn read_data(
         &self,
         location: Location,
@@ -39,26 +48,21 @@ impl BodyReader {
         index: u64,
         offset: u32,
         len: u32,
-    ) -> Result<Bytes, ReadError> {
-        let read = |location| self.reader.read_data(location, group, index, offset, len);
+    ) -> Result<Bytes, Unread> {
+        let read = |location| {
+            self.reader
+                .read_data(location, group, index, offset, len)
+                .map_err(|error| Unread { location, error })
+        };
         let first = read(location);
         if first.is_ok() {
             return first;
         }
         let rows = self.index.upgrade();
         let now = rows.and_then(|rows| rows.locate(group, index).ok().flatten());
-        let (last, location) = match now {
-            Some(now) if now != location => (read(now), now),
-            _ => (first, location),
-        };
-        if let Err(error @ (ReadError::Corrupt { .. } | ReadError::Io { .. })) = &last {
-            (self.on_damage)(&Damage {
-                group,
-                index,
-                location,
-                what: error.to_string(),
-            });
+        match now {
+            Some(now) if now != location => read(now),
+            _ => first,
         }
-        last
     }
 }

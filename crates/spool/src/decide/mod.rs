@@ -21,6 +21,7 @@ mod streams;
 mod tests;
 mod timer;
 mod turn;
+mod upkeep;
 mod waiter;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -39,7 +40,7 @@ pub use clock::{ClusterClock, WALL_TOLERANCE, WallIgnored};
 pub use lease::item_id;
 pub use report::Pending;
 pub use streams::{LeaseStream, Streams};
-pub use turn::Turn;
+pub use turn::{Outside, Turn};
 
 use chunks::Chunks;
 use grants::Grants;
@@ -114,6 +115,7 @@ pub struct Leader {
     slow_cursor: Option<(LeaseSessionId, ItemId)>,
     grants: Grants,
     chunks: Chunks,
+    pass: upkeep::Pass,
 }
 
 /// What a leader is made from.
@@ -168,6 +170,7 @@ impl Leader {
             slow_cursor: None,
             grants: Grants::default(),
             chunks: Chunks::default(),
+            pass: upkeep::Pass::new(now),
         }
     }
 
@@ -287,8 +290,8 @@ impl Leader {
     }
 
     /// What is done after each burst of events and at [`Leader::next_wake`]: grants, the window's entry, settles,
-    /// chunks, expiry of lease sessions, notices and expiries of items. `wall_ms`: this node's wall clock.
-    pub fn run(&mut self, wall_ms: u64, turn: &mut Turn<'_, impl ShardRows>) {
+    /// chunks, expiry of lease sessions, notices and expiries of items.
+    pub fn run(&mut self, outside: Outside, turn: &mut Turn<'_, impl ShardRows>) {
         if !self.ready {
             return;
         }
@@ -304,13 +307,15 @@ impl Leader {
         self.run_window(turn);
         if turn.now >= self.next_timer_scan {
             self.next_timer_scan = turn.now + TIMER_SCAN;
-            if let Some(changed) = self.clock.check(wall_ms, turn.now) {
+            if let Some(changed) = self.clock.check(outside.wall_ms, turn.now) {
                 clock::say(self.group, changed.as_ref());
             }
             self.expire_sessions(turn);
             self.run_timers(turn);
             self.expire_uploads(turn);
             self.ask_the_slow(turn);
+            self.raise_version(outside.members_know, turn);
+            self.compare_replicas(turn);
         }
     }
 

@@ -31,6 +31,7 @@ struct World {
     bodies: BodyCache,
     now: Instant,
     index: u64,
+    members_know: u32,
     out: Out,
     events: UnboundedReceiver<Outgoing>,
 }
@@ -72,6 +73,7 @@ impl World {
             bodies: BodyCache::new(1 << 20),
             now,
             index: 0,
+            members_know: STATE_MACHINE_VERSION,
             out: Out::default(),
             events,
         };
@@ -111,8 +113,11 @@ impl World {
     /// Two windows later.
     fn run(&mut self) -> Vec<Command> {
         self.now += 2 * WINDOW;
-        let wall = WALL;
-        self.turn(|leader, turn| leader.run(wall, turn));
+        let outside = Outside {
+            wall_ms: WALL,
+            members_know: self.members_know,
+        };
+        self.turn(|leader, turn| leader.run(outside, turn));
         self.apply()
     }
 
@@ -289,6 +294,34 @@ fn a_body_that_cannot_be_read_is_looked_up_once_more_and_then_taken_back() {
     let state = world.rows.items().get(&item).map(|i| i.state.clone());
     assert!(matches!(state, Some(State::Held { .. })), "{state:?}");
     assert_eq!(losses, 5);
+}
+
+#[test]
+fn the_version_goes_up_when_every_voter_knows_it_and_digests_begin_then() {
+    let mut world = World::new();
+    world.rows.set_shard(queue::ShardState::default());
+    world.members_know = 1;
+    let upkeep = |world: &mut World| {
+        world.now += Duration::from_secs(20);
+        let commands = world.run();
+        commands.into_iter().find(|c| c.since() > 1)
+    };
+    assert_eq!(upkeep(&mut world), None, "one voter's program is older");
+    world.members_know = 2;
+    let raised = upkeep(&mut world);
+    assert_eq!(raised, Some(Command::SetVersion { version: 2 }));
+    assert_eq!(world.rows.shard().version_in_force(), 2);
+    let from = |world: &mut World| match upkeep(world) {
+        Some(Command::VerifyDigest { from, .. }) => Some(from.to_vec()),
+        None => None,
+        Some(other) => panic!("{other:?}"),
+    };
+    assert_eq!(from(&mut world), Some(Vec::new()));
+    let now = world.now;
+    world.leader.digested(&[3, 1], now);
+    assert_eq!(from(&mut world), Some(vec![3, 1]), "it goes on there");
+    world.leader.digested(&[], now);
+    assert_eq!(from(&mut world), None, "a pass is followed by a pause");
 }
 
 #[test]

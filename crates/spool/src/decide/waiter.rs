@@ -23,6 +23,8 @@ pub(super) enum Waiter {
     Admin(oneshot::Sender<v1::ActResponse>),
     Timer(ItemId),
     Expire(LeaseSessionId),
+    /// A VerifyDigest.
+    Digest,
     Internal,
 }
 
@@ -32,6 +34,7 @@ impl Leader {
         match waiter {
             Waiter::Fast(_, reserved) => self.grants.applied(reserved),
             Waiter::Internal | Waiter::Expire(_) => {}
+            Waiter::Digest => self.pass.under_way = false,
             Waiter::Append(reply, _, reserved) => {
                 self.grants.applied(reserved);
                 reply.send(append::outcome(effects));
@@ -107,6 +110,7 @@ impl Leader {
             }
             // Settled again by the next scan.
             Waiter::Internal => {}
+            Waiter::Digest => self.pass.under_way = false,
             // The grants of this window were not made; its keepalives are asked again by the nodes.
             Waiter::Window(_, reserved) => self.grants.undone(reserved, &mut self.scheduler),
             Waiter::Timer(item) => {

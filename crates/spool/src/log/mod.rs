@@ -8,6 +8,7 @@
 //! * `scan`, `replay`, `recover`, `open`: what a start finds; `reader`: entries back
 //! * bodies that a snapshot brought are records of their own in the same stream; `collected`: segments that the collector
 //!   fills with what lives on; `walk`: what lies in a segment, damaged or not
+//! * `survey`: what can be read of a log that does not open
 //! * `disk`, `sim`: the disk, and one that crashes on purpose
 
 mod batch;
@@ -25,6 +26,7 @@ mod scan;
 mod segments;
 mod sim;
 mod spare;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -40,6 +42,7 @@ pub use planted::{Mutation, plant};
 pub use reader::LogReader;
 pub use segments::Segments;
 pub use sim::SimDisk;
+pub use survey::{Survey, Surveyed};
 pub use types::{
     Damaged, DiskUse, Entry, EntryKind, HardState, Location, LogConfig, Recovered, RecoveredEntry,
     RecoveredGroup, Relocated, SegmentInfo, WriteTask, Written,

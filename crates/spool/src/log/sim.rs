@@ -31,7 +31,8 @@ struct State {
     life: u64,
     crash_in: Option<u64>,
     down: bool,
-    fail_sync: bool,
+    /// The sync, of a file or a directory, that fails after this many more.
+    fail_sync: Option<u64>,
     fail_write: Option<io::ErrorKind>,
 }
 
@@ -70,7 +71,7 @@ impl SimDisk {
             life: 0,
             crash_in: None,
             down: false,
-            fail_sync: false,
+            fail_sync: None,
             fail_write: None,
         };
         Self {
@@ -100,13 +101,24 @@ impl SimDisk {
         state.life += 1;
         state.down = false;
         state.crash_in = None;
-        state.fail_sync = false;
+        state.fail_sync = None;
         state.fail_write = None;
     }
 
     /// The next sync fails with EIO and the pages that it should have written are lost.
     pub fn fail_next_sync(&self) {
-        self.lock().fail_sync = true;
+        self.fail_sync_after(0);
+    }
+
+    /// After so many more syncs, of files or directories, one fails with EIO: what it should have written is lost, and
+    /// all further syncs succeed.
+    pub fn fail_sync_after(&self, syncs: u64) {
+        self.lock().fail_sync = Some(syncs);
+    }
+
+    /// Did the sync fail that [`SimDisk::fail_sync_after`] asked for?
+    pub fn sync_failed(&self) -> bool {
+        self.lock().fail_sync.is_none()
     }
 
     /// The next write fails after half of its bytes.
@@ -223,6 +235,15 @@ impl State {
         Err(power())
     }
 
+    fn fails_this_sync(&mut self) -> bool {
+        let fails = self.fail_sync == Some(0);
+        self.fail_sync = match self.fail_sync {
+            Some(0) | None => None,
+            Some(left) => Some(left - 1),
+        };
+        fails
+    }
+
     fn free(&self) -> u64 {
         let used: u64 = self
             .names
@@ -263,7 +284,7 @@ impl State {
         self.life += 1;
         self.down = false;
         self.crash_in = None;
-        self.fail_sync = false;
+        self.fail_sync = None;
         self.fail_write = None;
     }
 }
@@ -362,7 +383,12 @@ impl Disk for SimDisk {
         if fails {
             return state.fail();
         }
-        state.pending.clear();
+        let changes = std::mem::take(&mut state.pending);
+        if state.fails_this_sync() {
+            // As fsyncgate has it for directories: what is seen stays, what is durable is not known.
+            drop(changes);
+            return Err(io::Error::other("input/output error"));
+        }
         state.durable_names = state.names.clone();
         Ok(())
     }
@@ -424,7 +450,7 @@ impl DiskFile for SimFile {
         if fails {
             return state.fail();
         }
-        if std::mem::take(&mut state.fail_sync) {
+        if state.fails_this_sync() {
             state.files[self.inode].lose();
             return Err(io::Error::other("input/output error"));
         }

@@ -126,6 +126,17 @@ pub struct RecoveredGroup {
 }
 
 impl RecoveredGroup {
+    /// The term of an entry that is there, or of the one before the first.
+    pub fn term_of(&self, index: u64) -> Option<u64> {
+        if index == self.truncated.0 {
+            return Some(self.truncated.1);
+        }
+        let at = self
+            .entries
+            .binary_search_by_key(&index, |entry| entry.index);
+        at.ok().map(|at| self.entries[at].term)
+    }
+
     /// The last index of the group's log.
     pub fn last_index(&self) -> u64 {
         self.entries

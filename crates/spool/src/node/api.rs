@@ -7,6 +7,7 @@ use raft::eraftpb::ConfState;
 /// A Raft message, for those that carry it: `wire` and simulation.
 pub use raft::eraftpb::Message;
 
+use super::{SnapshotAction, SnapshotInput};
 use crate::log::{EntryKind, Location, WriteTask};
 
 /// One tick of every group, milliseconds. All times of a group are counted in ticks.
@@ -242,6 +243,8 @@ pub enum Input {
         /// The log's disk budget is used up: silent followers no longer count.
         over_budget: bool,
     },
+    /// What became of a snapshot, going out or coming in.
+    Snapshot(SnapshotInput),
     /// The end: whoever waits gets Unknown; nothing comes out afterwards.
     Stop,
 }
@@ -333,6 +336,8 @@ pub enum AbortReason {
 pub struct FetchEntry {
     /// Raft index.
     pub index: u64,
+    /// Raft term.
+    pub term: u64,
     /// Where it lies.
     pub location: Location,
 }
@@ -397,6 +402,8 @@ pub enum Action {
         /// First entry that is kept.
         first: u64,
     },
+    /// A snapshot is to be made, sent, installed, or is of no use.
+    Snapshot(SnapshotAction),
     /// This replica must stop; nothing comes after it.
     Abort {
         /// Why.
@@ -419,8 +426,10 @@ pub struct PeerStatus {
     pub learner: bool,
     /// Ticks since it was heard of.
     pub silent_ticks: u64,
-    /// The log no longer holds what it lacks.
+    /// The log no longer holds, or will not keep, what it lacks.
     pub needs_snapshot: bool,
+    /// The snapshot that is on its way to it.
+    pub snapshot: Option<u64>,
     /// Its disk is full.
     pub full: bool,
 }

@@ -75,6 +75,7 @@ pub struct Group {
     pub(super) fetches: BTreeMap<u64, Fetching>,
     pub(super) next_fetch: u64,
     pub(super) members: Membership,
+    pub(super) snapshots: super::snapshot::Snapshots,
     pub(super) stopped: bool,
     #[cfg(feature = "planted-bugs")]
     pub(super) mutation: Option<super::Mutation>,
@@ -161,6 +162,7 @@ impl Group {
             fetches: BTreeMap::new(),
             next_fetch: 0,
             members,
+            snapshots: super::snapshot::Snapshots::default(),
             stopped: false,
             #[cfg(feature = "planted-bugs")]
             mutation: None,
@@ -189,6 +191,7 @@ impl Group {
             Input::TransferLeader { to } => self.transfer_leader(to),
             Input::PeerFull { peer, full } => self.peer_full(peer, full),
             Input::Truncate { upto, over_budget } => self.truncate(upto, over_budget),
+            Input::Snapshot(input) => self.snapshot(input),
             Input::Stop => self.stop(),
         }
     }
@@ -207,6 +210,12 @@ impl Group {
     /// Where an entry of the log lies, once it is durable.
     pub fn location(&self, index: u64) -> Option<Location> {
         self.raw.store().location(index)
+    }
+
+    /// Where a committed entry of the log lies: what every replica has alike.
+    pub fn committed_location(&self, index: u64) -> Option<Location> {
+        let committed = self.raw.raft.raft_log.committed;
+        self.location(index).filter(|_| index <= committed)
     }
 
     /// Index and term of the last entry that is gone from the log.
@@ -242,15 +251,15 @@ impl Group {
             return;
         }
         match message.get_msg_type() {
-            // Raft would take these from anybody; they are ours to make. Nothing reads by ReadIndex, and snapshots
-            // do not exist yet.
+            // Raft would take these from anybody; they are ours to make. Nothing reads by ReadIndex, and a snapshot
+            // comes only when it is staged (see SnapshotInput::Staged).
             MsgHup | MsgBeat | MsgPropose | MsgUnreachable | MsgSnapStatus | MsgCheckQuorum
             | MsgTransferLeader | MsgReadIndex | MsgReadIndexResp | MsgSnapshot => return,
             MsgAppend if self.unapplied_bytes > self.config.limits.unapplied_bytes => return,
             // What waits for room cannot be overtaken: more of it would only fill the memory.
             MsgAppend if self.disk_late() && self.full.contains(&self.config.peer_id) => return,
             // A replica whose disk does not answer must not lead.
-            MsgTimeoutNow if self.disk_late() => return,
+            MsgTimeoutNow if self.disk_late() || self.installs() => return,
             MsgHeartbeat => {
                 let (known, last) = (message.commit, self.raw.raft.raft_log.last_index());
                 if known > last && message.term >= self.raw.raft.term {

@@ -105,6 +105,7 @@ impl Group {
     }
 
     pub(super) fn truncate(&mut self, upto: u64, over_budget: bool) {
+        self.snapshots.over_budget = over_budget;
         if self.leads() {
             self.raise_floor(over_budget);
         }
@@ -117,8 +118,9 @@ impl Group {
         }
     }
 
-    /// Snapshots do not exist yet, so the log keeps what the slowest replica lacks; one that was silent for long, or whose
-    /// full disk makes ours full, no longer counts once the disk needs the room.
+    /// The log keeps what the slowest replica lacks, because that is cheaper than a snapshot; one that was silent for long,
+    /// or whose full disk makes ours full, no longer counts once the disk needs the room. It gets a snapshot then, and
+    /// while that is under way the log waits for it.
     fn raise_floor(&mut self, over_budget: bool) {
         let silent = self.config.limits.silent_ticks;
         let first = self.raw.store().first();
@@ -137,18 +139,21 @@ impl Group {
             if !own && over_budget && (quiet >= silent || stuck) {
                 if self.needs_snapshot.insert(peer) {
                     let group = self.config.group;
-                    tracing::error!(
+                    tracing::warn!(
                         group,
                         peer,
                         stuck,
-                        "a replica is left behind to make room, and stays out until it gets a snapshot: its disk is full and \
-                         the others' too, or it was silent for too long"
+                        "a replica is left behind to make room, and gets a snapshot when it answers and has room: its disk \
+                         is full and the others' too, or it was silent for too long"
                     );
                 }
             } else if matched + 1 >= first && quiet < silent && !stuck {
                 self.needs_snapshot.remove(&peer);
             }
-            if !self.needs_snapshot.contains(&peer) {
+            if let Some(index) = self.snapshot_at(peer, matched, over_budget && quiet >= silent) {
+                floor = floor.min(index);
+            } else if !self.needs_snapshot.contains(&peer) && !self.snapshots.wanted(peer) {
+                // For one that lacks what is gone already nothing is gained by keeping the rest.
                 floor = floor.min(matched);
             }
         }
@@ -244,9 +249,11 @@ impl Group {
         }
         let id = self.next_fetch;
         self.next_fetch += 1;
-        let reads = entries
-            .iter()
-            .map(|&(index, _, location)| FetchEntry { index, location });
+        let reads = entries.iter().map(|&(index, term, location)| FetchEntry {
+            index,
+            term,
+            location,
+        });
         self.actions.push(Action::Fetch {
             id,
             entries: reads.collect(),
@@ -283,7 +290,8 @@ impl Group {
                 },
                 learner: self.members.learners.contains(&peer),
                 silent_ticks: self.ticks - self.heard.get(&peer).copied().unwrap_or(0),
-                needs_snapshot: self.needs_snapshot.contains(&peer),
+                needs_snapshot: self.needs_snapshot.contains(&peer) || self.snapshots.wanted(peer),
+                snapshot: self.snapshots.to(peer),
                 full: self.full.contains(&peer),
             }));
             peers.sort_by_key(|peer| peer.peer);

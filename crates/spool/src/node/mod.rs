@@ -8,6 +8,7 @@ mod members;
 mod planted;
 mod propose;
 mod ready;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -16,3 +17,4 @@ pub use api::*;
 pub use group::Group;
 #[cfg(feature = "planted-bugs")]
 pub use planted::Mutation;
+pub use snapshot::{Made, SnapshotAction, SnapshotInput};

@@ -17,6 +17,8 @@ impl Group {
         if self.unapplied_bytes > self.config.limits.unapplied_bytes {
             return self.refuse(proposals, Refusal::Busy);
         }
+        let (proposals, slowed) = self.slow_down(proposals);
+        self.refuse(slowed, Refusal::Busy);
         let (most, most_bytes) = (
             self.config.limits.proposal_entries,
             self.config.limits.proposal_bytes,

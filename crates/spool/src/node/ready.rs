@@ -11,6 +11,7 @@ use protobuf::Message as _;
 use raft::StateRole;
 use raft::eraftpb::{
     ConfChange, ConfChangeV2, Entry, EntryType, HardState as RaftHardState, Message, MessageType,
+    Snapshot,
 };
 
 use super::group::{Standing, Unpersisted, new_vote};
@@ -28,6 +29,7 @@ impl Group {
         if !self.stopped {
             self.follow_standing();
             self.collect_fetches();
+            self.collect_snapshots();
         }
     }
 
@@ -41,6 +43,7 @@ impl Group {
         let later = ready.take_persisted_messages();
         let entries = ready.take_entries();
         let committed = ready.take_committed_entries();
+        let snapshot = Some(ready.snapshot().clone()).filter(|s| !s.is_empty());
 
         let log = self.raw.mut_store();
         if let Some(new) = &hard_state {
@@ -49,13 +52,17 @@ impl Group {
             }
             log.set_hard_state(new.clone());
         }
+        if let Some(snapshot) = &snapshot {
+            self.members = log.reset_to(snapshot);
+            self.handed_out = snapshot.get_metadata().index;
+        }
         log.truncate_and_append(number, &entries);
         self.raw.advance_append_async(ready);
 
         self.send_early(now);
         let later = self.split_heartbeat_responses(later);
         if must_sync {
-            self.submit(number, entries, hard_state, later);
+            self.submit(number, entries, hard_state, later, snapshot);
         } else {
             self.let_pass(number, hard_state, later);
         }
@@ -90,6 +97,7 @@ impl Group {
         entries: Vec<Entry>,
         hard_state: Option<RaftHardState>,
         messages: Vec<Message>,
+        snapshot: Option<Snapshot>,
     ) {
         let late_commit = self.late_commit.take();
         let early = self.planted(Mutation::FollowerEarly)
@@ -106,14 +114,18 @@ impl Group {
             messages,
             since: self.ticks,
         });
-        self.actions.push(Action::Write(WriteTask {
+        let task = WriteTask {
             group: self.config.group,
             number,
-            reset: None,
+            reset: snapshot.as_ref().map(|snapshot| {
+                let of = snapshot.get_metadata();
+                (of.index, of.term)
+            }),
             urgent: entries.iter().all(|entry| self.is_urgent(entry)),
             entries: entries.iter().map(to_log).collect(),
             hard_state: hard_state.as_ref().map(hard_state_to_log).or(late_commit),
-        }));
+        };
+        self.write_or_install(task, snapshot);
     }
 
     /// A leader was told; a follower cannot know, but what brings no body is never mail.
@@ -166,9 +178,11 @@ impl Group {
             messages.append(&mut self.held);
         }
         self.send(messages);
+        self.end_install(number);
     }
 
     fn send(&mut self, mut messages: Vec<Message>) {
+        self.hold_snapshots(&mut messages);
         if messages.is_empty() {
             return;
         }
@@ -217,6 +231,7 @@ impl Group {
 
     fn step_down(&mut self) {
         self.noop = None;
+        self.drop_snapshots();
         self.raw.mut_store().pin_from(u64::MAX);
         if !self.planted(Mutation::NoTermCheck) && !self.planted(Mutation::Fifo) {
             self.fail_waiters();

@@ -8,6 +8,7 @@ use crate::log::{HardState, Location};
 use crate::storage::{CacheBudget, GroupLog};
 
 mod full;
+mod snapshot;
 
 fn members(voters: &[u64]) -> Membership {
     Membership {

@@ -15,6 +15,7 @@ impl Group {
         self.ticks += 1;
         // Another group may need the room that this one does not use any more.
         self.raw.mut_store().evict();
+        self.expire_offers();
         let age = self.oldest_write_age();
         let full = self.full.contains(&self.config.peer_id);
         // A full disk owes us writes until there is room; that is no reason to give it up.
@@ -38,6 +39,10 @@ impl Group {
                 self.transfer_leader(None);
             }
         }
+        if self.installs() {
+            // Between the old log and the snapshot there is nothing that Raft could campaign with.
+            return;
+        }
         let spared = full && self.leads() && !self.majority_full();
         if spared
             && self.ticks.is_multiple_of(FULL_HAND_OVER)
@@ -51,9 +56,9 @@ impl Group {
 
     /// Ticks since the oldest write that is not durable was submitted.
     fn oldest_write_age(&self) -> u64 {
-        self.unpersisted
-            .front()
-            .map_or(0, |oldest| self.ticks - oldest.since)
+        // What waits for a snapshot does not wait for the disk.
+        let submitted = self.unpersisted.front().filter(|_| !self.installs());
+        submitted.map_or(0, |oldest| self.ticks - oldest.since)
     }
 
     /// The disk owes us a write for longer than an election takes, twice.

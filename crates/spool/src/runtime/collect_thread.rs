@@ -3,11 +3,17 @@
 //! It has a thread of its own because it reads and writes whole segments, and nobody's mail shall wait for that. It
 //! never touches rows: the state thread moves them.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use crate::collect::{CollectConfig, CollectError, Collector, Moves, OnDamage, Pace, Scrub, Step};
-use crate::event::{CollectEvent, Mailboxes, RaftEvent, StateEvent};
+use super::Mender;
+use super::recover::Recovered;
+use crate::collect::{
+    BodyIndex, BodyReader, CollectConfig, CollectError, CollectEvent, Collector, Moves, OnDamage,
+    Pace, Scrub, Step,
+};
+use crate::event::{Mailboxes, RaftEvent, StateEvent};
 use crate::log::Segments;
 
 /// How long an idle collector sleeps: what makes a segment worth collecting comes with a flush of the state, which wakes
@@ -40,6 +46,31 @@ struct Turn {
 }
 
 impl CollectThread {
+    /// Over what was recovered, with the reader of bodies that may be moved. What is damaged and lives is mended.
+    pub fn new(
+        recovered: &Recovered,
+        mail: Receiver<CollectEvent>,
+        to: Mailboxes,
+        health: super::Health,
+        mender: Mender,
+    ) -> (CollectThread, BodyReader) {
+        let store = &recovered.state.store;
+        let index: Arc<dyn BodyIndex> = Arc::new(store.bodies());
+        let reader = recovered.reader.clone();
+        let bodies = BodyReader::new(reader.clone(), &index);
+        let (config, live) = (CollectConfig::default(), store.segments_live());
+        let thread = CollectThread {
+            collector: Collector::new(config.clone(), &recovered.writer, reader, index, live),
+            config,
+            segments: recovered.writer.segments(),
+            mail,
+            to,
+            health,
+            on_damage: Arc::new(move |it| mender.report(it.group, it.index, it.location)),
+        };
+        (thread, bodies)
+    }
+
     /// Runs until told to stop, or until the disk fails.
     pub fn run(mut self) {
         let mut turn = Turn {
@@ -173,19 +204,4 @@ impl CollectThread {
         let reason = format!("{error}; this replica node stops for good");
         let _ = self.to.raft.send(RaftEvent::Failed(reason));
     }
-}
-
-/// What is done about a living body that cannot be read: it is said, once an hour for each.
-pub fn report_damage() -> OnDamage {
-    std::sync::Arc::new(|damage| {
-        metrics::counter!("postroad_damaged_bodies_total").increment(1);
-        tracing::error!(
-            group = damage.group,
-            index = damage.index,
-            segment = damage.location.segment,
-            offset = damage.location.offset,
-            what = damage.what,
-            "a living body cannot be read on this replica; other replicas have it"
-        );
-    })
 }

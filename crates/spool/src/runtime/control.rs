@@ -63,6 +63,21 @@ impl Control {
         })
     }
 
+    /// A snapshot took the place of its row.
+    ///
+    /// # Errors
+    /// The row cannot be understood.
+    pub fn replace(
+        &mut self,
+        rows: GroupState,
+        directory: &Directory,
+    ) -> Result<(), crate::wire::log::WireError> {
+        self.state = crate::wire::control::state_from_bytes(&rows.blob())?;
+        self.rows = rows;
+        self.publish(directory);
+        Ok(())
+    }
+
     /// This replica's part changed.
     pub fn role(&mut self, leads: bool, term: u64, wall_ms: u64) {
         self.leads = leads.then_some(term);

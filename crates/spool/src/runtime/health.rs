@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
 
+use super::digests::Judgement;
 use crate::collect::Space;
 use crate::log::DiskUse;
 
@@ -12,6 +13,7 @@ use crate::log::DiskUse;
 pub struct Health {
     stopped: Arc<watch::Sender<Option<String>>>,
     reopen: Arc<std::sync::atomic::AtomicBool>,
+    quarantined: Arc<std::sync::atomic::AtomicBool>,
     over_budget: Arc<std::sync::atomic::AtomicBool>,
     disk: Arc<Mutex<DiskUse>>,
     space: Arc<Mutex<Space>>,
@@ -23,6 +25,7 @@ impl Health {
         Health {
             stopped: Arc::new(watch::channel(None).0),
             reopen: Arc::default(),
+            quarantined: Arc::default(),
             over_budget: Arc::default(),
             disk: Arc::default(),
             space: Arc::default(),
@@ -47,6 +50,52 @@ impl Health {
         self.reopen
             .store(true, std::sync::atomic::Ordering::Relaxed);
         self.stop_for_good(reason);
+    }
+
+    /// What a comparison of rows with the other replicas came to. `true`: this node stops, and must not start again.
+    pub fn judge(&self, group: u32, judgement: &Judgement) -> bool {
+        let count = |what| {
+            metrics::counter!("postroad_digests_differ_total", "who" => what).increment(1);
+        };
+        match judgement {
+            Judgement::Fine => {}
+            Judgement::OtherDiffers { index, node } => {
+                count("other");
+                tracing::error!(
+                    group,
+                    index,
+                    node,
+                    "the rows of another node's replica differ from those of the majority; it stops when it hears of that"
+                );
+            }
+            Judgement::Split { index } => {
+                count("split");
+                tracing::error!(
+                    group,
+                    index,
+                    "the replicas of this group have different rows and no majority of them agrees: stop the queue, keep \
+                     copies of all data directories, and find out which one is right before anything is deleted"
+                );
+            }
+            Judgement::OwnDiffers { index, with } => {
+                count("own");
+                self.quarantined
+                    .store(true, std::sync::atomic::Ordering::Relaxed);
+                self.stop_for_good(&format!(
+                    "at entry {index} of group {group} this replica's rows differ from those of nodes {with:?}, which \
+                     agree: its state machine has drifted, or its metadata are damaged. It must not serve again: start a \
+                     node with a new node id and an empty data directory in its place, and keep this directory for \
+                     whoever looks for the cause"
+                ));
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Whether it must not start again.
+    pub fn quarantined(&self) -> bool {
+        self.quarantined.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// Whether it is to be opened again.

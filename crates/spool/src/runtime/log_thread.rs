@@ -8,9 +8,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use crate::directory::Directory;
-use crate::event::{LogEvent, Mailboxes, RaftEvent};
-use crate::log::{DiskUse, LogReader, LogWriter, Segments, WriteError, WriteTask};
+use crate::event::{LogEvent, Mailboxes, RaftEvent, StateEvent};
+use crate::log::{DiskUse, Location, LogReader, LogWriter, Segments, WriteError, WriteTask};
 use crate::node::FetchEntry;
+use crate::runtime::Mender;
 
 /// Octets that one call of the writer takes at most: a second buffer's worth fills while it flushes.
 const WRITE_BYTES_MAX: usize = 4 << 20;
@@ -40,12 +41,15 @@ pub struct LogThread {
     pub to: Mailboxes,
     pub directory: Directory,
     pub health: super::Health,
+    pub mender: Mender,
     /// Octets that live in each segment, as of the last durable flush of the state.
     pub live: BTreeMap<u64, u64>,
     /// Octets of a segment.
     pub segment_bytes: u64,
     /// What lives, or what is truncated, changed since segments were released.
     pub may_release: bool,
+    /// Log that is kept for lagging followers, if it is said: octets.
+    pub budget: Option<u64>,
     /// How long a write may find no room before the replica node closes and opens again.
     pub patience: Duration,
 }
@@ -127,11 +131,31 @@ impl LogThread {
                 self.live = live;
                 self.may_release = true;
             }
+            LogEvent::Fetch { group, id, entries } => self.fetch(group, id, &entries),
+            LogEvent::Mend {
+                group,
+                index,
+                from,
+                data,
+            } => self.mend(group, index, from, data),
             LogEvent::Unpin(pins) => {
                 pins.into_iter().for_each(|pin| self.segments.unpin(pin));
                 self.may_release = true;
             }
-            LogEvent::Fetch { group, id, entries } => self.fetch(group, id, &entries),
+            LogEvent::Bodies {
+                who,
+                group,
+                bodies,
+                reply,
+            } => {
+                let written = self.writer.write_bodies(group, &bodies);
+                if let Ok(locations) = &written {
+                    // Before anything is released: the metadata do not refer to them yet.
+                    let segments = locations.iter().map(|location| location.segment);
+                    self.segments.pin(who, segments);
+                }
+                let _ = reply.send(written);
+            }
             LogEvent::OtherBytes(bytes) => self.segments.set_other_bytes(bytes),
             LogEvent::Stop => return false,
         }
@@ -211,6 +235,7 @@ impl LogThread {
     fn fetch(&self, group: u32, id: u64, entries: &[FetchEntry]) {
         let reader = self.reader.clone();
         let raft = self.to.raft.clone();
+        let mender = self.mender.clone();
         let entries = entries.to_vec();
         // A thread of its own: the flush of everybody's mail must not wait for one follower's reads. There is one
         // fetch a follower at a time, so their count is bounded by the peers.
@@ -219,10 +244,19 @@ impl LogThread {
         let spawned = helper.spawn(move || {
             let mut read = Vec::new();
             for entry in entries {
-                match reader.read_entry(entry.location, group, entry.index) {
-                    Ok(e) => read.push((entry.index, e.context, e.data)),
+                let whole = reader
+                    .read_entry(entry.location, group, entry.index)
+                    .map(|e| (e.context, e.data))
+                    .or_else(|error| mender.entry_instead(group, &entry, &error));
+                match whole {
+                    Ok((context, data)) => read.push((entry.index, context, data)),
                     Err(error) => {
-                        tracing::error!(group, index = entry.index, %error, "cannot read an entry for a follower");
+                        tracing::error!(
+                            group,
+                            index = entry.index,
+                            error,
+                            "cannot read an entry for a follower"
+                        );
                         break;
                     }
                 }
@@ -238,6 +272,33 @@ impl LogThread {
             tracing::warn!(group, %error, "no thread to read entries for a follower");
             let entries = Vec::new();
             let _ = nothing.send(RaftEvent::Fetched { group, id, entries });
+        }
+    }
+
+    /// Writes a body again that came from another replica. Its segment is pinned until the durable state refers to it.
+    fn mend(&mut self, group: u32, index: u64, from: Location, data: bytes::Bytes) {
+        match self.writer.write_bodies(group, &[(index, data)]) {
+            Ok(written) => {
+                let Some(to) = written.first().copied() else {
+                    return;
+                };
+                let pin = self.mender.next_pin();
+                self.segments.pin(pin, [to.segment]);
+                let _ = self.to.state.send(StateEvent::Mended {
+                    group,
+                    index,
+                    from,
+                    to,
+                    pin,
+                });
+            }
+            // It stays damaged, and is tried again.
+            Err(WriteError::NoSpace { .. }) => {}
+            Err(error) => {
+                let _ = self.to.raft.send(RaftEvent::Failed(format!(
+                    "the log cannot be written: {error}; this replica node stops for good"
+                )));
+            }
         }
     }
 
@@ -258,8 +319,9 @@ impl LogThread {
             s.sealed && self.live.get(&s.id).copied().unwrap_or(0) == 0
         };
         let kept = self.segments.list().iter().filter(kept).count() as u64 * self.segment_bytes;
+        let usual = (disk.limit / LOG_BUDGET_SHARE).min(LOG_BUDGET_MAX);
         self.health
-            .set_over_budget(kept > (disk.limit / LOG_BUDGET_SHARE).min(LOG_BUDGET_MAX));
+            .set_over_budget(kept > self.budget.unwrap_or(usual));
     }
 
     /// Whether the disk is full: told to whoever takes mail.

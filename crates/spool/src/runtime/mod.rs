@@ -2,12 +2,16 @@
 
 mod collect_thread;
 mod control;
+mod digests;
 mod health;
 mod introduce;
 mod log_thread;
+mod mend;
+mod quarantine;
 mod questions;
 mod raft_thread;
 mod recover;
+mod snapshots;
 mod state;
 
 use std::sync::mpsc;
@@ -22,15 +26,18 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use digests::{Digests, Judgement};
 pub use health::Health;
 pub use introduce::{Introduced, Introducer};
-pub use questions::read_pieces;
-pub use state::wall_ms;
+pub use mend::{FETCHES_AT_ONCE, Mender, digest};
+pub use questions::read_piece;
+pub use snapshots::{Failed as InstallFailed, Snapshots};
+pub use state::{account, wall_ms};
 
-use crate::collect::{BodyIndex, BodyReader, CollectConfig, Collector};
+use crate::collect::{BodyReader, CollectEvent};
 use crate::config::{Config, Error};
 use crate::directory::Directory;
-use crate::event::{CollectEvent, Mailboxes, RaftEvent};
+use crate::event::{Mailboxes, RaftEvent};
 use crate::peer::Peers;
 use crate::serve::{PeerRunning, PeerServices, Services};
 
@@ -47,6 +54,10 @@ const NO_ROOM_MAX: Duration = Duration::from_secs(300);
 /// How long leadership is given away before a node ends: a transfer takes milliseconds, and who cannot be told finds
 /// out by election.
 const HAND_OVER: Duration = Duration::from_millis(1_000);
+
+/// Threads that do not end within this time hang in the disk: the process ends without them. Longer than the last flush
+/// of the state takes on a slow disk.
+const THREADS_END: Duration = Duration::from_secs(20);
 
 /// Streams that still stand when a node ends are cut after this: its threads have answered everything, and answers leave
 /// in milliseconds.
@@ -104,6 +115,7 @@ async fn run_once(
     let _stop_on_return = stop_servers.clone().drop_guard();
     let cut = CancellationToken::new();
     let _cut_on_return = cut.clone().drop_guard();
+    quarantine::check(&config.dir)?;
     let introducer = Introducer::open(config)?;
     let running = Arc::new(OnceLock::new());
     let peers = PeerServices {
@@ -120,12 +132,18 @@ async fn run_once(
         mail: node.mail.clone(),
         directory: node.directory.clone(),
         health: node.health.clone(),
+        reader: node.reader.clone(),
+        fetches: Arc::new(tokio::sync::Semaphore::new(FETCHES_AT_ONCE)),
+        snapshots: node.snapshots.clone(),
     });
+    let mending = node.mender.clone().run(node.mail.clone(), node.log.clone());
+    let mending = tokio::spawn(mending);
     let introductions = tokio::spawn(introducer.clone().keep_introducing(config.clone()));
     let services = Services::new(
         node.mail.clone(),
         node.directory.clone(),
         node.bodies.clone(),
+        node.mender.clone(),
         node.health.clone(),
         config.shards,
     );
@@ -152,9 +170,14 @@ async fn run_once(
     }
     ready.send_replace(false);
     introductions.abort();
+    mending.abort();
+    let health = node.health.clone();
     let outcome = node
         .end(shutdown.is_cancelled() && config.initial_cluster.len() > 1)
         .await;
+    if let Some(reason) = health.stopped().filter(|_| health.quarantined()) {
+        quarantine::mark(&config.dir, &reason);
+    }
     stop_servers.cancel();
     let servers = async {
         let _ = peer_server.await;
@@ -169,8 +192,12 @@ struct Threads {
     mail: Mailboxes,
     directory: Directory,
     health: Health,
+    reader: crate::log::LogReader,
     bodies: BodyReader,
+    mender: Mender,
+    log: mpsc::Sender<crate::event::LogEvent>,
     collect: mpsc::Sender<CollectEvent>,
+    snapshots: Snapshots,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -188,13 +215,20 @@ impl Threads {
         let cluster = bytes::Bytes::copy_from_slice(&config.cluster_id.0);
         let directory = Directory::new(config.node, cluster, config.shards);
         directory.set_client_address(config.node, &config.advertise_client);
+        directory.set_own_state_machine(config.state_machine);
         let (recover_config, incarnation) = (config.clone(), introducer.incarnation());
         let recovered =
             tokio::task::spawn_blocking(move || recover::recover(&recover_config, incarnation))
                 .await;
-        let recovered =
-            recovered.map_err(|e| Error::Recovered(format!("recovery failed: {e}")))??;
-        metrics::gauge!("postroad_log_damaged_bodies").set(recovered.damaged.len() as f64);
+        let recovered = recovered.map_err(|e| recover::panicked(config, &e.to_string()))??;
+        let mender = Mender::new(
+            introducer.sender(),
+            config.tls.clone(),
+            introducer.introduced(),
+        );
+        for it in &recovered.damaged {
+            mender.report(it.group, it.index, it.location);
+        }
         for (group, voters) in &recovered.voters {
             directory.set_voters(*group, voters.clone());
         }
@@ -203,33 +237,35 @@ impl Threads {
         let peers = Peers::connect(&others, &introducer.sender(), &config.tls, &directory);
         let segments = recovered.writer.segments();
         let reader = recovered.reader.clone();
-        let on_damage = collect_thread::report_damage();
-        let index: Arc<dyn BodyIndex> = Arc::new(recovered.state.store.bodies());
-        let bodies = BodyReader::new(reader.clone(), &index, on_damage.clone());
-        let collect_config = CollectConfig::default();
-        let collector = Collector::new(
-            collect_config.clone(),
-            &recovered.writer,
-            reader.clone(),
-            index,
-            recovered.state.store.segments_live(),
-        );
         let (collect, collect_mail) = mpsc::channel();
-        let collect_thread = collect_thread::CollectThread {
-            collector,
-            config: collect_config,
-            segments: segments.clone(),
-            mail: collect_mail,
-            to: mail.clone(),
-            health: health.clone(),
-            on_damage,
-        };
+        let (collect_thread, bodies) = collect_thread::CollectThread::new(
+            &recovered,
+            collect_mail,
+            mail.clone(),
+            health.clone(),
+            mender.clone(),
+        );
+        let snapshots = Snapshots::new(
+            &config.dir,
+            reader.clone(),
+            mail.raft.clone(),
+            peers.clone(),
+            health.clone(),
+        );
+        let snapshots = snapshots.map_err(|source| Error::System {
+            what: format!(
+                "cannot empty {}, where snapshots are received",
+                config.dir.join("snap-in").display()
+            ),
+            source,
+        })?;
         let raft_thread = raft_thread::RaftThread {
             groups: recovered.groups,
             mail: raft_mail,
             to: mail.clone(),
             log: log.clone(),
             peers,
+            snapshots: snapshots.clone(),
             directory: directory.clone(),
             health: health.clone(),
             replies: std::collections::HashMap::new(),
@@ -242,9 +278,11 @@ impl Threads {
             to: mail.clone(),
             directory: directory.clone(),
             health: health.clone(),
+            mender: mender.clone(),
             live: recovered.live,
             segment_bytes: config.segment_bytes,
             may_release: true,
+            budget: config.retention.log_bytes,
             patience,
         };
         let (headers, header_reads) = mpsc::channel();
@@ -253,30 +291,41 @@ impl Threads {
             config,
             state_mail,
             mail.clone(),
-            log,
+            log.clone(),
             reader.clone(),
             headers,
             collect.clone(),
             directory.clone(),
             health.clone(),
             introducer.introduced(),
+            snapshots.clone(),
         )?;
         let (header_reader, header_answers) = (bodies.clone(), mail.state.clone());
+        let header_mender = mender.clone();
         let threads = vec![
             spawn("raft", &health, move || raft_thread.run())?,
             spawn("log", &health, move || log_thread.run())?,
             spawn("state", &health, move || state_thread.run())?,
             spawn("collect", &health, move || collect_thread.run())?,
             spawn("headers", &health, move || {
-                questions::read_headers(&header_reader, &header_reads, &header_answers)
+                questions::read_headers(
+                    &header_reader,
+                    &header_mender,
+                    &header_reads,
+                    &header_answers,
+                );
             })?,
         ];
         Ok(Threads {
             mail,
             directory,
             health,
+            reader,
             bodies,
+            mender,
+            log,
             collect,
+            snapshots,
             threads,
         })
     }
@@ -293,13 +342,19 @@ impl Threads {
         let _ = self.mail.raft.send(RaftEvent::Stop);
         let _ = self.mail.state.send(crate::event::StateEvent::Stop);
         let _ = self.collect.send(CollectEvent::Stop);
-        let threads = self.threads;
+        let (threads, snapshots) = (self.threads, self.snapshots);
         let joined = tokio::task::spawn_blocking(move || {
+            snapshots.close();
             for thread in threads {
                 let _ = thread.join();
             }
         });
-        let _ = joined.await;
+        if tokio::time::timeout(THREADS_END, joined).await.is_err() {
+            // To open the log again beside a thread that may still write would be worse than to end.
+            let hangs =
+                "its threads do not end: the disk does not answer. Check the device".to_owned();
+            return Err(Error::Stopped(self.health.stopped().unwrap_or(hangs)));
+        }
         match self.health.stopped() {
             Some(_) if self.health.wants_reopen() => Ok(End::Reopen),
             Some(reason) => Err(Error::Stopped(reason)),

@@ -7,9 +7,10 @@ use proto::v1;
 use queue::view::{self, Filter, Shown, StateName};
 use queue::{Ending, Item, ItemId, Message, State, Timestamp};
 
-use crate::collect::BodyReader;
+use crate::collect::{BodyReader, Unread};
 use crate::decide::{Pending, ShardRows};
 use crate::event::{Piece, Question, StateEvent};
+use crate::runtime::Mender;
 use crate::wire::log::{message_id, to_item_ref};
 
 /// Items or destinations of an answer when the request names no limit.
@@ -236,23 +237,27 @@ fn locate(request: &v1::FetchRequest, rows: &mut impl ShardRows) -> Vec<Piece> {
     pieces
 }
 
-/// Reads pieces of a body, one after another. Blocking.
+/// Reads a piece of a body. Blocking.
 ///
 /// # Errors
-/// A text for the log: the message ended meanwhile, or the disk does not give it back.
-pub fn read_pieces(reader: &BodyReader, group: u32, pieces: &[Piece]) -> Result<Bytes, String> {
-    let read = |p: &Piece| {
-        let (offset, length) = (p.offset as u32, p.length as u32);
-        reader
-            .read_data(p.location, group, p.index, offset, length)
-            .map_err(|e| e.to_string())
-    };
-    if let [one] = pieces {
-        return read(one);
-    }
+/// The message ended meanwhile, or the disk does not give it back; and where it should lie.
+pub fn read_piece(reader: &BodyReader, group: u32, piece: &Piece) -> Result<Bytes, Unread> {
+    let (offset, length) = (piece.offset as u32, piece.length as u32);
+    reader.read_data(piece.location, group, piece.index, offset, length)
+}
+
+/// Reads a body whole; what this disk does not give back comes from another replica.
+fn read_all(
+    reader: &BodyReader,
+    mender: &Mender,
+    group: u32,
+    pieces: &[Piece],
+) -> Result<Bytes, String> {
     let mut all = BytesMut::new();
     for piece in pieces {
-        all.extend_from_slice(&read(piece)?);
+        let read = read_piece(reader, group, piece)
+            .or_else(|unread| mender.piece_instead_blocking(group, piece, &unread))?;
+        all.extend_from_slice(&read);
     }
     Ok(all.freeze())
 }
@@ -263,9 +268,14 @@ pub type HeaderRead = (u32, Pending, Vec<Piece>);
 /// The thread that reads header blocks, one after another: a burst of failures with an old backlog must not become a
 /// burst of threads. What waits is bounded by the settles that a node takes at once. A report without the header is
 /// better than none, so an error is logged and the decision goes on. Ends with the state thread.
-pub fn read_headers(reader: &BodyReader, from: &Receiver<HeaderRead>, to: &Sender<StateEvent>) {
+pub fn read_headers(
+    reader: &BodyReader,
+    mender: &Mender,
+    from: &Receiver<HeaderRead>,
+    to: &Sender<StateEvent>,
+) {
     while let Ok((group, pending, pieces)) = from.recv() {
-        let header = read_pieces(reader, group, &pieces).unwrap_or_else(|error| {
+        let header = read_all(reader, mender, group, &pieces).unwrap_or_else(|error| {
             tracing::warn!(
                 group,
                 error,

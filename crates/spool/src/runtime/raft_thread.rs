@@ -7,9 +7,12 @@ use std::time::{Duration, Instant};
 use proto::v1;
 use proto::v1::AppendOutcome;
 
+use super::Snapshots;
 use crate::directory::{Directory, node_of, peer_id};
-use crate::event::{AppendReply, Failure, LogEvent, Mailboxes, RaftEvent, StateEvent, Ticket};
-use crate::node::{Ack, Action, Group, GroupStatus, Input, Refusal, Role, TICK_MS};
+use crate::event::{
+    AppendReply, Failure, LogEvent, Mailboxes, RaftEvent, SnapshotWork, StateEvent, Ticket,
+};
+use crate::node::{Ack, Action, Group, GroupStatus, Input, Refusal, Role, SnapshotAction, TICK_MS};
 use crate::peer::Peers;
 
 const TICK: Duration = Duration::from_millis(TICK_MS);
@@ -24,6 +27,7 @@ pub struct RaftThread {
     pub to: Mailboxes,
     pub log: Sender<LogEvent>,
     pub peers: Peers,
+    pub snapshots: Snapshots,
     pub directory: Directory,
     pub health: super::Health,
     /// Replies of proposals that are answered at commit.
@@ -110,8 +114,21 @@ impl RaftThread {
                     group.handle(Input::PeerFull { peer, full });
                 }
             }
+            RaftEvent::Locate {
+                group,
+                index,
+                reply,
+            } => {
+                let group = self.groups.get(&group);
+                let _ = reply.send(group.and_then(|group| group.committed_location(index)));
+            }
+            RaftEvent::Snapshot { group, input } => match self.groups.contains_key(&group) {
+                true => self.input(group, Input::Snapshot(input)),
+                false => self.snapshots.discard_all(group),
+            },
             RaftEvent::Status(reply) => {
-                let _ = reply.send(self.groups.values().map(|g| status(&g.status())).collect());
+                let status = |g: &Group| status(&g.status(), &self.snapshots);
+                let _ = reply.send(self.groups.values().map(status).collect());
             }
             RaftEvent::HandOver => {
                 for group in self.groups.values_mut() {
@@ -252,12 +269,33 @@ impl RaftThread {
                     });
                 }
             }
+            Action::Snapshot(action) => {
+                self.committed(id, tickets, entries);
+                self.snapshot(id, action);
+            }
             // Taken by the caller.
             Action::Write(_)
             | Action::Apply(_)
             | Action::Committed { .. }
             | Action::Abort { .. } => {}
         }
+    }
+
+    fn snapshot(&mut self, group: u32, action: SnapshotAction) {
+        let work = match action {
+            SnapshotAction::Make { to } => SnapshotWork::Make { to },
+            SnapshotAction::Install(made) => {
+                let voters = made.members.voters.iter().map(|p| node_of(*p)).collect();
+                self.directory.set_voters(group, voters);
+                SnapshotWork::Install(made)
+            }
+            SnapshotAction::Send { to, id, message } => {
+                return self.snapshots.send(group, to, id, *message);
+            }
+            SnapshotAction::Drop { id } => return self.snapshots.drop_made(id),
+            SnapshotAction::Discard { id } => return self.snapshots.discard(group, id),
+        };
+        let _ = self.to.state.send(StateEvent::Snapshot { group, work });
     }
 
     fn failed(&self, group: u32, ticket: Ticket, why: Failure) {
@@ -289,7 +327,7 @@ impl RaftThread {
     }
 }
 
-fn status(s: &GroupStatus) -> v1::GroupStatus {
+fn status(s: &GroupStatus, snapshots: &Snapshots) -> v1::GroupStatus {
     let role = match s.role {
         Role::Leader => "Leader",
         Role::Follower => "Follower",
@@ -298,10 +336,10 @@ fn status(s: &GroupStatus) -> v1::GroupStatus {
     let progress = s.peers.iter().map(|p| v1::ReplicaProgress {
         node: node_of(p.peer),
         matched: p.matched,
-        state: if p.needs_snapshot {
-            "needs snapshot".to_owned()
-        } else {
-            p.state.to_owned()
+        state: match p.snapshot {
+            Some(id) => snapshots.progress(id),
+            None if p.needs_snapshot => "needs snapshot".to_owned(),
+            None => p.state.to_owned(),
         },
         recent_active: p.silent_ticks < 2 * crate::node::ELECTION_TICKS.end as u64,
     });

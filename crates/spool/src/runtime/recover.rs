@@ -6,9 +6,9 @@ use std::sync::Arc;
 use crate::config::{Config, Error};
 use crate::directory::{node_of, peer_id};
 use crate::log::{
-    Damaged, Log, LogConfig, LogReader, LogWriter, OpenError, RecoveredGroup, WriteError,
+    Damaged, Log, LogConfig, LogReader, LogWriter, OpenError, RecoveredGroup, WriteError, WriteTask,
 };
-use crate::node::{Group, GroupConfig, Membership};
+use crate::node::{Group, GroupConfig, Membership, TICK_MS};
 use crate::state::{GroupState, Store, StoreConfig, StoreError};
 use crate::storage::{CacheBudget, GroupLog, Hole};
 
@@ -73,6 +73,20 @@ pub fn recover(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
     })
 }
 
+/// Recovery gave up in a way that nobody foresaw: the metadata store may panic over files that are not what it wrote.
+pub fn panicked(config: &Config, how: &str) -> Error {
+    let text = format!(
+        "recovery of {} failed ({how}; its message stands above): what is on the disk cannot be used. Keep the directory for \
+         inspection, remove this node from the cluster and add a new node id on an empty directory; the other replicas \
+         have the mail and keep serving",
+        config.dir.display()
+    );
+    Error::Damaged {
+        node: config.node,
+        source: Box::new(Error::Recovered(text)),
+    }
+}
+
 /// The metadata come first: how far they reach says which damage of the log can be mended.
 fn open(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
     let store = Store::open(&config.dir, StoreConfig::default())?;
@@ -81,7 +95,7 @@ fn open(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
         .map(|group| (group, store.durable_applied(group)))
         .collect();
     let dir = config.dir.join("log");
-    let (writer, reader, found) = Log::open(&dir, log_config)?;
+    let (mut writer, reader, mut found) = Log::open(&dir, log_config)?;
     if found.segments == 0 {
         return Err(Error::Recovered(format!(
             "log {}: there is no segment, but this store took part in the cluster: its votes and its mail are lost. Keep \
@@ -92,17 +106,14 @@ fn open(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
     }
     report(&found);
     let budget = CacheBudget::new(CACHE_BYTES);
-    let first = Membership {
-        voters: config.initial_cluster.keys().map(|n| peer_id(*n)).collect(),
-        ..Default::default()
-    };
+    let first = first_members(config);
     let mut groups = BTreeMap::new();
     let mut voters = BTreeMap::new();
     let mut rows = BTreeMap::new();
-    let empty = RecoveredGroup::default();
     for id in 0..=config.shards {
         let state = store.group(id)?;
-        let recovered = found.groups.get(&id).unwrap_or(&empty);
+        let recovered = found.groups.entry(id).or_default();
+        finish_install(&store, id, state.applied(), recovered, &mut writer)?;
         let members = members(&state, &first)?;
         voters.insert(id, members.voters.iter().map(|p| node_of(*p)).collect());
         let group = group(
@@ -147,15 +158,52 @@ fn report(found: &crate::log::Recovered) {
             "an unacknowledged end of the log was dropped"
         );
     }
-    for it in &found.damaged {
-        tracing::error!(
-            group = it.group,
-            index = it.index,
-            segment = it.location.segment,
-            offset = it.location.offset,
-            "the octets of an applied entry are damaged: while anything needs them, they come from another replica"
-        );
+}
+
+/// The members of a group that never changed them.
+pub fn first_members(config: &Config) -> Membership {
+    Membership {
+        voters: config.initial_cluster.keys().map(|n| peer_id(*n)).collect(),
+        ..Default::default()
     }
+}
+
+/// A crash between the rows of a snapshot and the log leaves a log that ends before them, or has other entries there: it
+/// begins at the snapshot then, as it would have.
+fn finish_install(
+    store: &Store,
+    group: u32,
+    applied: (u64, u64),
+    found: &mut RecoveredGroup,
+    writer: &mut LogWriter,
+) -> Result<(), Error> {
+    // Once anything more is applied, the log was durable.
+    if store.installed(group)? != Some(applied) || found.term_of(applied.0) == Some(applied.1) {
+        return Ok(());
+    }
+    tracing::info!(
+        group,
+        index = applied.0,
+        "the installation of a snapshot is completed"
+    );
+    let task = WriteTask {
+        group,
+        number: 0,
+        entries: Vec::new(),
+        hard_state: None,
+        reset: Some(applied),
+        urgent: true,
+    };
+    writer.write(&[task]).map_err(|e| match e {
+        WriteError::NoSpace { .. } => Error::Store(StoreError::NoSpace(
+            "the log has no room to begin at a snapshot".to_owned(),
+        )),
+        fatal => Error::Stopped(fatal.to_string()),
+    })?;
+    found.truncated = applied;
+    found.entries.clear();
+    found.hard_state.commit = found.hard_state.commit.max(applied.0);
+    Ok(())
 }
 
 fn members(state: &GroupState, first: &Membership) -> Result<Membership, Error> {
@@ -182,7 +230,8 @@ fn group(
             .map_err(|e| Recovery(e.to_string()))
     });
     let log = log.map_err(|e| Error::Recovered(format!("group {id}: {}", e.0)))?;
-    let group = GroupConfig::new(id, peer_id(config.node), members);
+    let mut group = GroupConfig::new(id, peer_id(config.node), members);
+    group.limits.silent_ticks = config.retention.silence.as_millis() as u64 / TICK_MS;
     Ok(Group::new(group, log, recovered.hard_state, applied)?)
 }
 

@@ -161,11 +161,24 @@ impl Services {
         group: u32,
         pieces: Vec<Piece>,
     ) -> Result<bytes::Bytes, String> {
-        let reader = self.bodies.clone();
+        let (reader, asked) = (self.bodies.clone(), pieces.clone());
         let read = tokio::task::spawn_blocking(move || {
-            crate::runtime::read_pieces(&reader, group, &pieces)
+            let read = |piece| crate::runtime::read_piece(&reader, group, piece);
+            asked.iter().map(read).collect::<Vec<_>>()
         });
-        read.await.unwrap_or_else(|e| Err(e.to_string()))
+        let read = read.await.map_err(|e| e.to_string())?;
+        let mut whole = Vec::with_capacity(read.len());
+        for (piece, read) in pieces.iter().zip(read) {
+            whole.push(match read {
+                Ok(octets) => octets,
+                // Another replica has it.
+                Err(unread) => self.mender.piece_instead(group, piece, &unread).await?,
+            });
+        }
+        Ok(match &whole[..] {
+            [one] => one.clone(),
+            many => many.concat().into(),
+        })
     }
 }
 

@@ -19,7 +19,8 @@ use tokio::sync::Semaphore;
 use crate::collect::BodyReader;
 use crate::directory::Directory;
 use crate::event::Mailboxes;
-use crate::runtime::{Health, Introducer};
+use crate::log::LogReader;
+use crate::runtime::{Health, Introducer, Mender};
 
 /// Octets of appends that a node has taken and not answered (queue.md 3.3).
 pub const APPEND_BYTES_MAX: usize = 64 << 20;
@@ -39,6 +40,7 @@ pub struct Services {
     pub(crate) mail: Mailboxes,
     pub(crate) directory: Directory,
     pub(crate) bodies: BodyReader,
+    pub(crate) mender: Mender,
     pub(crate) health: Health,
     pub(crate) shards: u32,
     pub(crate) node: u64,
@@ -53,6 +55,7 @@ impl Services {
         mail: Mailboxes,
         directory: Directory,
         bodies: BodyReader,
+        mender: Mender,
         health: Health,
         shards: u32,
     ) -> Services {
@@ -61,6 +64,7 @@ impl Services {
             mail,
             directory,
             bodies,
+            mender,
             health,
             shards,
             appends: Arc::new(Semaphore::new(APPEND_BYTES_MAX)),
@@ -95,6 +99,12 @@ pub struct PeerRunning {
     pub directory: Directory,
     /// Why the node stopped, if it did.
     pub health: Health,
+    /// Entries back.
+    pub reader: LogReader,
+    /// Entries that are read for other replicas at once.
+    pub fetches: Arc<Semaphore>,
+    /// Snapshots that come in.
+    pub snapshots: crate::runtime::Snapshots,
 }
 
 /// A gRPC answer stream that is fed by a channel.

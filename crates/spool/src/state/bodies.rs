@@ -44,9 +44,9 @@ impl Row for SegmentLive {
 pub(super) struct Kept {
     pub(super) location: Location,
     /// Live extents: the reports of one Settle are several.
-    extents: u32,
+    pub(super) extents: u32,
     /// Their octets.
-    bytes: u64,
+    pub(super) bytes: u64,
 }
 
 impl Row for Kept {

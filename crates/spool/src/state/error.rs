@@ -47,10 +47,9 @@ impl StoreError {
         match (&error, io_error(&error)) {
             (fjall::Error::Locked, _) => StoreError::InUse(dir.to_owned()),
             (_, Some(io)) if is_full(io) => StoreError::NoSpace(error.to_string()),
-            // A missing file is a part of the database that is gone; other I/O errors may pass.
-            (_, Some(io)) if io.kind() != io::ErrorKind::NotFound => {
-                StoreError::Fatal(error.to_string())
-            }
+            // A file that is missing, too short or not what was written is a part of the database that is gone; other I/O
+            // errors may pass.
+            (_, Some(io)) if !is_loss(io) => StoreError::Fatal(error.to_string()),
             _ => StoreError::Lost {
                 dir: dir.to_owned(),
                 reason: error.to_string(),
@@ -80,6 +79,11 @@ fn io_error(error: &fjall::Error) -> Option<&io::Error> {
         fjall::Error::Io(io) | fjall::Error::Storage(fjall::LsmError::Io(io)) => Some(io),
         _ => None,
     }
+}
+
+fn is_loss(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
+    matches!(error.kind(), InvalidData | NotFound | UnexpectedEof)
 }
 
 fn is_full(error: &io::Error) -> bool {

@@ -16,6 +16,8 @@ use super::table::Frozen;
 /// What one group changed.
 pub(super) struct FrozenGroup {
     pub(super) group: u32,
+    /// The first octets of its rows' keys.
+    pub(super) slot: u32,
     pub(super) fixed: Fixed,
     pub(super) layers: Vec<(Keyspace, Arc<dyn Frozen>)>,
     pub(super) changed_segments: Vec<(u64, Option<SegmentLive>)>,
@@ -53,7 +55,7 @@ impl Flush {
         let mut rows = 0;
         for frozen in &self.groups {
             for (keyspace, layer) in &frozen.layers {
-                rows += layer.encode(frozen.group, keyspace, &mut batch);
+                rows += layer.encode(frozen.slot, keyspace, &mut batch);
             }
             rows += frozen.encode_rest(&self.keyspaces, &mut batch);
         }
@@ -70,7 +72,7 @@ impl Flush {
 impl FrozenGroup {
     fn encode_rest(&self, keyspaces: &Keyspaces, batch: &mut OwnedWriteBatch) -> usize {
         for (segment, live) in &self.changed_segments {
-            let key = key::prefixed(self.group, segment);
+            let key = key::prefixed(self.slot, segment);
             match live {
                 Some(live) => batch.insert(&keyspaces.segments, key, codec::encode(live)),
                 None => batch.remove(&keyspaces.segments, key),

@@ -31,6 +31,8 @@ pub(super) struct Fixed {
 /// The rows of one replica. Owned by the one thread that applies the group's entries; `Send`, not `Sync`.
 pub struct GroupState {
     group: u32,
+    /// The first octets of its keys: its number, until a snapshot brings other rows.
+    slot: u32,
     shared: Arc<Shared>,
     fixed: Fixed,
     /// `fixed` differs from what was frozen last.
@@ -54,7 +56,7 @@ pub struct GroupState {
 
 impl GroupState {
     pub(super) fn new(
-        group: u32,
+        (group, slot): (u32, u32),
         keyspaces: &Keyspaces,
         fixed: Fixed,
         segments: BTreeMap<u64, SegmentLive>,
@@ -64,7 +66,7 @@ impl GroupState {
         macro_rules! table {
             ($keyspace:ident, $kinship:ident) => {
                 OverlayTable::new(
-                    group,
+                    slot,
                     keyspaces.$keyspace.clone(),
                     Kinship::$kinship,
                     fixed.applied.0,
@@ -87,6 +89,7 @@ impl GroupState {
             timers: table!(timers, OfMessage),
             bodies: Bodies::new(table!(kept, Indexed), segments),
             group,
+            slot,
             shared,
             fixed,
             changed: false,
@@ -231,6 +234,7 @@ impl GroupState {
         self.fixed.blob_changed = false;
         Some(FrozenGroup {
             group: self.group,
+            slot: self.slot,
             fixed,
             layers: layers.into_iter().flatten().collect(),
             changed_segments: self.bodies.take_changed(),

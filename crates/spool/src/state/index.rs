@@ -1,31 +1,52 @@
 //! Where bodies lie by the last durable flush, for threads that do not apply: the collector, and whoever reads a body of
 //! which the segment was recycled meanwhile.
 
+use std::sync::{Arc, Mutex};
+
 use fjall::Keyspace;
 
 use super::StoreError;
 use super::bodies::Kept;
 use super::codec;
 use super::key;
+use super::store::Durable;
 use crate::collect::BodyIndex;
 use crate::log::Location;
 
 /// The durable rows of all groups that say where bodies lie. A segment is given back only after the rows that no longer
 /// name it are durable, so what these rows say can be read.
+///
+/// The keys begin with the group's slot, which a snapshot changes ([`super::import`]): what a slot that is no group's holds
+/// is staged, or about to be removed, and is never looked at.
 #[derive(Clone)]
 pub struct StoredBodies {
     pub(super) kept: Keyspace,
+    pub(super) durable: Arc<Mutex<Durable>>,
+}
+
+impl StoredBodies {
+    fn slot(&self, group: u32) -> u32 {
+        Durable::of(&self.durable).slot(group)
+    }
 }
 
 impl BodyIndex for StoredBodies {
     fn locate(&self, group: u32, index: u64) -> Result<Option<Location>, StoreError> {
-        let key = key::prefixed(group, &index);
-        let Some(value) = self.kept.get(&key).map_err(StoreError::of)? else {
-            return Ok(None);
-        };
-        codec::decode::<Kept>(&value)
-            .map(|kept| Some(kept.location))
-            .ok_or_else(|| StoreError::unreadable(self.kept.name(), group, &key))
+        loop {
+            let slot = self.slot(group);
+            let key = key::prefixed(slot, &index);
+            let value = self.kept.get(&key).map_err(StoreError::of)?;
+            if self.slot(group) != slot {
+                // A snapshot came in between, and the rows that were looked at may be gone.
+                continue;
+            }
+            let Some(value) = value else {
+                return Ok(None);
+            };
+            return codec::decode::<Kept>(&value)
+                .map(|kept| Some(kept.location))
+                .ok_or_else(|| StoreError::unreadable(self.kept.name(), group, &key));
+        }
     }
 
     fn rows(
@@ -33,20 +54,22 @@ impl BodyIndex for StoredBodies {
         from: (u32, u64),
         limit: usize,
     ) -> Result<Vec<(u32, u64, Location)>, StoreError> {
+        // Group by group: slots do not lie in the order of their groups, by which callers go on.
+        let slots = Durable::of(&self.durable).slots_from(from.0);
         let mut rows = Vec::new();
-        for guard in self
-            .kept
-            .range(key::prefixed(from.0, &from.1)..)
-            .take(limit)
-        {
-            let (bytes, value) = guard.into_inner().map_err(StoreError::of)?;
-            let group = bytes.first_chunk().map(|group| u32::from_be_bytes(*group));
-            let row = group
-                .zip(key::parse::<u64>(&bytes))
-                .zip(codec::decode::<Kept>(&value));
-            let ((group, index), kept) =
-                row.ok_or_else(|| StoreError::unreadable(self.kept.name(), 0, &bytes))?;
-            rows.push((group, index, kept.location));
+        for (group, slot) in slots {
+            let first = if group == from.0 { from.1 } else { 0 };
+            let range = key::prefixed(slot, &first)..=key::prefixed(slot, &u64::MAX);
+            for guard in self.kept.range(range).take(limit - rows.len()) {
+                let (bytes, value) = guard.into_inner().map_err(StoreError::of)?;
+                let row = key::parse::<u64>(&bytes).zip(codec::decode::<Kept>(&value));
+                let (index, kept) =
+                    row.ok_or_else(|| StoreError::unreadable(self.kept.name(), group, &bytes))?;
+                rows.push((group, index, kept.location));
+            }
+            if rows.len() >= limit {
+                break;
+            }
         }
         Ok(rows)
     }

@@ -21,6 +21,10 @@
 //! and memtables ([`MEMTABLE_BYTES`] a table; the database-wide cap of fjall 3.1 has no effect, so the cap is a
 //! table's). Rows stay below [`ROW_MAX`].
 //!
+//! # Snapshots
+//! [`Export`] reads what the last flush made durable, by MVCC, while everything goes on. [`Import`] writes the rows of
+//! another replica under a prefix of their own (a *slot*), where nothing sees them, and one batch makes them the group's.
+//!
 //! # When the disk fails
 //! `Rows` cannot fail, because `apply` cannot. A read error is kept ([`GroupState::error`]), defaults are
 //! returned, and nothing of that group is ever flushed again: the caller stops the replica node before it answers
@@ -28,9 +32,12 @@
 
 mod bodies;
 mod codec;
+mod digest;
 mod error;
+mod export;
 mod flush;
 mod group;
+mod import;
 mod index;
 mod journal;
 mod key;
@@ -42,9 +49,12 @@ mod table;
 mod tests;
 
 pub use bodies::SegmentLive;
+pub use digest::{DIGEST_ROWS_MAX, Digested, digest};
 pub use error::StoreError;
+pub use export::{Export, ExportedBody};
 pub use flush::{Flush, Flushed};
 pub use group::GroupState;
+pub use import::{Cleaner, Import, Importer, Switched};
 pub use index::StoredBodies;
 pub use store::{Store, StoreConfig};
 

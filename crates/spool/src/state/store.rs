@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch};
@@ -63,17 +63,39 @@ pub(super) struct Keyspaces {
 
 /// What is durable.
 #[derive(Default)]
-struct Durable {
+pub(super) struct Durable {
     applied: BTreeMap<u32, u64>,
     segments: BTreeMap<u32, BTreeMap<u64, SegmentLive>>,
+    /// Where the rows of a group lie, if not under its own number (see [`super::import`]).
+    slots: BTreeMap<u32, u32>,
+}
+
+impl Durable {
+    /// It is changed by assignments that cannot stop half way, so a panic elsewhere leaves it usable.
+    pub(super) fn of(shared: &Mutex<Durable>) -> MutexGuard<'_, Durable> {
+        shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first octets of the keys of a group's rows.
+    pub(super) fn slot(&self, group: u32) -> u32 {
+        self.slots.get(&group).copied().unwrap_or(group)
+    }
+
+    /// The groups that have rows, from `first` on, each with its slot.
+    pub(super) fn slots_from(&self, first: u32) -> Vec<(u32, u32)> {
+        let groups = self.applied.range(first..);
+        groups
+            .map(|(group, _)| (*group, self.slot(*group)))
+            .collect()
+    }
 }
 
 /// The metadata of all replicas on this node.
 pub struct Store {
     dir: PathBuf,
-    database: Database,
-    keyspaces: Keyspaces,
-    durable: Mutex<Durable>,
+    pub(super) database: Database,
+    pub(super) keyspaces: Keyspaces,
+    durable: Arc<Mutex<Durable>>,
 }
 
 impl Store {
@@ -111,7 +133,7 @@ impl Store {
             dir,
             database,
             keyspaces,
-            durable: Mutex::default(),
+            durable: Arc::default(),
         };
         store.load()?;
         Ok(store)
@@ -135,7 +157,33 @@ impl Store {
             .get(&group)
             .cloned()
             .unwrap_or_default();
-        Ok(GroupState::new(group, &self.keyspaces, fixed, segments))
+        let slot = self.slot(group);
+        Ok(GroupState::new(
+            (group, slot),
+            &self.keyspaces,
+            fixed,
+            segments,
+        ))
+    }
+
+    /// The first octets of the keys of a group's rows.
+    pub(super) fn slot(&self, group: u32) -> u32 {
+        self.durable().slot(group)
+    }
+
+    /// What the bodies of one group need of each segment, as of its last flush.
+    pub(super) fn segments_of(&self, group: u32) -> BTreeMap<u64, SegmentLive> {
+        let durable = self.durable();
+        durable.segments.get(&group).cloned().unwrap_or_default()
+    }
+
+    /// A snapshot took the place of a group's rows, durably: what was made of them before is to be dropped, and
+    /// [`Store::group`] to be asked again.
+    pub fn switched(&self, switched: super::Switched) {
+        let mut durable = self.durable();
+        durable.slots.insert(switched.group, switched.slot);
+        durable.applied.insert(switched.group, switched.index);
+        durable.segments.insert(switched.group, switched.segments);
     }
 
     /// Begins a flush of what these groups (all of the node) changed; `None`: nothing did, or a flush is under way.
@@ -200,6 +248,7 @@ impl Store {
     pub fn bodies(&self) -> StoredBodies {
         StoredBodies {
             kept: self.keyspaces.kept.clone(),
+            durable: self.durable.clone(),
         }
     }
 
@@ -219,19 +268,28 @@ impl Store {
     }
 
     fn durable(&self) -> MutexGuard<'_, Durable> {
-        self.durable.lock().unwrap_or_else(PoisonError::into_inner)
+        Durable::of(&self.durable)
     }
 
     fn load(&self) -> Result<(), StoreError> {
         let mut durable = self.durable();
         for guard in self.keyspaces.fixed.iter() {
             let (key, value) = guard.into_inner().map_err(StoreError::of)?;
-            if let Some((group, FIXED_APPLIED)) = fixed_key(&key) {
-                let (index, _) = read_applied(&value)
-                    .ok_or_else(|| StoreError::unreadable("fixed", group, &key))?;
-                durable.applied.insert(group, index);
+            match fixed_key(&key) {
+                Some((group, FIXED_APPLIED)) => {
+                    let (index, _) = read_applied(&value)
+                        .ok_or_else(|| StoreError::unreadable("fixed", group, &key))?;
+                    durable.applied.insert(group, index);
+                }
+                Some((group, FIXED_SLOT)) => {
+                    let slot = value.first_chunk().map(|slot| u32::from_be_bytes(*slot));
+                    let slot = slot.ok_or_else(|| StoreError::unreadable("fixed", group, &key))?;
+                    durable.slots.insert(group, slot);
+                }
+                _ => {}
             }
         }
+
         for guard in self.keyspaces.segments.iter() {
             let (bytes, value) = guard.into_inner().map_err(StoreError::of)?;
             let parsed = bytes
@@ -239,8 +297,13 @@ impl Store {
                 .map(|group| u32::from_be_bytes(*group))
                 .zip(key::parse::<u64>(&bytes));
             let row = parsed.zip(codec::decode::<SegmentLive>(&value));
-            let ((group, segment), live) =
+            let ((slot, segment), live) =
                 row.ok_or_else(|| StoreError::unreadable("segments", 0, &bytes))?;
+            let group = super::import::group_of(slot);
+            if durable.slot(group) != slot {
+                // Of a snapshot that was never installed, or of the rows before one: about to be removed.
+                continue;
+            }
             durable
                 .segments
                 .entry(group)
@@ -262,6 +325,25 @@ fn database(dir: &Path, config: &StoreConfig) -> fjall::Result<Database> {
 }
 
 impl Keyspaces {
+    /// The tables whose rows are the same on all replicas, with the numbers by which snapshots name them: these never
+    /// change, and a new table gets a new one. The small values (`fixed`) are table 0.
+    pub(super) fn replicated(&self) -> [(u8, &Keyspace); 12] {
+        [
+            (1, &self.messages),
+            (2, &self.items),
+            (3, &self.recipients),
+            (4, &self.due),
+            (5, &self.inflight),
+            (6, &self.held),
+            (7, &self.destinations),
+            (8, &self.finished),
+            (9, &self.forgets),
+            (10, &self.uploads),
+            (11, &self.sessions),
+            (12, &self.timers),
+        ]
+    }
+
     fn all(&self) -> impl Iterator<Item = &Keyspace> {
         let messages = [&self.messages, &self.items, &self.recipients];
         let scheduling = [&self.due, &self.inflight, &self.held, &self.destinations];
@@ -295,12 +377,18 @@ impl Keyspaces {
     }
 }
 
-const FIXED_APPLIED: u8 = b'a';
+pub(super) const FIXED_APPLIED: u8 = b'a';
 const FIXED_BLOB: u8 = b'b';
-const FIXED_CONF_STATE: u8 = b'c';
+pub(super) const FIXED_CONF_STATE: u8 = b'c';
 const FIXED_SHARD: u8 = b's';
+/// Local: where the group's rows lie.
+pub(super) const FIXED_SLOT: u8 = b'e';
+/// Local, one a slot: rows that belong to nobody and are to be removed.
+pub(super) const FIXED_GARBAGE: u8 = b'g';
+/// Local: index and term of the last snapshot that was installed.
+pub(super) const FIXED_INSTALLED: u8 = b'i';
 
-fn fixed_key(key: &[u8]) -> Option<(u32, u8)> {
+pub(super) fn fixed_key(key: &[u8]) -> Option<(u32, u8)> {
     let (group, rest) = key.split_first_chunk()?;
     Some((u32::from_be_bytes(*group), *rest.first()?))
 }
@@ -343,7 +431,7 @@ fn encode_blob(group: u32, blob: &[u8], table: &Keyspace, batch: &mut OwnedWrite
     total
 }
 
-fn read_applied(value: &[u8]) -> Option<(u64, u64)> {
+pub(super) fn read_applied(value: &[u8]) -> Option<(u64, u64)> {
     let mut from = codec::Reader(value);
     Some((from.number()?, from.number()?))
 }

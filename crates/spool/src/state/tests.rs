@@ -3,7 +3,9 @@
 mod cost;
 mod life;
 mod octets;
+mod power;
 mod recovery;
+mod snapshot;
 
 use queue::Rows;
 use tempfile::TempDir;

@@ -9,14 +9,18 @@ use crate::node::Membership;
 
 /// The row of a group's members.
 pub fn to_bytes(members: &Membership) -> Bytes {
-    let row = v1::MembersRow {
+    to_row(members).encode_to_vec().into()
+}
+
+/// The same as a part of another message.
+pub fn to_row(members: &Membership) -> v1::MembersRow {
+    v1::MembersRow {
         voters: members.voters.clone(),
         learners: members.learners.clone(),
         voters_outgoing: members.voters_outgoing.clone(),
         learners_next: members.learners_next.clone(),
         auto_leave: members.auto_leave,
-    };
-    row.encode_to_vec().into()
+    }
 }
 
 /// The members of a group from their row.
@@ -24,12 +28,16 @@ pub fn to_bytes(members: &Membership) -> Bytes {
 /// # Errors
 /// The row is damaged.
 pub fn from_bytes(bytes: &[u8]) -> Result<Membership, WireError> {
-    let row = v1::MembersRow::decode(bytes)?;
-    Ok(Membership {
+    Ok(from_row(v1::MembersRow::decode(bytes)?))
+}
+
+/// The reverse of [`to_row`].
+pub fn from_row(row: v1::MembersRow) -> Membership {
+    Membership {
         voters: row.voters,
         learners: row.learners,
         voters_outgoing: row.voters_outgoing,
         learners_next: row.learners_next,
         auto_leave: row.auto_leave,
-    })
+    }
 }

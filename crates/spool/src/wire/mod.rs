@@ -4,3 +4,4 @@ pub mod control;
 pub mod log;
 pub mod members;
 pub mod raft;
+pub mod snapshot;

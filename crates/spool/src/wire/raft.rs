@@ -1,6 +1,7 @@
 //! Raft messages in our own types, field by field. No byte from the network is parsed by rust-protobuf
 //! (RUSTSEC-2024-0437), and bodies move without a copy.
 
+use prost::Message as _;
 use proto::v1;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 
@@ -26,6 +27,9 @@ const TYPES: [(u32, MessageType); 11] = [
 /// To the wire. `None` for a message that never leaves a node.
 pub fn to_wire(group: u32, mut message: Message) -> Option<v1::RaftMessage> {
     let (number, _) = TYPES.iter().find(|(_, t)| *t == message.msg_type)?;
+    let snapshot = message
+        .has_snapshot()
+        .then(|| v1::SnapshotManifest::decode(message.get_snapshot().get_data()));
     let entries = message
         .take_entries()
         .into_iter()
@@ -47,6 +51,7 @@ pub fn to_wire(group: u32, mut message: Message) -> Option<v1::RaftMessage> {
         context: message.take_context(),
         priority: message.priority,
         request_snapshot: message.request_snapshot,
+        snapshot: snapshot.and_then(Result::ok),
     })
 }
 
@@ -80,6 +85,9 @@ pub fn from_wire(wire: v1::RaftMessage) -> Result<(u32, Message), WireError> {
     message.context = wire.context;
     message.priority = wire.priority;
     message.request_snapshot = wire.request_snapshot;
+    if let Some(manifest) = wire.snapshot {
+        message.set_snapshot(super::snapshot::to_raft(&manifest));
+    }
     let entries = wire
         .entries
         .into_iter()

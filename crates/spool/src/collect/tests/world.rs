@@ -337,7 +337,7 @@ impl World {
 
     pub fn bodies(&self) -> (BodyReader, Arc<dyn BodyIndex>) {
         let index: Arc<dyn BodyIndex> = self.durable.clone();
-        let reader = BodyReader::new(self.reader.clone(), &index, Arc::new(|_| {}));
+        let reader = BodyReader::new(self.reader.clone(), &index);
         (reader, index)
     }
 

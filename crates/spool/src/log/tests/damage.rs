@@ -110,3 +110,57 @@ fn trap_14_a_log_that_was_begun_is_told_from_one_that_was_lost() {
     disk.wipe();
     assert_eq!(open(&disk).2.segments, 0);
 }
+
+/// cockroach#37102, fsyncgate: a sync fails once, the next one succeeds, the data is gone. Whichever sync fails, of a file
+/// or of the directory, in the writer or in what prepares segments: the writer says so and never writes again, and a start
+/// finds exactly what was acknowledged before, whether the machine went down or the process.
+#[test]
+fn trap_10_whichever_sync_fails_nothing_is_acknowledged_afterwards() {
+    let mut failures = 0;
+    for failing in 0..60 {
+        for power in [false, true] {
+            let disk = SimDisk::new(4 << 20, failing);
+            let (mut writer, _, _) = open(&disk);
+            disk.fail_sync_after(failing);
+            let mut acknowledged = 0;
+            let mut stopped = false;
+            for index in 1..40 {
+                let written = writer.write(&[task(1, index, vec![entry(index, 1, 8_000, 0)])]);
+                assert!(
+                    !(stopped && written.is_ok()),
+                    "sync {failing}: written after a failure"
+                );
+                match written {
+                    Ok(_) => acknowledged = index,
+                    Err(WriteError::Fatal(_)) => stopped = true,
+                    Err(WriteError::NoSpace { .. }) => panic!("there is room"),
+                }
+                writer.segments().maintain();
+            }
+            // What failed beside the writer is told by its next word at the latest.
+            stopped |= writer.mark().is_err();
+            assert_eq!(stopped, disk.sync_failed(), "sync {failing}");
+            failures += u64::from(stopped);
+            match power {
+                true => disk.restart(),
+                false => disk.kill_process(),
+            }
+            let (_, reader, found) = open(&disk);
+            let entries = found
+                .groups
+                .get(&1)
+                .map_or(&[][..], |group| &group.entries[..]);
+            // One more may be there whole: the one that was being written.
+            let there = entries.len() as u64;
+            assert!(
+                there == acknowledged || there == acknowledged + 1,
+                "sync {failing}: {acknowledged} acknowledged, {there} there"
+            );
+            for it in entries {
+                let read = reader.read_entry(it.location, 1, it.index).unwrap();
+                assert_eq!(read, entry(it.index, 1, 8_000, 0));
+            }
+        }
+    }
+    assert!(failures > 40, "{failures} failures: the test proves little");
+}

@@ -8,7 +8,7 @@ use queue::Effect;
 use super::{Shard, StateThread};
 use crate::decide::{Out, Turn};
 use crate::event::{RaftEvent, Ticket};
-use crate::log::EntryKind;
+use crate::log::{EntryKind, Location};
 use crate::node::Committed;
 use crate::state::GroupState;
 
@@ -91,13 +91,14 @@ impl StateThread {
                 }
             }
         }
-        account(&mut shard.rows, entry, &effects);
+        account(&mut shard.rows, entry.index, entry.location, &effects);
         shard.rows.set_applied(entry.index, entry.term);
         if let Some(members) = shard.conf.remove(&entry.index) {
             shard
                 .rows
                 .set_conf_state(crate::wire::members::to_bytes(&members));
         }
+        let digested = self.digest(group, shard, entry.index, &effects);
         let ticket = shard.tickets.remove(&entry.index);
         let Some(leader) = &mut shard.leader else {
             return;
@@ -113,6 +114,35 @@ impl StateThread {
             leader.begin(&mut turn);
         }
         leader.applied(ticket, &effects, &mut turn);
+        if let Some(next) = digested {
+            leader.digested(&next, now);
+        }
+    }
+
+    /// Digests rows when the entry wants it, tells the other replicas, and compares; where the next digest begins.
+    fn digest(
+        &mut self,
+        group: u32,
+        shard: &mut Shard,
+        index: u64,
+        effects: &[Effect],
+    ) -> Option<Vec<u8>> {
+        let (from, rows) = effects.iter().find_map(|effect| match effect {
+            Effect::DigestWanted { from, rows } => Some((from, *rows)),
+            _ => None,
+        })?;
+        let start = Instant::now();
+        let found = crate::state::digest(&mut shard.rows, from, rows);
+        metrics::histogram!("postroad_digest_seconds").record(start.elapsed());
+        // A row that could not be read stops this replica in any case.
+        if shard.rows.error().is_none() {
+            let own = self.directory.own();
+            let judgement = self.directory.digested(group, index, own, found.digest.0);
+            if self.health.judge(group, &judgement) {
+                let _ = self.to.raft.send(RaftEvent::Stop);
+            }
+        }
+        Some(found.next)
     }
 
     /// The command of an entry: as handed over, or read from the log when the cache has let it go (after a restart).
@@ -143,11 +173,11 @@ impl StateThread {
 }
 
 /// Which bodies live in which segment: local to this replica, so it is not the state machine's business.
-fn account(rows: &mut GroupState, entry: &Committed, effects: &[Effect]) {
+pub fn account(rows: &mut GroupState, index: u64, location: Option<Location>, effects: &[Effect]) {
     for effect in effects {
         match effect {
-            Effect::BodyKept(extent) if extent.index == entry.index => {
-                if let Some(location) = entry.location {
+            Effect::BodyKept(extent) if extent.index == index => {
+                if let Some(location) = location {
                     rows.body_kept(*extent, location);
                 }
             }

@@ -17,7 +17,10 @@ impl StateThread {
             return;
         }
         self.next_flush = now + FLUSH_EVERY;
-        self.moved.freeze();
+        // A group that is left out keeps the pins of all: whose they are is not known.
+        if self.installing.is_empty() {
+            self.moved.freeze();
+        }
         let Some(flush) = self.freeze() else {
             // Nothing changed since, but a follower may have caught up: the log may end later by now.
             return self.tell_what_is_durable();
@@ -38,8 +41,17 @@ impl StateThread {
     }
 
     pub(super) fn freeze(&mut self) -> Option<crate::state::Flush> {
+        // A group whose rows are being replaced has nothing more to say.
+        let installing = &self.installing;
         let shards = self.shards.values_mut().map(|s| &mut s.rows);
-        self.store.freeze(shards.chain([self.control.rows()]))
+        let groups = shards.chain([self.control.rows()]);
+        let flush = self
+            .store
+            .freeze(groups.filter(|rows| !installing.contains_key(&rows.group())))?;
+        if self.installing.is_empty() {
+            self.mending.append(&mut self.mended);
+        }
+        Some(flush)
     }
 
     /// What the log may let go, by the last flush that is durable.
@@ -64,9 +76,15 @@ impl StateThread {
                 self.store
                     .flushed(flushed, shards.chain([self.control.rows()]));
                 self.tell_what_is_durable();
+                if !self.mending.is_empty() {
+                    let pins = std::mem::take(&mut self.mending);
+                    let _ = self.log.send(LogEvent::Unpin(pins));
+                }
                 if let Ok(bytes) = self.store.disk_bytes() {
+                    let bytes = bytes + self.snapshots.staged_bytes();
                     let _ = self.log.send(LogEvent::OtherBytes(bytes));
                 }
+                self.begin_installs();
                 true
             }
             Err(error @ StoreError::NoSpace(_)) => {

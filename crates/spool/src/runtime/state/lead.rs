@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::{PUBLISH_EVERY, StateThread, wall_ms};
-use crate::decide::{Leader, LeaderConfig, Out, Turn};
+use crate::decide::{Leader, LeaderConfig, Out, Outside, Turn};
 use crate::event::RaftEvent;
 
 impl StateThread {
@@ -70,7 +70,11 @@ impl StateThread {
                 now,
                 out: &mut out,
             };
-            leader.run(wall, &mut turn);
+            let outside = Outside {
+                wall_ms: wall,
+                members_know: self.directory.members_know(*group).min(self.known),
+            };
+            leader.run(outside, &mut turn);
             outs.push((*group, out));
             if now >= self.next_publish {
                 self.directory.set_cluster_time(leader.time(now).0);

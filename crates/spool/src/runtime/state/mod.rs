@@ -8,6 +8,9 @@ mod calls;
 mod flush;
 mod lead;
 mod moved;
+mod snapshot;
+
+pub use apply::account;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -87,11 +90,19 @@ pub struct StateThread {
     /// Versions of the state machine that this program says it knows.
     pub known: u32,
     pub tickets: Arc<AtomicU64>,
+    pub snapshots: super::Snapshots,
+    /// Groups whose rows are being replaced by a snapshot; with it until that has begun.
+    pub installing: BTreeMap<u32, Option<crate::node::Made>>,
+    /// The members of a group that never changed them.
+    pub first_members: Membership,
     pub flushing: bool,
     /// The collector's moves.
     pub moved: moved::Moved,
     pub next_flush: Instant,
     pub next_publish: Instant,
+    /// Pins of bodies that were mended since the last freeze, and before it.
+    pub mended: Vec<u64>,
+    pub mending: Vec<u64>,
 }
 
 impl StateThread {
@@ -111,10 +122,11 @@ impl StateThread {
         log: Sender<LogEvent>,
         reader: LogReader,
         headers: Sender<super::questions::HeaderRead>,
-        collect: Sender<crate::event::CollectEvent>,
+        collect: Sender<crate::collect::CollectEvent>,
         directory: Directory,
         health: super::Health,
         introduced: super::Introduced,
+        snapshots: super::Snapshots,
     ) -> Result<StateThread, Error> {
         let tickets = Arc::new(AtomicU64::new(1));
         let cluster = queue::control::Cluster {
@@ -133,8 +145,22 @@ impl StateThread {
         )
         .map_err(|e| Error::Recovered(format!("the control group's state is damaged: {e}")))?;
         control.publish(&directory);
+        for (group, rows) in &state.shards {
+            let in_force = queue::Rows::shard(rows).version_in_force();
+            if in_force > config.state_machine {
+                return Err(Error::Recovered(format!(
+                    "group {group} has come to version {in_force} of the state machine, and this program knows those up to \
+                     {}: start the version of postroad that ran here before, or a newer one",
+                    config.state_machine
+                )));
+            }
+        }
         let now = Instant::now();
+        let first_members = super::recover::first_members(config);
         Ok(StateThread {
+            snapshots,
+            installing: BTreeMap::new(),
+            first_members,
             store: state.store,
             shards: state
                 .shards
@@ -163,11 +189,14 @@ impl StateThread {
             moved: moved::Moved::new(collect),
             next_flush: now + FLUSH_EVERY,
             next_publish: now,
+            mended: Vec::new(),
+            mending: Vec::new(),
         })
     }
 
     /// Runs until told to stop.
     pub fn run(mut self) {
+        self.clean();
         loop {
             let now = Instant::now();
             let wake = self.next_wake(now);
@@ -255,6 +284,26 @@ impl StateThread {
                 self.with_leader(what.shard + 1, |leader, turn| leader.unreadable(what, turn));
             }
             StateEvent::Moved { moves, hurry } => self.relocate(moves, hurry),
+            StateEvent::LocateBody {
+                group,
+                index,
+                reply,
+            } => {
+                let shard = self.shards.get(&group);
+                let _ = reply.send(shard.and_then(|shard| shard.rows.locate(index)));
+            }
+            StateEvent::Mended {
+                group,
+                index,
+                from,
+                to,
+                pin,
+            } => {
+                // A body that was settled or collected meanwhile needs none of it; its pin goes with the next flush too.
+                self.move_row(group, index, from, to);
+                self.mended.push(pin);
+            }
+            StateEvent::Snapshot { group, work } => self.snapshot(group, work),
             StateEvent::Flushed(result) => return self.flushed(result),
             StateEvent::Stop => return false,
         }

@@ -6,8 +6,9 @@ use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 use super::StateThread;
-use crate::collect::Moves;
-use crate::event::{CollectEvent, LogEvent};
+use crate::collect::{CollectEvent, Moves};
+use crate::event::LogEvent;
+use crate::log::Location;
 use crate::state::SegmentLive;
 
 /// Moves on their way to be durable.
@@ -34,7 +35,9 @@ impl Moved {
         }
     }
 
-    /// A flush begins: what was moved is in it.
+    /// A flush begins: what was moved is in it. Not while a group is left out of flushes, because a snapshot replaces its
+    /// rows: its moves would count as durable, and were the snapshot not installed after all, a later flush would name
+    /// copies that nothing pins any more.
     pub(super) fn freeze(&mut self) {
         self.flushing.append(&mut self.waiting);
         self.frozen = self.last;
@@ -53,16 +56,25 @@ impl Moved {
 impl StateThread {
     pub(super) fn relocate(&mut self, moves: Moves, hurry: bool) {
         for it in moves.moves {
-            if let Some(shard) = self.shards.get_mut(&it.group) {
-                shard.rows.relocate(it.index, it.from, it.to);
-            } else if it.group == crate::CONTROL_GROUP {
-                self.control.rows().relocate(it.index, it.from, it.to);
-            }
+            self.move_row(it.group, it.index, it.from, it.to);
         }
         self.moved.waiting.push(moves.pin);
         self.moved.last = moves.number;
         if hurry {
             self.next_flush = Instant::now();
+        }
+    }
+
+    /// A body that was settled or moved meanwhile needs none of it. Nor does one of a group whose rows are being replaced:
+    /// they are not flushed, and the snapshot brings its own copy. The pin goes with the next flush of everything either way.
+    pub(super) fn move_row(&mut self, group: u32, index: u64, from: Location, to: Location) {
+        if self.installing.contains_key(&group) {
+            return;
+        }
+        if let Some(shard) = self.shards.get_mut(&group) {
+            shard.rows.relocate(index, from, to);
+        } else if group == crate::CONTROL_GROUP {
+            self.control.rows().relocate(index, from, to);
         }
     }
 }

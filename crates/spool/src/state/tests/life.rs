@@ -314,6 +314,10 @@ proptest! {
             }
             for (history, group) in histories.iter_mut().zip(&mut bench.groups) {
                 prop_assert_eq!(contents(group), contents(&mut history.memory));
+                for from in [&[][..], &[3], &[10]] {
+                    let in_memory = crate::state::digest(&mut history.memory, from, 30);
+                    prop_assert_eq!(crate::state::digest(group, from, 30), in_memory);
+                }
                 check_bodies(group);
             }
         }

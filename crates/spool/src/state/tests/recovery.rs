@@ -11,7 +11,7 @@ use super::{Bench, contents};
 use crate::log::Location;
 use crate::state::{Store, StoreConfig, StoreError};
 
-fn append(m: u8) -> Facts {
+pub(super) fn append(m: u8) -> Facts {
     let expires = Timestamp(1_000_000);
     let append = Append {
         facts: facts(m, 0, 0),
@@ -25,7 +25,7 @@ fn append(m: u8) -> Facts {
     }
 }
 
-fn drop_item(m: u8) -> Facts {
+pub(super) fn drop_item(m: u8) -> Facts {
     let items = vec![ItemId {
         message: facts(m, 0, 0).message,
         number: 0,

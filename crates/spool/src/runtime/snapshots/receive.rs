@@ -1,0 +1,172 @@
+//! Receiving a snapshot: checked as it comes, staged, fsynced, then handed to Raft. Whatever is wrong, nothing that this
+//! replica had is touched (nats#7556).
+
+use bytes::Bytes;
+use proto::v1;
+use proto::v1::snapshot_chunk::What;
+use raft::eraftpb::{Message, MessageType};
+use tokio::sync::mpsc;
+use tonic::Streaming;
+
+use super::{INCOMING_MAX, Incoming, Snapshots};
+use crate::node::{Made, SnapshotInput};
+use crate::snapshot::{Checker, Staged};
+
+/// Chunks between the network and the disk.
+const CHUNKS_AHEAD: usize = 2;
+
+/// How long the sender may be silent.
+const SILENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// Free octets of the disk that a snapshot leaves beside what it needs.
+const SPARE_BYTES: u64 = 1 << 20;
+
+/// Takes a group's place among those that are received; gives it back if nothing came of it.
+struct Place {
+    hub: Snapshots,
+    group: u32,
+    id: u64,
+    keep: bool,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.keep {
+            metrics::counter!("postroad_snapshots_total", "outcome" => "refused").increment(1);
+            self.hub.discard(self.group, self.id);
+        }
+    }
+}
+
+impl Snapshots {
+    /// Receives the snapshot that `frame` announces; its sender was checked.
+    ///
+    /// # Errors
+    /// A refusal for the sender: what is wrong, with which group.
+    pub async fn receive(
+        &self,
+        frame: v1::PeerFrame,
+        mut chunks: Streaming<v1::SnapshotChunk>,
+    ) -> Result<(), String> {
+        let (group, message, made) = announced(frame)?;
+        let refused = |text: String| format!("group {group}: {text}");
+        let mut place = self.place(group, &made).map_err(refused)?;
+        let staged = self.0.staging.begin(group, made.id);
+        let staged = staged.map_err(|e| refused(format!("nothing can be staged: {e}")))?;
+        let (to, octets) = mpsc::channel(CHUNKS_AHEAD);
+        let (hub, id) = (self.clone(), made.id);
+        let writing = tokio::task::spawn_blocking(move || hub.stage(group, id, staged, octets));
+        loop {
+            let next = tokio::time::timeout(SILENCE, chunks.message()).await;
+            let next = next.map_err(|_| refused("the sender fell silent".to_owned()))?;
+            let chunk = next.map_err(|status| refused(status.message().to_owned()))?;
+            let Some(chunk) = chunk else { break };
+            let Some(What::Records(records)) = chunk.what else {
+                return Err(refused("a chunk without records".to_owned()));
+            };
+            if to.send(records).await.is_err() {
+                // It says why below.
+                break;
+            }
+        }
+        drop(to);
+        let written = writing.await.map_err(|e| refused(e.to_string()))?;
+        let octets = written.map_err(refused)?;
+        tracing::info!(group, index = made.index, octets, "a snapshot is staged");
+        metrics::counter!("postroad_snapshots_total", "outcome" => "received").increment(1);
+        place.keep = true;
+        self.tell(group, SnapshotInput::Staged(message));
+        Ok(())
+    }
+
+    fn place(&self, group: u32, made: &Made) -> Result<Place, String> {
+        let disk = self.0.health.disk();
+        let free = disk.limit.saturating_sub(disk.used);
+        // Staged, and then in the log.
+        let needed = made.body_bytes.saturating_mul(2) + SPARE_BYTES;
+        if disk.limit > 0 && free < needed {
+            return Err(format!(
+                "no room for its snapshot: {} MiB are needed, {} MiB free; make room on this node's disk",
+                needed >> 20,
+                free >> 20
+            ));
+        }
+        let mut incoming = self.incoming();
+        if let Some(other) = incoming.get(&group) {
+            return Err(format!(
+                "snapshot {:016x} is being received or installed already",
+                other.id
+            ));
+        }
+        if incoming.len() >= INCOMING_MAX {
+            return Err(format!("{INCOMING_MAX} other snapshots come in already"));
+        }
+        let id = made.id;
+        incoming.insert(group, Incoming { id, octets: 0 });
+        Ok(Place {
+            hub: self.clone(),
+            group,
+            id,
+            keep: false,
+        })
+    }
+
+    /// Checks and writes, in a thread.
+    fn stage(
+        &self,
+        group: u32,
+        id: u64,
+        mut staged: Staged,
+        mut octets: mpsc::Receiver<Bytes>,
+    ) -> Result<u64, String> {
+        let helper = self.helper();
+        let mut checker = Checker::new(id);
+        while let Some(chunk) = octets.blocking_recv() {
+            if helper.must_end() {
+                return Err("this node ends".to_owned());
+            }
+            let mut rest = chunk.clone();
+            loop {
+                match checker.next(&mut rest) {
+                    Ok(Some(_)) => {}
+                    Ok(None) => break,
+                    Err(damage) => return Err(format!("the snapshot is damaged: {damage}")),
+                }
+            }
+            let written = staged.write(&chunk);
+            written.map_err(|e| format!("it cannot be staged: {e}"))?;
+            metrics::counter!("postroad_snapshot_bytes_total", "direction" => "received")
+                .increment(chunk.len() as u64);
+            if let Some(it) = self.incoming().get_mut(&group) {
+                it.octets = staged.octets;
+            }
+        }
+        let whole = checker.finish();
+        whole.map_err(|damage| format!("the snapshot is damaged: {damage}"))?;
+        let octets = staged.octets;
+        let durable = staged.finish();
+        durable.map_err(|e| format!("it cannot be made durable: {e}"))?;
+        Ok(octets)
+    }
+}
+
+/// The group, the message for Raft, and what it says of the snapshot.
+fn announced(frame: v1::PeerFrame) -> Result<(u32, Message, Made), String> {
+    let from = frame.from_node;
+    let mut messages = frame.messages.into_iter();
+    let (Some(wire), None) = (messages.next(), messages.next()) else {
+        return Err("a snapshot begins with one message".to_owned());
+    };
+    let (group, message) = crate::wire::raft::from_wire(wire).map_err(|e| e.to_string())?;
+    if message.get_msg_type() != MessageType::MsgSnapshot || !message.has_snapshot() {
+        return Err(format!(
+            "group {group}: a snapshot begins with a MsgSnapshot"
+        ));
+    }
+    if crate::directory::node_of(message.from) != from {
+        return Err("a Raft message names another node than its frame".to_owned());
+    }
+    let made = crate::wire::snapshot::from_raft(message.get_snapshot());
+    let made = made.map_err(|e| format!("group {group}: {e}"))?;
+    Ok((group, message, made))
+}

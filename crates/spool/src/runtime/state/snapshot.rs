@@ -1,0 +1,163 @@
+//! The state thread's part in snapshots: it gives out what is durable, and changes to rows that were installed.
+
+use super::{Shard, StateThread};
+use crate::event::{LogEvent, RaftEvent, SnapshotWork, StateEvent};
+use crate::node::{Made, Membership, SnapshotInput};
+use crate::runtime::snapshots::{self, Failed};
+use crate::state::{Cleaner, GroupState, StoreError, Switched};
+
+impl StateThread {
+    pub(super) fn snapshot(&mut self, group: u32, work: SnapshotWork) {
+        match work {
+            SnapshotWork::Make { to } => {
+                let made = self.make(group, to).unwrap_or_else(|error| {
+                    tracing::error!(group, %error, "no snapshot can be made");
+                    None
+                });
+                let input = SnapshotInput::Made { to, made };
+                let _ = self.to.raft.send(RaftEvent::Snapshot { group, input });
+            }
+            SnapshotWork::Install(made) => {
+                self.installing.insert(group, Some(made));
+                self.begin_installs();
+            }
+            SnapshotWork::Installed(made, outcome) => self.installed(group, &made, *outcome),
+        }
+    }
+
+    /// What the last flush made durable reaches as far as the log was truncated, so it is always recent enough; only a
+    /// member that is younger than it must wait for the next flush.
+    fn make(&mut self, group: u32, to: u64) -> Result<Option<Made>, StoreError> {
+        if !self.snapshots.may_make() {
+            return Ok(None);
+        }
+        let Some(export) = self.store.export(group)? else {
+            return Ok(None);
+        };
+        let members = match export.conf_state.is_empty() {
+            true => self.first_members.clone(),
+            false => crate::wire::members::from_bytes(&export.conf_state)
+                .map_err(|e| StoreError::Fatal(format!("group {group}: its members: {e}")))?,
+        };
+        if !contains(&members, to) {
+            return Ok(None);
+        }
+        let made = Made {
+            id: rand::random(),
+            index: export.applied.0,
+            term: export.applied.1,
+            members,
+            body_bytes: export.body_bytes,
+        };
+        self.snapshots.made(made.id, export);
+        Ok(Some(made))
+    }
+
+    /// A flush under way would write the old rows over the new ones: installs begin between flushes, and their groups are
+    /// not flushed until they end.
+    pub(super) fn begin_installs(&mut self) {
+        if self.flushing || self.health.stopped().is_some() {
+            return;
+        }
+        let begin: Vec<_> = self
+            .installing
+            .iter_mut()
+            .filter_map(|(group, made)| Some((*group, made.take()?)))
+            .collect();
+        for (group, made) in begin {
+            let (hub, importer) = (self.snapshots.clone(), self.store.importer());
+            let (log, state) = (self.log.clone(), self.to.state.clone());
+            let helper = std::thread::Builder::new().name("install".to_owned());
+            let spawned = helper.spawn(move || {
+                let outcome = snapshots::install(&hub, group, &made, &importer, &log);
+                let work = SnapshotWork::Installed(made, Box::new(outcome));
+                let _ = state.send(StateEvent::Snapshot { group, work });
+            });
+            if let Err(error) = spawned {
+                self.reopen(&format!("no thread to install a snapshot: {error}"));
+            }
+        }
+    }
+
+    fn installed(&mut self, group: u32, made: &Made, outcome: Result<Switched, Failed>) {
+        self.installing.remove(&group);
+        let replaced = match outcome {
+            Ok(switched) => {
+                self.store.switched(switched);
+                self.store.group(group)
+            }
+            Err(Failed::Ends) => return,
+            Err(Failed::Store(error)) => Err(error),
+            // Raft's memory has the snapshot already, the disk has the old state: a start goes on from that.
+            Err(other) => return self.reopen(&format!("group {group}: {other}")),
+        };
+        let replaced = replaced.map_err(|e| match e {
+            StoreError::NoSpace(_) => Some(e.to_string()),
+            fatal => {
+                self.health.stop_for_good(&fatal.to_string());
+                None
+            }
+        });
+        match replaced {
+            Ok(rows) => self.replace(group, rows),
+            Err(Some(reason)) => return self.reopen(&reason),
+            Err(None) => {
+                let _ = self.to.raft.send(RaftEvent::Stop);
+                return;
+            }
+        }
+        tracing::info!(group, index = made.index, "a snapshot is installed");
+        metrics::counter!("postroad_snapshots_total", "outcome" => "installed").increment(1);
+        // First what lives, then the end of the pins: in this order nothing new is ever recycled.
+        self.tell_what_is_durable();
+        let _ = self.log.send(LogEvent::Unpin(vec![made.id]));
+        self.snapshots.discard(group, made.id);
+        let input = SnapshotInput::Installed { index: made.index };
+        let _ = self.to.raft.send(RaftEvent::Snapshot { group, input });
+        self.clean();
+    }
+
+    fn replace(&mut self, group: u32, rows: GroupState) {
+        if group != crate::CONTROL_GROUP {
+            self.shards.insert(group, Shard::new(rows));
+        } else if let Err(error) = self.control.replace(rows, &self.directory) {
+            self.health.stop_for_good(&format!(
+                "the control group's state in a snapshot cannot be understood: {error}; run the version of postroad that \
+                 the other replicas run"
+            ));
+            let _ = self.to.raft.send(RaftEvent::Stop);
+        }
+    }
+
+    fn reopen(&self, reason: &str) {
+        self.health.reopen(reason);
+        let _ = self.to.raft.send(RaftEvent::Stop);
+    }
+
+    /// Removes the rows that snapshots left behind, in a thread, while nothing is installed.
+    pub(super) fn clean(&mut self) {
+        if !self.installing.is_empty() {
+            return;
+        }
+        let cleaner = match Cleaner::new(&self.store, self.snapshots.closing()) {
+            Ok(cleaner) => cleaner,
+            Err(error) => {
+                return tracing::warn!(%error, "rows from before a snapshot are left for the next start");
+            }
+        };
+        let alive = self.snapshots.helper();
+        let helper = std::thread::Builder::new().name("clean".to_owned());
+        // Without it the garbage waits for the next start.
+        let _ = helper.spawn(move || {
+            if let Err(error) = cleaner.run() {
+                tracing::warn!(%error, "rows from before a snapshot are left for the next start");
+            }
+            drop(alive);
+        });
+    }
+}
+
+fn contains(members: &Membership, peer: u64) -> bool {
+    let all = [&members.voters, &members.learners, &members.voters_outgoing];
+    all.into_iter().any(|peers| peers.contains(&peer))
+}
