@@ -71,6 +71,11 @@ fn clients() {
 }
 
 #[test]
+fn versions() {
+    holds(Profile::Versions);
+}
+
+#[test]
 fn the_same_seed_twice_is_the_same_run() {
     for profile in Profile::ALL {
         for seed in [3, 7, 10] {
@@ -98,7 +103,7 @@ fn bugs_outside_the_replica_are_found() {
 fn replicas_of_two_versions_raise_the_version_together() {
     let none = Planted::default();
     let runs: Vec<_> = (1..=24)
-        .map(|seed| run(seed, Profile::Crashes, none, false).expect("a sound run"))
+        .map(|seed| run(seed, Profile::Versions, none, false).expect("a sound run"))
         .collect();
     let mixed = runs.iter().filter(|outcome| outcome.mixed > 0);
     assert!(mixed.count() > 8, "hardly any run began with two versions");

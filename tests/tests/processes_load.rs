@@ -59,7 +59,7 @@ async fn big_mail_passes_beside_small_in_bounded_memory() {
 async fn a_dead_destination_does_not_hold_up_another() {
     let sink = Sink::start().await.unwrap();
     // One refuses connections; one takes them and never says a word, which holds up whoever waits for it.
-    let nobody = tests::process::cluster::free_port().unwrap();
+    let nobody = tests::process::net::free_port().unwrap();
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let spec = Spec::full(&[
         ("dead.test", nobody),

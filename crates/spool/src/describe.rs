@@ -3,6 +3,18 @@
 
 const COUNTERS: &[(&str, &str)] = &[
     (
+        "postroad_bodies_damaged_ignored_total",
+        "Damaged entries of the log that nothing needs any more.",
+    ),
+    (
+        "postroad_bodies_fetched_total",
+        "Bodies that were fetched from another replica.",
+    ),
+    (
+        "postroad_bodies_mended_total",
+        "Damaged bodies that were written again from another replica's.",
+    ),
+    (
         "postroad_bodies_damaged_total",
         "Bodies without the digest that they were accepted with; they are never sent on. A person should look at the disk of this node.",
     ),
@@ -57,6 +69,10 @@ const COUNTERS: &[(&str, &str)] = &[
 ];
 
 const GAUGES: &[(&str, &str)] = &[
+    (
+        "postroad_bodies_damaged",
+        "Damaged bodies of this node that are not mended yet.",
+    ),
     (
         "postroad_clock_ignored",
         "1: the wall clock of this node is more than a minute from cluster time and is ignored.",

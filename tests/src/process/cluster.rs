@@ -10,10 +10,9 @@ use proto::client::{ClientConfig, QueueClient};
 use proto::v1::{AdminAction, ItemFilter};
 use proto::{NodeTls, Role, pki};
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use super::cut::{Cut, FIRST_GROUP};
+use super::net::{ask, free_port};
 use super::node::Process;
 
 const CLUSTER: &str = "6f1d2c3b-0a4e-4b8e-9d57-0e6f3c2b1a0a";
@@ -476,39 +475,4 @@ fn text(path: &Path) -> Result<String> {
         .to_str()
         .context("paths of tests are UTF-8")?
         .to_owned())
-}
-
-/// What a node answers to GET.
-async fn ask(port: u16, path: &str) -> Result<String> {
-    let asked = async {
-        let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-        let request =
-            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        Ok(answer)
-    };
-    tokio::time::timeout(Duration::from_secs(5), asked).await?
-}
-
-/// A port that is free, below those that Linux gives to outgoing connections: a node that was killed finds it again.
-pub fn free_port() -> Result<u16> {
-    for _ in 0..200 {
-        let port = rand::random_range(12_000..20_000);
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() && unused(port) {
-            return Ok(port);
-        }
-    }
-    bail!("no free port between 12000 and 20000")
-}
-
-/// Given to nobody else in this process yet.
-fn unused(port: u16) -> bool {
-    static GIVEN: std::sync::Mutex<std::collections::BTreeSet<u16>> =
-        std::sync::Mutex::new(std::collections::BTreeSet::new());
-    let mut given = GIVEN
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-    given.insert(port)
 }

@@ -1,6 +1,7 @@
 //! Real `postroad` processes, a client and a next hop of our own, and the judge between them.
 //!
 //! ```text
+//! net.rs      free ports; what a node answers over HTTP
 //! node.rs     one process: its log file, kill -9, SIGTERM, peak of memory
 //! cluster.rs  queue, edge and delivery nodes on loopback with their own directories and certificates
 //! client.rs   sends messages with an id each, again until 250, and writes down what came of every attempt
@@ -18,6 +19,7 @@ pub mod cluster;
 pub mod cut;
 pub mod disk;
 pub mod judge;
+pub mod net;
 pub mod node;
 pub mod records;
 pub mod sink;

@@ -80,7 +80,7 @@ impl Sink {
     }
 
     async fn listen(judge: Judge, pause: Duration, stall: Option<String>) -> Result<Sink> {
-        let port = super::cluster::free_port()?;
+        let port = super::net::free_port()?;
         let listener = TcpListener::bind(("127.0.0.1", port)).await?;
         let shared = Arc::new(Shared {
             kept: Mutex::default(),

@@ -142,7 +142,7 @@ pub fn own_bugs() -> Vec<Bug> {
         bug(
             "VersionEarly",
             "a leader raises the version before every program knows it",
-            Profile::Crashes,
+            Profile::Versions,
             Planted {
                 version_early: true,
                 ..none
@@ -151,7 +151,7 @@ pub fn own_bugs() -> Vec<Bug> {
         bug(
             "Drift",
             "a replica's rows drift from the others'",
-            Profile::Calm,
+            Profile::Versions,
             Planted {
                 drift: true,
                 ..none

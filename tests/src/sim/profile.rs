@@ -19,11 +19,13 @@ pub enum Profile {
     Clocks,
     /// Edges and delivery nodes that die at every point, lie, repeat themselves, and fall silent.
     Clients,
+    /// As crashes; replicas begin with programs of two versions, and their rows are compared by digests.
+    Versions,
 }
 
 impl Profile {
     /// All of them.
-    pub const ALL: [Profile; 7] = [
+    pub const ALL: [Profile; 8] = [
         Profile::Mixed,
         Profile::Calm,
         Profile::Crashes,
@@ -31,6 +33,7 @@ impl Profile {
         Profile::Disk,
         Profile::Clocks,
         Profile::Clients,
+        Profile::Versions,
     ];
 
     /// Lower case, as in `PROFILE=disk`.
@@ -107,6 +110,8 @@ pub struct Faults {
     pub upload: u64,
     /// Whether the replicas keep their logs with the real code, over a simulated disk.
     pub real_log: bool,
+    /// Whether programs of two versions meet, and digests of rows are taken.
+    pub versions: bool,
 }
 
 impl Faults {
@@ -143,6 +148,13 @@ impl Faults {
                 delivery_death: 300,
                 edge_death: 400,
                 real_log: rng.one_in(4),
+                ..weather
+            },
+            Profile::Versions => Faults {
+                crash: 60,
+                crash_all: 6,
+                transfer: 200,
+                versions: true,
                 ..weather
             },
             Profile::Network => Faults {

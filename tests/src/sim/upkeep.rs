@@ -33,7 +33,8 @@ impl World {
         let Some(lead) = replica.lead.as_mut() else {
             return;
         };
-        if lead.next_upkeep > now {
+        let versions = self.faults.versions;
+        if (versions && lead.next_upkeep > now) || (!versions && know == in_force) {
             return;
         }
         lead.next_upkeep = now + UPKEEP_STEPS;

@@ -114,7 +114,7 @@ impl World {
         // In two of three seeds some begin with an older program.
         let mut mixed = 0;
         for replica in &mut replicas {
-            if !seed.is_multiple_of(3) && upgrades.one_in(2) {
+            if faults.versions && !seed.is_multiple_of(3) && upgrades.one_in(2) {
                 replica.knows = 1;
                 mixed += 1;
             }
