@@ -66,6 +66,14 @@ const COUNTERS: &[(&str, &str)] = &[
         "postroad_scrub_read_bytes_total",
         "Octets of the log that the scrubber read.",
     ),
+    (
+        "postroad_snapshot_bytes_total",
+        "Octets of snapshots, by direction.",
+    ),
+    (
+        "postroad_snapshots_total",
+        "Snapshots of groups that were sent or received, by what came of them.",
+    ),
 ];
 
 const GAUGES: &[(&str, &str)] = &[
