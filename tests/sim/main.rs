@@ -66,6 +66,11 @@ fn clocks() {
 }
 
 #[test]
+fn collect() {
+    holds(Profile::Collect);
+}
+
+#[test]
 fn clients() {
     holds(Profile::Clients);
 }

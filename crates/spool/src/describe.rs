@@ -23,6 +23,10 @@ const COUNTERS: &[(&str, &str)] = &[
         "Handouts that were taken back because their body could not be read.",
     ),
     (
+        "postroad_collect_copied_bytes_total",
+        "Octets of bodies that the collector copied out of segments that are mostly dead.",
+    ),
+    (
         "postroad_deadlines_passed_total",
         "Attempts that took longer than they should; their node was asked whether it still works.",
     ),
@@ -55,6 +59,14 @@ const COUNTERS: &[(&str, &str)] = &[
         "Delivery reports that were written, by kind.",
     ),
     (
+        "postroad_scrub_damaged_segments_total",
+        "Segments in which the scrubber met damage; their bodies are looked at, and mended where anything refers to them.",
+    ),
+    (
+        "postroad_scrub_read_bytes_total",
+        "Octets of the log that the scrubber read.",
+    ),
+    (
         "postroad_snapshot_bytes_total",
         "Octets of snapshots, by direction.",
     ),
@@ -80,6 +92,26 @@ const GAUGES: &[(&str, &str)] = &[
     (
         "postroad_log_damaged_bodies",
         "Bodies that were found damaged at the start of this node, to be fetched from another replica.",
+    ),
+    (
+        "postroad_log_damaged_segments",
+        "Segments of the log that stay because a living body in them cannot be read.",
+    ),
+    (
+        "postroad_log_dead_bytes",
+        "Octets of the log's segments in which nothing lives: what is collected and given back.",
+    ),
+    (
+        "postroad_log_live_bytes",
+        "Octets of the log's segments in bodies that are still needed.",
+    ),
+    (
+        "postroad_log_live_ratio",
+        "Share of the log's segments that lives, by generation.",
+    ),
+    (
+        "postroad_log_pinned_segment_age_seconds",
+        "Age of the oldest sealed segment that stays, by why.",
     ),
 ];
 

@@ -268,6 +268,13 @@ pub enum StateEvent {
     Members(MembersCall),
     /// The rows of a replica that is gone were removed, or not.
     Swept(Result<usize, crate::state::StoreError>),
+    /// The collector copied bodies, durably: their rows are to be moved, and soon flushed when room is short.
+    Moved {
+        /// What was copied.
+        moves: crate::collect::Moves,
+        /// The disk is pressed.
+        hurry: bool,
+    },
     /// Where the data of an entry lies that something still refers to.
     LocateBody {
         /// Which group.
@@ -279,8 +286,8 @@ pub enum StateEvent {
     },
     /// A damaged body was written again, durably.
     Mended {
-        /// Which group.
-        group: u32,
+        /// Of which replica, as the log calls it.
+        replica: u32,
         /// Raft index.
         index: u64,
         /// Where the damage is.

@@ -22,6 +22,7 @@
 //!
 //! Only `node`, `storage`, `wire::raft` and `trace` name raft-rs types, and the transport that carries them.
 
+pub mod collect;
 pub mod config;
 pub mod decide;
 mod describe;

@@ -1768,6 +1768,15 @@ pub struct DiskStatus {
     /// not empty: why this replica node stopped for good
     #[prost(string, tag = "5")]
     pub stopped: ::prost::alloc::string::String,
+    /// of the log's segments: in bodies that are still needed
+    #[prost(uint64, tag = "6")]
+    pub live_bytes: u64,
+    /// the rest of them; what is collected, and given back
+    #[prost(uint64, tag = "7")]
+    pub dead_bytes: u64,
+    /// of both: in segments that are being collected now
+    #[prost(uint64, tag = "8")]
+    pub collecting_bytes: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SummaryRequest {

@@ -271,7 +271,9 @@ impl World {
                     };
                 }
                 Stage::PastDot { reply_at } if reply_at <= now => {
+                    let defers = !self.calm && self.rng.chance(self.faults.defer);
                     let verdict = match self.rng.below(if self.calm { 1 } else { 10 }) {
+                        _ if defers => Verdict::Deferred,
                         8 => Verdict::Deferred,
                         9 => Verdict::Failed,
                         _ => Verdict::Delivered,

@@ -1,12 +1,13 @@
 //! A replica's disk: writes in order, late, and a crash loses all that was not flushed. What is said to be durable is
 //! kept here as a model; with the real log beneath it, the two are held against each other at every read and start.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use spool::log::{EntryKind, HardState, Location, RecoveredEntry, RecoveredGroup, WriteTask};
 
 use crate::sim::real_log::RealLog;
+use crate::sim::replica::Place;
 use crate::sim::rng::Rng;
 
 #[derive(Clone, PartialEq, Debug)]
@@ -154,11 +155,15 @@ impl Disk {
     }
 
     /// What a start finds.
-    pub fn recovered(&mut self, rng: &mut Rng) -> Result<RecoveredGroup, Trouble> {
+    pub fn recovered(
+        &mut self,
+        rng: &mut Rng,
+        live: &BTreeMap<u64, Place>,
+    ) -> Result<RecoveredGroup, Trouble> {
         let Some(real) = &mut self.real else {
             return Ok(self.known());
         };
-        let (found, in_flight) = real.open(rng)?;
+        let (found, in_flight) = real.open(rng, live)?;
         self.reconcile(&found, &in_flight).map_err(Trouble::Wrong)?;
         Ok(found)
     }

@@ -3,6 +3,7 @@
 
 mod actions;
 mod check;
+mod collecting;
 mod delivery;
 mod disk;
 mod disturb;

@@ -36,6 +36,8 @@ pub struct Planted {
     pub version_early: bool,
     /// A replica's state machine drifts; only digests of rows are compared.
     pub drift: bool,
+    /// A copy is referred to although its body died while it was copied.
+    pub move_blindly: bool,
 }
 
 impl Planted {
@@ -127,6 +129,15 @@ pub fn own_bugs() -> Vec<Bug> {
             Profile::Network,
             Planted {
                 sessions_short: true,
+                ..none
+            },
+        ),
+        bug(
+            "MoveBlindly",
+            "a body that died while the collector copied it rises again",
+            Profile::Collect,
+            Planted {
+                move_blindly: true,
                 ..none
             },
         ),

@@ -17,6 +17,8 @@ pub enum Profile {
     Disk,
     /// Wall clocks jump, monotonic ones drift, processes stand still.
     Clocks,
+    /// The real log with its collector: nearly every segment with something dead in it is copied and given back.
+    Collect,
     /// Edges and delivery nodes that die at every point, lie, repeat themselves, and fall silent.
     Clients,
     /// As crashes; replicas begin with programs of two versions, and their rows are compared by digests.
@@ -25,13 +27,14 @@ pub enum Profile {
 
 impl Profile {
     /// All of them.
-    pub const ALL: [Profile; 8] = [
+    pub const ALL: [Profile; 9] = [
         Profile::Mixed,
         Profile::Calm,
         Profile::Crashes,
         Profile::Network,
         Profile::Disk,
         Profile::Clocks,
+        Profile::Collect,
         Profile::Clients,
         Profile::Versions,
     ];
@@ -112,6 +115,10 @@ pub struct Faults {
     pub real_log: bool,
     /// Whether programs of two versions meet, and digests of rows are taken.
     pub versions: bool,
+    /// Whether these collect what is dead.
+    pub collect: bool,
+    /// Results: deferred, so that mail stays for long.
+    pub defer: u64,
 }
 
 impl Faults {
@@ -177,6 +184,7 @@ impl Faults {
                 full_disk: 300,
                 upload: 4,
                 real_log: true,
+                collect: rng.one_in(3),
                 ..weather
             },
             Profile::Clocks => Faults {
@@ -185,6 +193,19 @@ impl Faults {
                 drift: 20,
                 transfer: 100,
                 delivery_pause: 150,
+                ..weather
+            },
+            Profile::Collect => Faults {
+                crash: 100,
+                crash_all: 4,
+                crash_in_write: 2,
+                slow_disk: 300,
+                disk_error: 900,
+                full_disk: 500,
+                upload: 6,
+                defer: 2,
+                real_log: true,
+                collect: true,
                 ..weather
             },
             Profile::Clients => Faults {

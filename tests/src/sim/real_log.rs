@@ -1,22 +1,25 @@
 //! The real log of a replica, over a disk in memory that loses and tears sectors, fails and fills.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use spool::collect::Move;
 use spool::identity::ClusterId;
 use spool::log::{
     Location, Log, LogConfig, LogReader, LogWriter, OpenError, RecoveredGroup, SimDisk, WriteError,
     WriteTask,
 };
 
+use crate::sim::collecting::Collecting;
 use crate::sim::disk::{Durable, Stored, Trouble};
+use crate::sim::replica::Place;
 use crate::sim::rng::Rng;
 
 const DIR: &str = "/log";
 /// The only group of a simulated shard.
-const GROUP: u32 = 1;
+pub const GROUP: u32 = 1;
 /// Octets of a simulated disk: some tens of segments.
 const CAPACITY: u64 = 6 << 20;
 /// The largest entry, octets: segments are as small as the log allows with it, about 40 KiB.
@@ -26,6 +29,11 @@ const BATCH: usize = 8 << 10;
 
 pub struct RealLog {
     disk: SimDisk,
+    /// Whether it collects what is dead.
+    collects: bool,
+    collecting: Option<Collecting>,
+    /// Octets that the collector copied, before the present life.
+    copied: u64,
     open: Option<(LogWriter, LogReader)>,
     /// On the way to the disk when the process died: it may be there.
     in_flight: Vec<WriteTask>,
@@ -36,9 +44,12 @@ pub struct RealLog {
 }
 
 impl RealLog {
-    pub fn new(seed: u64) -> RealLog {
+    pub fn new(seed: u64, collects: bool) -> RealLog {
         RealLog {
             disk: SimDisk::new(CAPACITY, seed),
+            collects,
+            collecting: None,
+            copied: 0,
             open: None,
             in_flight: Vec::new(),
             crash_in_start: false,
@@ -56,8 +67,13 @@ impl RealLog {
         }
     }
 
-    /// The process starts; `Vec`: what was on its way when the last one died.
-    pub fn open(&mut self, rng: &mut Rng) -> Result<(RecoveredGroup, Vec<WriteTask>), Trouble> {
+    /// The process starts; `Vec`: what was on its way when the last one died. `live`: where bodies lie, as the state has
+    /// it.
+    pub fn open(
+        &mut self,
+        rng: &mut Rng,
+        live: &BTreeMap<u64, Place>,
+    ) -> Result<(RecoveredGroup, Vec<WriteTask>), Trouble> {
         if std::mem::take(&mut self.crash_in_start) {
             self.disk.crash_after(rng.below(12));
         }
@@ -80,6 +96,9 @@ impl RealLog {
             _ => Trouble::Wrong(format!("no start: {error}")),
         })?;
         self.disk.crash_after(u64::MAX);
+        self.collecting = self
+            .collects
+            .then(|| Collecting::new(&writer, reader.clone(), live));
         self.open = Some((writer, reader));
         if let Some(damaged) = found.damaged.first() {
             return Err(Trouble::Wrong(format!("no bits rot here, but {damaged:?}")));
@@ -145,6 +164,35 @@ impl RealLog {
         }
     }
 
+    /// A step of the collector; true when it did something.
+    pub fn collect(&mut self, now_ms: u64) -> Result<bool, Trouble> {
+        let Some(collecting) = &mut self.collecting else {
+            return Ok(false);
+        };
+        match collecting.step(now_ms) {
+            Err(Trouble::Failed(_)) if self.disk.is_down() => Err(Trouble::Power),
+            other => other,
+        }
+    }
+
+    /// Copies that the rows are to name.
+    pub fn moves(&mut self) -> Vec<Move> {
+        let collecting = self.collecting.as_mut();
+        collecting.map_or_else(Vec::new, Collecting::moves)
+    }
+
+    /// The rows are written down.
+    pub fn flushed(&mut self, live: &BTreeMap<u64, Place>, now_ms: u64) {
+        if let Some(collecting) = &mut self.collecting {
+            collecting.flushed(live, now_ms);
+        }
+    }
+
+    /// Octets that the collector copied.
+    pub fn copied(&self) -> u64 {
+        self.copied + self.collecting.as_ref().map_or(0, Collecting::copied)
+    }
+
     /// Less room than mail may use.
     pub fn is_full(&self) -> bool {
         let open = self.open.as_ref();
@@ -164,6 +212,7 @@ impl RealLog {
         // left comes before it.
         self.in_flight.extend(waiting);
         self.open = None;
+        self.copied += self.collecting.take().map_or(0, |it| it.copied());
         if power {
             self.disk.restart();
             self.crash_in_start = rng.one_in(4);

@@ -177,7 +177,7 @@ impl Replica {
     pub fn new(peer: u64, faults: &Faults, rng: &mut Rng) -> Replica {
         let seed = rng.next();
         let mut disk = Disk::default();
-        disk.real = faults.real_log.then(|| RealLog::new(seed));
+        disk.real = faults.real_log.then(|| RealLog::new(seed, faults.collect));
         Replica {
             peer,
             group: None,
@@ -237,7 +237,7 @@ impl Replica {
         knobs: &Knobs,
         rng: &mut Rng,
     ) -> Result<(), Trouble> {
-        let found = self.disk.recovered(rng)?;
+        let found = self.disk.recovered(rng, &self.flushed.live)?;
         let hard_state: HardState = found.hard_state;
         let budget = CacheBudget::new(knobs.cache_bytes);
         let log = GroupLog::recovered(&found, Arc::clone(&budget), |entry| {

@@ -78,7 +78,8 @@ impl fmt::Display for Batch {
         writeln!(
             f,
             "{name}: {} seeds: {} messages tried, {} acknowledged, {} expired; {} entries, {} grants; second deliveries: \
-             {died} died past the dot, {lost} lost the journal, {ran_out} lost the lease session; {} segments recycled, \
+             {died} died past the dot, {lost} lost the journal, {ran_out} lost the lease session; {} segments recycled, {} octets of \
+             bodies copied, \
              {} replicas stopped for good",
             self.seeds,
             self.sum(|outcome| outcome.attempted),
@@ -87,6 +88,7 @@ impl fmt::Display for Batch {
             self.sum(|outcome| outcome.committed),
             self.sum(|outcome| outcome.grants),
             self.sum(|outcome| outcome.recycled),
+            self.sum(|outcome| outcome.copied),
             self.sum(|outcome| outcome.dead),
         )?;
         for (seed, error) in self.failures.iter().take(10) {

@@ -12,7 +12,7 @@ use crate::sim::message::whole;
 use crate::sim::net::{Actor, Packet};
 use crate::sim::real_log::RealLog;
 use crate::sim::replica::{Place, Replica};
-use crate::sim::world::World;
+use crate::sim::world::{STEP_MS, World};
 
 impl World {
     pub fn step_replica(&mut self, k: usize) -> Result<(), String> {
@@ -41,6 +41,7 @@ impl World {
         self.keep_house(k)?;
         self.read(k)?;
         self.apply(k)?;
+        self.collect(k)?;
         self.keep_state(k)?;
         self.lead(k);
         self.flush_proposals(k);
@@ -123,6 +124,37 @@ impl World {
             for to in (0..self.replicas.len()).filter(|&to| to != k) {
                 let packet = Packet::Full { from: k, to, full };
                 self.net.send(self.now, &mut self.rng, packet);
+            }
+        }
+        Ok(())
+    }
+
+    /// A step of the collector now and then; and the hand that applies moves the rows, to copies of what still lives.
+    fn collect(&mut self, k: usize) -> Result<(), String> {
+        let replica = &mut self.replicas[k];
+        let hung = replica.hung_until > self.now;
+        let now_ms = replica.clock(self.now) * STEP_MS;
+        let Some(real) = replica.disk.real.as_mut().filter(|_| !hung) else {
+            return Ok(());
+        };
+        if self.rng.one_in(6)
+            && let Err(trouble) = real.collect(now_ms)
+        {
+            return self.suffer(k, trouble);
+        }
+        if !self.rng.one_in(4) {
+            return Ok(());
+        }
+        for it in real.moves() {
+            let place = replica.live.get_mut(&it.index);
+            match place.filter(|place| place.at == it.from) {
+                Some(place) => place.at = it.to,
+                // It died while it was copied.
+                None if self.planted.move_blindly => {
+                    let octets = 1;
+                    replica.live.insert(it.index, Place { octets, at: it.to });
+                }
+                None => {}
             }
         }
         Ok(())
@@ -218,6 +250,10 @@ impl World {
                 k + 1,
                 replica.applied
             ));
+        }
+        let now_ms = replica.clock(self.now) * STEP_MS;
+        if let Some(real) = replica.disk.real.as_mut() {
+            real.flushed(&replica.flushed.live, now_ms);
         }
         self.bodies_are_whole(k, 2)?;
         self.bounds_hold(k)?;
@@ -316,6 +352,15 @@ impl World {
         let replica = &mut self.replicas[k];
         if replica.group.is_none() {
             return Ok(());
+        }
+        let state = replica.rows.shard();
+        let referred: u64 = replica.live.values().map(|place| place.octets).sum();
+        if referred != state.bytes + state.upload_bytes {
+            return Err(format!(
+                "replica {} keeps {referred} octets of bodies, and {} live",
+                k + 1,
+                state.bytes + state.upload_bytes
+            ));
         }
         let messages = replica.rows.messages().range(None, most);
         for (id, row) in messages {

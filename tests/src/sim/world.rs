@@ -53,6 +53,8 @@ pub struct Outcome {
     pub duplicates: [u64; 3],
     /// Segments of real logs that were given back.
     pub recycled: u64,
+    /// Octets that collectors copied.
+    pub copied: u64,
     /// Replicas that stopped for good.
     pub dead: u64,
     /// Replicas that began with an older program.
@@ -172,6 +174,7 @@ impl World {
             duplicates.get(&window).copied().unwrap_or(0)
         };
         let recycled = |replica: &Replica| replica.disk.real.as_ref().map_or(0, |log| log.recycled);
+        let copied = |replica: &Replica| replica.disk.real.as_ref().map_or(0, |log| log.copied());
         Outcome {
             attempted: self.attempted,
             acked: self.model.acked.len() as u64,
@@ -179,6 +182,7 @@ impl World {
             grants: self.model.grants,
             expired: self.model.expired,
             duplicates: [of(DiedPastDot), of(LostJournal), of(SessionRanOut)],
+            copied: self.replicas.iter().map(copied).sum(),
             recycled: self.replicas.iter().map(recycled).sum(),
             dead: self.replicas.iter().filter(|replica| replica.dead).count() as u64,
             mixed: self.mixed,

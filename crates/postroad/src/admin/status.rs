@@ -35,7 +35,7 @@ fn print(asked: &[Asked], verbose: bool) {
         "{}",
         table(
             &[
-                "NODE", "ADDRESS", "VERSION", "LEADS", "FOLLOWS", "DISK", "STATE"
+                "NODE", "ADDRESS", "VERSION", "LEADS", "FOLLOWS", "DISK", "LIVE", "STATE"
             ],
             &rows
         )
@@ -96,7 +96,7 @@ fn row((address, status): &Asked) -> Vec<String> {
         Ok(status) => status,
         Err(error) => {
             let mut row = vec![String::from("?"), address.clone()];
-            row.extend(["", "", "", ""].map(String::from));
+            row.extend(["", "", "", "", ""].map(String::from));
             row.push(plain(&error.to_string()));
             return row;
         }
@@ -115,6 +115,11 @@ fn row((address, status): &Asked) -> Vec<String> {
         leads.to_string(),
         (status.groups.len() - leads).to_string(),
         format!("{} of {}", size(disk.used_bytes), size(disk.limit_bytes)),
+        format!(
+            "{} of {}",
+            size(disk.live_bytes),
+            size(disk.live_bytes + disk.dead_bytes)
+        ),
         state,
     ]
 }
@@ -146,7 +151,9 @@ fn node_json((address, status): &Asked) -> Value {
         "address": address, "node": status.node, "version": status.version, "shards": status.shards,
         "groups": groups,
         "disk": { "limit_bytes": disk.limit_bytes, "used_bytes": disk.used_bytes,
-                  "free_segments": disk.free_segments, "full": disk.full, "stopped": disk.stopped },
+                  "free_segments": disk.free_segments, "full": disk.full, "stopped": disk.stopped,
+                  "live_bytes": disk.live_bytes, "dead_bytes": disk.dead_bytes,
+                  "collecting_bytes": disk.collecting_bytes },
     })
 }
 

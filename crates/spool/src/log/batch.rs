@@ -6,7 +6,7 @@ use super::record::{
     BLOCK, BatchEnd, END_PAYLOAD, END_RECORD, HARD_STATE_PAYLOAD, HEADER, Position, RecordHeader,
     RecordType, STATE_PAYLOAD, SegmentHeader, encode_numbers,
 };
-use super::{Entry, HardState, Location};
+use super::{Entry, HardState, Location, Relocated};
 
 /// A buffer that becomes one `pwrite`.
 #[derive(Debug, Default)]
@@ -108,6 +108,29 @@ impl Batch {
             offset: offset as u32,
             context_len: 0,
             data_len: data.len() as u32,
+        }
+    }
+
+    /// The same for the collector: the digest of the data stands where an entry has its context.
+    pub fn copied(&mut self, body: &Relocated) -> Location {
+        let offset = self.start + self.buffer.len() as u64;
+        let (context_len, data_len) = (body.digest.0.len() as u32, body.data.len() as u32);
+        let header = RecordHeader {
+            len: context_len + data_len,
+            index: body.index,
+            term: body.term,
+            payload_crc: crc32c::crc32c_append(crc32c::crc32c(&body.digest.0), &body.data),
+            context_len,
+            ..self.header(RecordType::RelocatedBody, body.group)
+        };
+        self.push_header(&header);
+        self.buffer.extend_from_slice(&body.digest.0);
+        self.buffer.extend_from_slice(&body.data);
+        Location {
+            segment: self.segment,
+            offset: offset as u32,
+            context_len,
+            data_len,
         }
     }
 

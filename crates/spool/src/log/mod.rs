@@ -6,11 +6,13 @@
 //! * `types`, `error`: the words; `record`: the format on disk
 //! * `batch`, `place`, `writer`: tasks become batches; `spare`, `segments`: where they go, and how much room is left
 //! * `scan`, `replay`, `recover`, `open`: what a start finds; `reader`: entries back
-//! * bodies that a snapshot brought, or that the collector moved, are records of their own in the same stream
+//! * bodies that a snapshot brought are records of their own in the same stream; `collected`: segments that the collector
+//!   fills with what lives on; `walk`: what lies in a segment, damaged or not
 //! * `survey`: what can be read of a log that does not open
 //! * `disk`, `sim`: the disk, and one that crashes on purpose
 
 mod batch;
+mod collected;
 mod disk;
 mod error;
 mod open;
@@ -28,8 +30,10 @@ mod survey;
 #[cfg(test)]
 mod tests;
 mod types;
+mod walk;
 mod writer;
 
+pub use collected::{CollectedWriter, Copies};
 pub use disk::{Disk, DiskFile, RealDisk};
 pub use error::{OpenError, ReadError, WriteError};
 pub use open::Log;
@@ -42,6 +46,7 @@ pub use survey::{Survey, Surveyed};
 pub use types::GONE;
 pub use types::{
     Damaged, DiskUse, Entry, EntryKind, HardState, Location, LogConfig, Recovered, RecoveredEntry,
-    RecoveredGroup, SegmentInfo, WriteTask, Written,
+    RecoveredGroup, Relocated, SegmentInfo, WriteTask, Written,
 };
+pub use walk::{Found, Walk};
 pub use writer::LogWriter;

@@ -71,6 +71,8 @@ impl Log {
             .map_err(recovery.io("drop the torn end of", "the log"))?;
         collect_spares(disk.as_ref(), dir, capacity, &mut table)
             .map_err(recovery.io("collect", "spare segments"))?;
+        super::collected::find(disk.as_ref(), dir, &config, &mut table)
+            .map_err(recovery.io("look at", "the collected segments"))?;
         let writer = build(disk, dir, config, capacity, found, table, &recovered);
         let reader = LogReader {
             segments: writer.segments(),
@@ -194,6 +196,7 @@ fn build(
             Segment {
                 last,
                 file: Some(file),
+                ..Segment::default()
             },
         );
     }

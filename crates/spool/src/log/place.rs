@@ -35,6 +35,8 @@ pub(super) enum Rank {
     Urgent,
     /// STATE records that released segments wait for: also the end of a segment, so that a full disk can recover.
     State,
+    /// Copies of what lives on: the last reserved segment.
+    Collection,
 }
 
 impl Rank {
@@ -88,7 +90,7 @@ impl LogWriter {
             // A fresh one is too small only for a record beyond `max_entry_bytes`, or is reserved.
             return Err(Stop::NoSpace);
         }
-        let Some((spare, reserved)) = self.segments.0.take_spare(rank != Rank::Normal)? else {
+        let Some((spare, reserved)) = self.segments.0.take_spare(rank)? else {
             return Err(Stop::NoSpace);
         };
         let shared = &self.segments.0;
@@ -140,6 +142,7 @@ impl LogWriter {
                 .unwrap_or_default();
             self.batch.lead(&SegmentHeader {
                 segment: active.id,
+                generation: 0,
                 created_ms: now.as_millis() as u64,
                 cluster: self.config.cluster_id,
                 incarnation: self.config.incarnation,

@@ -3,9 +3,8 @@
 use bytes::Bytes;
 
 use super::record::{HEADER, RecordHeader, RecordType};
+use super::{Entry, EntryKind, Location, ReadError, Segments};
 use crate::directory::group_of;
-
-use super::{Entry, Location, ReadError, Segments};
 
 /// Reads entries; cheap to clone, safe to share.
 #[derive(Clone, Debug)]
@@ -14,7 +13,7 @@ pub struct LogReader {
 }
 
 impl LogReader {
-    /// Reads a whole entry, or of one that was relocated its data (then context is empty and the term is 0).
+    /// Reads a whole entry, or of one that was written again its data (then context is empty).
     /// [`ReadError::Recycled`] means that the location is old.
     pub fn read_entry(
         &self,
@@ -22,6 +21,30 @@ impl LogReader {
         group: u32,
         index: u64,
     ) -> Result<Entry, ReadError> {
+        let (header, context, data) = self.read_record(location, group, index)?;
+        let (kind, context) = match header.kind {
+            RecordType::Entry => (header.entry_kind(), context),
+            _ => (Some(EntryKind::Normal), Bytes::new()),
+        };
+        let Some(kind) = kind else {
+            return Err(self.bad(location, "another record stands where the entry should"));
+        };
+        Ok(Entry {
+            index,
+            term: header.term,
+            kind,
+            context,
+            data,
+        })
+    }
+
+    /// The record of an entry or of a copy, verified: its header, context and data.
+    pub(super) fn read_record(
+        &self,
+        location: Location,
+        group: u32,
+        index: u64,
+    ) -> Result<(RecordHeader, Bytes, Bytes), ReadError> {
         let file = match self.segments.0.file(location.segment) {
             Ok(Some(file)) => file,
             Ok(None) => {
@@ -41,29 +64,21 @@ impl LogReader {
         let Some(header) = RecordHeader::decode(&bytes) else {
             return Err(self.bad(location, "the record's header fails its checksum"));
         };
-        let kind = header
-            .entry_kind()
-            .filter(|_| matches!(header.kind, RecordType::Entry | RecordType::RelocatedBody));
         // Whoever asks by the group's number means the replica that he has the location from.
-        let right = header.segment == location.segment as u32
+        let right = matches!(header.kind, RecordType::Entry | RecordType::RelocatedBody)
+            && header.segment == location.segment as u32
             && (group_of(header.group), header.index) == (group_of(group), index)
             && header.context_len == location.context_len
             && header.len as usize == payload_len;
-        let Some(kind) = kind.filter(|_| right) else {
+        if !right {
             return Err(self.bad(location, "another record stands where the entry should"));
-        };
+        }
         if crc32c::crc32c(&bytes[HEADER..]) != header.payload_crc {
             return Err(self.bad(location, "the entry fails its checksum"));
         }
         let mut payload = Bytes::from(bytes).slice(HEADER..);
         let context = payload.split_to(location.context_len as usize);
-        Ok(Entry {
-            index,
-            term: header.term,
-            kind,
-            context,
-            data: payload,
-        })
+        Ok((header, context, payload))
     }
 
     /// Reads `len` bytes of the entry's data from `offset`, both in bytes. The whole entry is read and verified: its
@@ -90,7 +105,7 @@ impl LogReader {
         self.segments.clone()
     }
 
-    fn bad(&self, location: Location, what: &'static str) -> ReadError {
+    pub(super) fn bad(&self, location: Location, what: &'static str) -> ReadError {
         let Location {
             segment, offset, ..
         } = location;

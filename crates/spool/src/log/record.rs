@@ -33,8 +33,9 @@ pub(super) enum RecordType {
     HardState = 2,
     /// All that must be known of a group besides its entries; `index` and `term` are the truncation.
     State = 3,
-    /// The data of a committed entry (no context), written again: by a snapshot that brought it, or moved by the collector.
-    /// Replay passes it by; only the metadata refer to it, and while none do it is garbage.
+    /// The data of a committed entry, written again: by a snapshot that brought it, or copied by the collector, which
+    /// puts the digest of the data (16 bytes) where an entry has its context. Replay passes it by; only the metadata
+    /// refer to it, and while none do it is garbage.
     RelocatedBody = 6,
     /// Nothing but the closing record's `durable_upto` matters.
     DurableMark = 7,
@@ -190,6 +191,8 @@ pub(super) fn encode_numbers<const N: usize>(numbers: &[u64]) -> [u8; N] {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SegmentHeader {
     pub segment: u64,
+    /// 0 = written by the Raft log, above by the collector.
+    pub generation: u32,
     pub created_ms: u64,
     pub cluster: ClusterId,
     pub incarnation: u128,
@@ -211,7 +214,7 @@ impl SegmentHeader {
         let mut out = vec![0; BLOCK as usize];
         out[0..8].copy_from_slice(&MAGIC);
         out[8..12].copy_from_slice(&u32::from(VERSION).to_le_bytes());
-        // 12..16: generation, 0 = written by the Raft log.
+        out[12..16].copy_from_slice(&self.generation.to_le_bytes());
         out[16..24].copy_from_slice(&self.segment.to_le_bytes());
         out[24..32].copy_from_slice(&self.created_ms.to_le_bytes());
         out[32..48].copy_from_slice(&self.cluster.0);
@@ -239,6 +242,7 @@ impl SegmentHeader {
         cluster.copy_from_slice(&bytes[32..48]);
         HeaderRead::Valid(Self {
             segment: u64_at(bytes, 16),
+            generation: u32_at(bytes, 12),
             created_ms: u64_at(bytes, 24),
             cluster: ClusterId(cluster),
             incarnation: u128::from(u64_at(bytes, 48)) | u128::from(u64_at(bytes, 56)) << 64,
@@ -248,9 +252,24 @@ impl SegmentHeader {
     }
 }
 
-/// `seg-<id>.g0`; the generation leaves room for collected segments.
+/// `seg-<id>.g0`: a segment of the Raft log.
 pub(super) fn segment_name(id: u64) -> String {
-    format!("seg-{id:016}.g0")
+    collected_name(id, 0)
+}
+
+/// `seg-<id>.g<generation>`.
+pub(super) fn collected_name(id: u64, generation: u32) -> String {
+    format!("seg-{id:016}.g{generation}")
+}
+
+/// Number and generation in a collected segment's name.
+pub(super) fn collected_id(name: &str) -> Option<(u64, u32)> {
+    let (digits, generation) = name.strip_prefix("seg-")?.split_once(".g")?;
+    let generation = generation
+        .parse()
+        .ok()
+        .filter(|generation| *generation > 0)?;
+    Some((digits.parse().ok()?, generation))
 }
 
 /// The number in a segment's name.

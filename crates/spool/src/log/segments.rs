@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::record::segment_name;
+use super::record::collected_name;
 use super::spare::Spares;
 use super::{Disk, DiskFile, DiskUse, GONE, SegmentInfo};
 
@@ -54,6 +54,8 @@ pub(super) struct Table {
     /// Not to be recycled, whatever lives: who wants them, and which.
     pub pins: BTreeMap<u64, BTreeSet<u64>>,
     pub spares: Spares,
+    /// Highest number of a collected segment so far; 0: none.
+    pub last_collected: u64,
     /// Bytes that others use of the same budget.
     pub other_bytes: u64,
     /// The disk failed outside the writer; its next write says so.
@@ -65,6 +67,10 @@ pub(super) struct Table {
 pub(super) struct Segment {
     pub last: BTreeMap<u32, u64>,
     pub file: Option<Arc<dyn DiskFile>>,
+    /// 0: of the Raft log.
+    pub generation: u32,
+    /// The collector still writes into it.
+    pub open: bool,
 }
 
 impl fmt::Debug for Segments {
@@ -87,10 +93,9 @@ impl Segments {
     /// newer STATE record that covers it is durable. Unknown and active segments are ignored.
     pub fn release(&self, segment: u64) {
         let mut table = self.0.lock();
-        // What is pinned may be about to live again; it is asked for once more when the pin is gone.
-        let pinned = table.pins.values().any(|pinned| pinned.contains(&segment));
-        let known = table.segments.contains_key(&segment) && table.active != Some(segment);
-        if known && !pinned {
+        // What is pinned may be about to live: whoever knows what lives asks again when the pin is gone.
+        let open = table.segments.get(&segment).is_none_or(|it| it.open);
+        if !open && table.active != Some(segment) && !table.is_pinned(segment) {
             table.released.insert(segment);
         }
         drop(table);
@@ -118,6 +123,8 @@ impl Segments {
         let covered = |id: &u64, segment: &Segment| {
             table.active != Some(*id)
                 && !table.released.contains(id)
+                && !segment.open
+                && !table.is_pinned(*id)
                 && covers(&table.wanted, segment)
         };
         table
@@ -133,7 +140,9 @@ impl Segments {
         let table = self.0.lock();
         let info = |(id, segment): (&u64, &Segment)| SegmentInfo {
             id: *id,
-            sealed: table.active != Some(*id),
+            generation: segment.generation,
+            sealed: table.active != Some(*id) && !segment.open,
+            truncated: !table.is_pinned(*id) && covers(&table.wanted, segment),
             last: segment.last.clone(),
         };
         table.segments.iter().map(info).collect()
@@ -142,6 +151,11 @@ impl Segments {
     /// How much room there is. Asks the file system, so a call costs a few microseconds.
     pub fn disk(&self) -> DiskUse {
         self.0.disk_use(&self.0.lock())
+    }
+
+    /// Length of a segment's file, bytes.
+    pub fn segment_bytes(&self) -> u64 {
+        self.0.capacity
     }
 
     /// Bytes that others (the metadata store) use of the same `disk_bytes`.
@@ -155,6 +169,13 @@ impl Segments {
     }
 }
 
+impl Segment {
+    /// Its file's name.
+    pub fn name(&self, id: u64) -> String {
+        collected_name(id, self.generation)
+    }
+}
+
 /// Are all entries of the segment truncated?
 fn covers(truncated: &BTreeMap<u32, (u64, u64)>, segment: &Segment) -> bool {
     segment
@@ -164,25 +185,29 @@ fn covers(truncated: &BTreeMap<u32, (u64, u64)>, segment: &Segment) -> bool {
 }
 
 impl Table {
-    /// Takes out the released segments of which a newer, durable STATE record says all that must be remembered.
-    pub fn take_recyclable(&mut self) -> Vec<u64> {
-        let Some(active) = self.active.filter(|_| self.active_durable) else {
-            return Vec::new();
-        };
+    fn is_pinned(&self, id: u64) -> bool {
+        self.pins.values().any(|pinned| pinned.contains(&id))
+    }
+
+    /// Takes out the released segments that nothing needs any more, with the names of their files. One of the Raft log
+    /// waits until a newer, durable STATE record says all that must be remembered of it; one of the collector holds
+    /// nothing that the Raft log knows.
+    pub fn take_recyclable(&mut self) -> Vec<String> {
+        let active = self.active.filter(|_| self.active_durable);
         let ready = |id: &u64| {
-            *id < active
-                && !self.pins.values().any(|pinned| pinned.contains(id))
-                && self
-                    .segments
-                    .get(id)
-                    .is_some_and(|segment| covers(&self.durable, segment))
+            !self.is_pinned(*id)
+                && self.segments.get(id).is_some_and(|segment| {
+                    segment.generation > 0
+                        || active.is_some_and(|active| *id < active)
+                            && covers(&self.durable, segment)
+                })
         };
         let ids: Vec<u64> = self.released.iter().copied().filter(ready).collect();
-        for id in &ids {
-            self.released.remove(id);
-            self.segments.remove(id);
-        }
-        ids
+        let take = |id: u64| {
+            self.released.remove(&id);
+            self.segments.remove(&id).map(|segment| segment.name(id))
+        };
+        ids.into_iter().filter_map(take).collect()
     }
 
     /// Replicas that are gone and of which no segment holds anything any more: nothing has to be said of them.
@@ -238,7 +263,8 @@ impl Shared {
             }) => return Ok(Some(file.clone())),
             Some(_) => {}
         }
-        let file = self.disk.open(&self.path(&segment_name(id)))?;
+        let name = table.segments.get(&id).map(|segment| segment.name(id));
+        let file = self.disk.open(&self.path(&name.unwrap_or_default()))?;
         if table
             .segments
             .values()

@@ -8,11 +8,15 @@ use std::time::{Duration, Instant};
 
 use super::DiskFile;
 use super::disk::write_zeros;
-use super::record::segment_name;
+use super::place::Rank;
 use super::segments::{Shared, Table};
 
-/// Spares that only urgent tasks may take: settling and granting is what frees space (queue.md 4.8).
-pub(super) const RESERVED: usize = 2;
+/// The spare that only the collector may take (and STATE records, which give segments back): each of its jobs takes one
+/// at most and frees one, so a full disk cannot block what frees it.
+const FOR_COLLECTION: usize = 1;
+/// Spares that new mail must not take: two are for urgent tasks, because settling and granting is what frees space
+/// (queue.md 4.8).
+pub(super) const RESERVED: usize = 2 + FOR_COLLECTION;
 /// Spares that are kept ready: the reserved ones and the next.
 const READY: usize = RESERVED + 1;
 /// Recycled segments beyond this many are deleted, so that the file system gets a burst's space back.
@@ -80,8 +84,8 @@ pub(super) fn parse_name(name: &str) -> Option<(u64, bool)> {
 }
 
 impl Shared {
-    /// A spare for the writer. Urgent tasks get the reserved ones as well, and the answer says whether it is one.
-    pub fn take_spare(&self, urgent: bool) -> io::Result<Option<(Spare, bool)>> {
+    /// A spare. What frees space gets the reserved ones as well, and the answer says whether it is one.
+    pub fn take_spare(&self, rank: Rank) -> io::Result<Option<(Spare, bool)>> {
         let mut table = self.lock();
         if table.spares.count() <= RESERVED {
             drop(table);
@@ -89,8 +93,13 @@ impl Shared {
             self.grow(READY)?;
             table = self.lock();
         }
+        let left_alone = match rank {
+            Rank::Normal => RESERVED,
+            Rank::Urgent => FOR_COLLECTION,
+            Rank::State | Rank::Collection => 0,
+        };
         let enough = table.spares.count() > RESERVED;
-        if !enough && !urgent {
+        if table.spares.count() <= left_alone {
             return Ok(None);
         }
         if table.spares.ready.is_empty() && table.spares.filling {
@@ -122,7 +131,7 @@ impl Shared {
     /// Makes spares of released segments, and deletes what is more than needed.
     fn recycle(&self) -> io::Result<()> {
         let mut table = self.lock();
-        let ids = table.take_recyclable();
+        let gone = table.take_recyclable();
         let most = (self.disk_use(&table).limit / 20 / self.capacity)
             .clamp(READY as u64, MOST_SPARES) as usize;
         let mut surplus = Vec::new();
@@ -130,18 +139,18 @@ impl Shared {
             surplus.extend(table.spares.ready.pop());
         }
         let room = most.saturating_sub(table.spares.count());
-        let names: Vec<String> = ids
+        let names: Vec<String> = gone
             .iter()
             .take(room)
             .map(|_| table.spares.name(true))
             .collect();
         drop(table);
-        if ids.is_empty() && surplus.is_empty() {
+        if gone.is_empty() && surplus.is_empty() {
             return Ok(());
         }
         let mut recycled = Vec::new();
-        for (at, id) in ids.iter().enumerate() {
-            let path = self.path(&segment_name(*id));
+        for (at, old) in gone.iter().enumerate() {
+            let path = self.path(old);
             let file = self.disk.open(&path)?;
             // A file of another size was made under another configuration.
             let name = names

@@ -158,6 +158,21 @@ pub struct RecoveredEntry {
     pub location: Location,
 }
 
+/// The data of an entry, to be kept in a segment of the collector.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Relocated {
+    /// Raft group.
+    pub group: u32,
+    /// Raft index.
+    pub index: u64,
+    /// Raft term of the entry.
+    pub term: u64,
+    /// Digest of `data`.
+    pub digest: mail::Digest,
+    /// The entry's data, whole.
+    pub data: Bytes,
+}
+
 /// How much room the log's disk has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DiskUse {
@@ -178,8 +193,12 @@ pub struct DiskUse {
 pub struct SegmentInfo {
     /// Segment number.
     pub id: u64,
+    /// 0: written by the Raft log; above: by the collector, which counts how often what is in it was copied.
+    pub generation: u32,
     /// Nothing more will be written into it.
     pub sealed: bool,
+    /// All its entries are truncated in every group, and no copy into it waits for the state's flush.
+    pub truncated: bool,
     /// Highest index of each group in it, overwritten entries included.
     pub last: BTreeMap<u32, u64>,
 }

@@ -12,7 +12,10 @@ use super::place::{Active, Rank, Stop};
 use super::planted::{Mutation, planted};
 use super::record::{HARD_STATE_PAYLOAD, Position, STATE_PAYLOAD};
 use super::spare::is_no_space;
-use super::{Entry, HardState, Location, LogConfig, Segments, WriteError, WriteTask, Written};
+use super::{
+    CollectedWriter, Entry, HardState, Location, LogConfig, Segments, WriteError, WriteTask,
+    Written,
+};
 
 /// How long after the last flush an idle log says that it was durable: it separates a torn tail from damage.
 const IDLE_MARK: Duration = Duration::from_millis(50);
@@ -199,6 +202,11 @@ impl LogWriter {
     /// The segments, to share with whoever counts what lives in them.
     pub fn segments(&self) -> Segments {
         self.segments.clone()
+    }
+
+    /// Who writes the collector's segments.
+    pub fn collected(&self) -> CollectedWriter {
+        CollectedWriter::new(&self.segments, &self.config)
     }
 
     fn check_alive(&mut self) -> Result<(), WriteError> {

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 
 use super::digests::Judgement;
+use crate::collect::Space;
 use crate::log::DiskUse;
 
 /// Shared by all threads of a node.
@@ -15,6 +16,7 @@ pub struct Health {
     quarantined: Arc<std::sync::atomic::AtomicBool>,
     over_budget: Arc<std::sync::atomic::AtomicBool>,
     disk: Arc<Mutex<DiskUse>>,
+    space: Arc<Mutex<Space>>,
 }
 
 impl Health {
@@ -26,6 +28,7 @@ impl Health {
             quarantined: Arc::default(),
             over_budget: Arc::default(),
             disk: Arc::default(),
+            space: Arc::default(),
         }
     }
 
@@ -124,6 +127,16 @@ impl Health {
     /// What the log thread saw last.
     pub fn set_disk(&self, disk: DiskUse) {
         *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = disk;
+    }
+
+    /// What the collector saw last.
+    pub fn set_space(&self, space: Space) {
+        *self.space.lock().unwrap_or_else(PoisonError::into_inner) = space;
+    }
+
+    /// What the collector saw last.
+    pub fn space(&self) -> Space {
+        *self.space.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the log thread saw last.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use crate::directory::{Directory, group_of};
+use crate::directory::Directory;
 use crate::event::{LogEvent, Mailboxes, RaftEvent, StateEvent};
 use crate::log::{DiskUse, GONE, Location, LogReader, LogWriter, Segments, WriteError, WriteTask};
 use crate::node::FetchEntry;
@@ -290,7 +290,7 @@ impl LogThread {
                 let pin = self.mender.next_pin();
                 self.segments.pin(pin, [to.segment]);
                 let _ = self.to.state.send(StateEvent::Mended {
-                    group: group_of(replica),
+                    replica,
                     index,
                     from,
                     to,

@@ -19,6 +19,7 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use tonic::transport::Channel;
 
 use super::Introducer;
+use crate::collect::Unread;
 use crate::config::Config;
 use crate::event::{LogEvent, Mailboxes, Piece, StateEvent};
 use crate::log::{Location, ReadError};
@@ -117,13 +118,15 @@ impl Mender {
         &self,
         group: u32,
         piece: &Piece,
-        error: &ReadError,
+        unread: &Unread,
     ) -> Result<Bytes, String> {
+        let Unread { location, error } = unread;
         if matches!(error, ReadError::Recycled { .. }) {
             return Err(error.to_string());
         }
-        self.report(group, piece.index, piece.location);
-        let fetched = self.fetch(group, piece.index, piece.location, None).await;
+        // Where it was read last: the collector may have moved it since the piece was made.
+        self.report(group, piece.index, *location);
+        let fetched = self.fetch(group, piece.index, *location, None).await;
         let (_, data) = fetched.map_err(|why| format!("{error}; {why}"))?;
         let range = usize::try_from(piece.offset)
             .ok()
@@ -143,10 +146,10 @@ impl Mender {
         &self,
         group: u32,
         piece: &Piece,
-        error: &ReadError,
+        unread: &Unread,
     ) -> Result<Bytes, String> {
         let tokio = &self.inner.tokio;
-        tokio.block_on(self.piece_instead(group, piece, error))
+        tokio.block_on(self.piece_instead(group, piece, unread))
     }
 
     /// A whole entry for a follower that lags, from another replica. Blocks; for a thread of its own.

@@ -1,5 +1,6 @@
 //! A queue node: its threads, its services, its start and its end.
 
+mod collect_thread;
 mod control;
 mod digests;
 mod health;
@@ -36,6 +37,7 @@ pub use snapshots::{Failed as InstallFailed, Snapshots};
 pub use state::{account, wall_ms};
 pub use steer::Steered;
 
+use crate::collect::{BodyReader, CollectEvent};
 use crate::config::{Config, Error};
 use crate::directory::{Directory, group_of};
 use crate::event::{Mailboxes, RaftEvent};
@@ -155,7 +157,7 @@ async fn run_once(
     let services = Services::new(
         node.mail.clone(),
         node.directory.clone(),
-        node.reader.clone(),
+        node.bodies.clone(),
         node.mender.clone(),
         node.health.clone(),
         config.shards,
@@ -215,8 +217,10 @@ struct Threads {
     reader: crate::log::LogReader,
     peers: Peers,
     orders: watch::Receiver<Option<Arc<control::Orders>>>,
+    bodies: BodyReader,
     mender: Mender,
     log: mpsc::Sender<crate::event::LogEvent>,
+    collect: mpsc::Sender<CollectEvent>,
     snapshots: Snapshots,
     threads: Vec<JoinHandle<()>>,
 }
@@ -261,6 +265,14 @@ impl Threads {
         };
         let segments = recovered.writer.segments();
         let reader = recovered.reader.clone();
+        let (collect, collect_mail) = mpsc::channel();
+        let (collect_thread, bodies) = collect_thread::CollectThread::new(
+            &recovered,
+            collect_mail,
+            mail.clone(),
+            health.clone(),
+            mender.clone(),
+        );
         let snapshots = Snapshots::new(
             &config.dir,
             reader.clone(),
@@ -311,17 +323,19 @@ impl Threads {
             log.clone(),
             reader.clone(),
             headers,
+            collect.clone(),
             directory.clone(),
             health.clone(),
             control_settings,
             snapshots.clone(),
         )?;
-        let (header_reader, header_answers) = (reader.clone(), mail.state.clone());
+        let (header_reader, header_answers) = (bodies.clone(), mail.state.clone());
         let header_mender = mender.clone();
         let threads = vec![
             spawn("raft", &health, move || raft_thread.run())?,
             spawn("log", &health, move || log_thread.run())?,
             spawn("state", &health, move || state_thread.run())?,
+            spawn("collect", &health, move || collect_thread.run())?,
             spawn("headers", &health, move || {
                 questions::read_headers(
                     &header_reader,
@@ -338,8 +352,10 @@ impl Threads {
             reader,
             peers,
             orders,
+            bodies,
             mender,
             log,
+            collect,
             snapshots,
             threads,
         })
@@ -356,6 +372,7 @@ impl Threads {
         }
         let _ = self.mail.raft.send(RaftEvent::Stop);
         let _ = self.mail.state.send(crate::event::StateEvent::Stop);
+        let _ = self.collect.send(CollectEvent::Stop);
         let (threads, snapshots) = (self.threads, self.snapshots);
         let joined = tokio::task::spawn_blocking(move || {
             snapshots.close();

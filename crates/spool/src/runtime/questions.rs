@@ -7,9 +7,9 @@ use proto::v1;
 use queue::view::{self, Filter, Shown, StateName};
 use queue::{Ending, Item, ItemId, Message, State, Timestamp};
 
+use crate::collect::{BodyReader, Unread};
 use crate::decide::{Pending, ShardRows};
 use crate::event::{Piece, Question, StateEvent};
-use crate::log::{LogReader, ReadError};
 use crate::runtime::Mender;
 use crate::wire::log::{message_id, to_item_ref};
 
@@ -240,15 +240,15 @@ fn locate(request: &v1::FetchRequest, rows: &mut impl ShardRows) -> Vec<Piece> {
 /// Reads a piece of a body. Blocking.
 ///
 /// # Errors
-/// The segment was recycled (the message ended meanwhile), or the disk does not give it back.
-pub fn read_piece(reader: &LogReader, group: u32, piece: &Piece) -> Result<Bytes, ReadError> {
+/// The message ended meanwhile, or the disk does not give it back; and where it should lie.
+pub fn read_piece(reader: &BodyReader, group: u32, piece: &Piece) -> Result<Bytes, Unread> {
     let (offset, length) = (piece.offset as u32, piece.length as u32);
     reader.read_data(piece.location, group, piece.index, offset, length)
 }
 
 /// Reads a body whole; what this disk does not give back comes from another replica.
 fn read_all(
-    reader: &LogReader,
+    reader: &BodyReader,
     mender: &Mender,
     group: u32,
     pieces: &[Piece],
@@ -256,7 +256,7 @@ fn read_all(
     let mut all = BytesMut::new();
     for piece in pieces {
         let read = read_piece(reader, group, piece)
-            .or_else(|error| mender.piece_instead_blocking(group, piece, &error))?;
+            .or_else(|unread| mender.piece_instead_blocking(group, piece, &unread))?;
         all.extend_from_slice(&read);
     }
     Ok(all.freeze())
@@ -269,7 +269,7 @@ pub type HeaderRead = (u32, Pending, Vec<Piece>);
 /// burst of threads. What waits is bounded by the settles that a node takes at once. A report without the header is
 /// better than none, so an error is logged and the decision goes on. Ends with the state thread.
 pub fn read_headers(
-    reader: &LogReader,
+    reader: &BodyReader,
     mender: &Mender,
     from: &Receiver<HeaderRead>,
     to: &Sender<StateEvent>,

@@ -110,7 +110,7 @@ impl Admin for Services {
         // A node that has stopped still says why.
         let groups = groups.ok().and_then(Result::ok).unwrap_or_default();
         let topology = self.directory.watch().borrow().clone();
-        let disk = self.health.disk();
+        let (disk, space) = (self.health.disk(), self.health.space());
         Ok(Response::new(v1::NodeStatus {
             cluster_id: topology.cluster_id,
             node: self.node,
@@ -124,6 +124,9 @@ impl Admin for Services {
                 free_segments: disk.free_segments,
                 full: disk.full,
                 stopped: self.health.stopped().unwrap_or_default(),
+                live_bytes: space.live,
+                dead_bytes: space.dead,
+                collecting_bytes: space.collecting,
             }),
         }))
     }

@@ -161,7 +161,7 @@ impl Services {
         group: u32,
         pieces: Vec<Piece>,
     ) -> Result<bytes::Bytes, String> {
-        let (reader, asked) = (self.reader.clone(), pieces.clone());
+        let (reader, asked) = (self.bodies.clone(), pieces.clone());
         let read = tokio::task::spawn_blocking(move || {
             let read = |piece| crate::runtime::read_piece(&reader, group, piece);
             asked.iter().map(read).collect::<Vec<_>>()
@@ -172,7 +172,7 @@ impl Services {
             whole.push(match read {
                 Ok(octets) => octets,
                 // Another replica has it.
-                Err(error) => self.mender.piece_instead(group, piece, &error).await?,
+                Err(unread) => self.mender.piece_instead(group, piece, &unread).await?,
             });
         }
         Ok(match &whole[..] {

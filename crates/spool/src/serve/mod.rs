@@ -16,6 +16,7 @@ use std::sync::atomic::AtomicU64;
 use proto::v1;
 use tokio::sync::Semaphore;
 
+use crate::collect::BodyReader;
 use crate::directory::Directory;
 use crate::event::Mailboxes;
 use crate::log::LogReader;
@@ -38,7 +39,7 @@ const FRAMES_AHEAD: usize = 16;
 pub struct Services {
     pub(crate) mail: Mailboxes,
     pub(crate) directory: Directory,
-    pub(crate) reader: LogReader,
+    pub(crate) bodies: BodyReader,
     pub(crate) mender: Mender,
     pub(crate) health: Health,
     pub(crate) shards: u32,
@@ -53,7 +54,7 @@ impl Services {
     pub fn new(
         mail: Mailboxes,
         directory: Directory,
-        reader: LogReader,
+        bodies: BodyReader,
         mender: Mender,
         health: Health,
         shards: u32,
@@ -62,7 +63,7 @@ impl Services {
             node: directory.own(),
             mail,
             directory,
-            reader,
+            bodies,
             mender,
             health,
             shards,

@@ -12,7 +12,8 @@ use crate::log::Location;
 /// What a segment holds that is referred to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SegmentLive {
-    /// Octets of live extents.
+    /// Octets of the data of these entries: of reports that came in one entry, all as long as one lives, because the
+    /// entry is copied whole.
     pub bytes: u64,
     /// Entries with a live extent.
     pub count: u64,
@@ -108,7 +109,15 @@ impl Bodies {
             .collect()
     }
 
-    fn count(&mut self, segment: u64, change: impl FnOnce(&mut SegmentLive)) {
+    fn uncount(&mut self, location: Location) {
+        self.count(location, |live| {
+            live.count = live.count.saturating_sub(1);
+            live.bytes = live.bytes.saturating_sub(u64::from(location.data_len));
+        });
+    }
+
+    fn count(&mut self, location: Location, change: impl FnOnce(&mut SegmentLive)) {
+        let segment = location.segment;
         let live = self.segments.entry(segment).or_default();
         change(live);
         if live.is_empty() {
@@ -127,10 +136,12 @@ impl Bodies {
         });
         kept.extents += 1;
         kept.bytes += extent.length;
-        self.count(kept.location.segment, |live| {
-            live.count += u64::from(before.is_none());
-            live.bytes += extent.length;
-        });
+        if before.is_none() {
+            self.count(kept.location, |live| {
+                live.count += 1;
+                live.bytes += u64::from(kept.location.data_len);
+            });
+        }
         self.kept.put(extent.index, kept);
     }
 
@@ -139,16 +150,10 @@ impl Bodies {
             return;
         };
         kept.extents = kept.extents.saturating_sub(1);
-        let freed = if kept.extents == 0 {
-            kept.bytes
-        } else {
-            extent.length.min(kept.bytes)
-        };
-        kept.bytes -= freed;
-        self.count(kept.location.segment, |live| {
-            live.count -= u64::from(kept.extents == 0).min(live.count);
-            live.bytes -= freed.min(live.bytes);
-        });
+        kept.bytes = kept.bytes.saturating_sub(extent.length);
+        if kept.extents == 0 {
+            self.uncount(kept.location);
+        }
         match kept.extents {
             0 => self.kept.delete(&extent.index),
             _ => self.kept.put(extent.index, kept),
@@ -159,13 +164,10 @@ impl Bodies {
         let Some(kept) = self.kept.get(&index).filter(|kept| kept.location == from) else {
             return false;
         };
-        self.count(from.segment, |live| {
-            live.count -= 1.min(live.count);
-            live.bytes -= kept.bytes.min(live.bytes);
-        });
-        self.count(to.segment, |live| {
+        self.uncount(from);
+        self.count(to, |live| {
             live.count += 1;
-            live.bytes += kept.bytes;
+            live.bytes += u64::from(to.data_len);
         });
         self.kept.put(
             index,

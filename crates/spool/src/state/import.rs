@@ -205,7 +205,8 @@ impl Import {
     ) -> Result<(), StoreError> {
         let live = self.segments.entry(location.segment).or_default();
         live.count += 1;
-        live.bytes += bytes;
+        // The whole entry, as for every other body: it is copied whole.
+        live.bytes += u64::from(location.data_len);
         let row = codec::encode(&Kept {
             location,
             extents,

@@ -38,6 +38,7 @@ mod export;
 mod flush;
 mod group;
 mod import;
+mod index;
 mod journal;
 mod key;
 mod rows;
@@ -55,6 +56,7 @@ pub use export::{Export, ExportedBody};
 pub use flush::{Flush, Flushed};
 pub use group::GroupState;
 pub use import::{Cleaner, Import, Importer, Switched};
+pub use index::StoredBodies;
 pub use store::{Store, StoreConfig};
 pub use sweep::Sweep;
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch};
@@ -11,8 +11,10 @@ use super::bodies::SegmentLive;
 use super::codec::{self, put_number};
 use super::flush::{Flush, Flushed};
 use super::group::{Fixed, GroupState};
+use super::index::StoredBodies;
 use super::sweep::Sweep;
 use super::{BLOCK_CACHE_BYTES, JOURNAL_BYTES, MEMTABLE_BYTES, StoreError, journal, key};
+use crate::directory::group_of;
 
 /// Octets of a blob in one value, so that values stay below [`super::ROW_MAX`].
 const BLOB_PART: usize = 2048;
@@ -63,11 +65,43 @@ pub(super) struct Keyspaces {
 
 /// What is durable.
 #[derive(Default)]
-struct Durable {
+pub(super) struct Durable {
     applied: BTreeMap<u32, u64>,
     segments: BTreeMap<u32, BTreeMap<u64, SegmentLive>>,
     /// Where the rows of a group lie, if not under its own number (see [`super::import`]).
     slots: BTreeMap<u32, u32>,
+}
+
+impl Durable {
+    /// It is changed by assignments that cannot stop half way, so a panic elsewhere leaves it usable.
+    pub(super) fn of(shared: &Mutex<Durable>) -> MutexGuard<'_, Durable> {
+        shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first octets of the keys of a group's rows.
+    pub(super) fn slot(&self, group: u32) -> u32 {
+        self.slots.get(&group).copied().unwrap_or(group)
+    }
+
+    /// The same, of a replica that is not gone and of which a flush was durable.
+    pub(super) fn slot_if_here(&self, replica: u32) -> Option<u32> {
+        let here = self.applied.contains_key(&replica);
+        here.then(|| self.slot(replica))
+    }
+
+    /// Of the replicas that this node has or had of a group, the last one that has rows.
+    pub(super) fn replica_of(&self, group: u32) -> Option<u32> {
+        let replicas = self.applied.keys().copied();
+        replicas.filter(|replica| group_of(*replica) == group).max()
+    }
+
+    /// The replicas that have rows, from `first` on, each with its slot.
+    pub(super) fn slots_from(&self, first: u32) -> Vec<(u32, u32)> {
+        let replicas = self.applied.range(first..);
+        replicas
+            .map(|(replica, _)| (*replica, self.slot(*replica)))
+            .collect()
+    }
 }
 
 /// The metadata of all replicas on this node.
@@ -75,7 +109,7 @@ pub struct Store {
     dir: PathBuf,
     pub(super) database: Database,
     pub(super) keyspaces: Keyspaces,
-    durable: Mutex<Durable>,
+    durable: Arc<Mutex<Durable>>,
 }
 
 impl Store {
@@ -113,7 +147,7 @@ impl Store {
             dir,
             database,
             keyspaces,
-            durable: Mutex::default(),
+            durable: Arc::default(),
         };
         store.load()?;
         Ok(store)
@@ -163,7 +197,7 @@ impl Store {
 
     /// The first octets of the keys of a group's rows.
     pub(super) fn slot(&self, group: u32) -> u32 {
-        self.durable().slots.get(&group).copied().unwrap_or(group)
+        self.durable().slot(group)
     }
 
     /// What the bodies of one group need of each segment, as of its last flush.
@@ -239,6 +273,14 @@ impl Store {
         sum
     }
 
+    /// Where bodies lie, for other threads.
+    pub fn bodies(&self) -> StoredBodies {
+        StoredBodies {
+            kept: self.keyspaces.kept.clone(),
+            durable: self.durable.clone(),
+        }
+    }
+
     /// Octets of the metadata on disk. fjall makes its journals sparse and long, so theirs are counted in blocks: on a
     /// small disk their length alone would count as full.
     ///
@@ -255,7 +297,7 @@ impl Store {
     }
 
     fn durable(&self) -> MutexGuard<'_, Durable> {
-        self.durable.lock().unwrap_or_else(PoisonError::into_inner)
+        Durable::of(&self.durable)
     }
 
     fn load(&self) -> Result<(), StoreError> {

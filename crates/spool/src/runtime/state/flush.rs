@@ -18,6 +18,10 @@ impl StateThread {
             return;
         }
         self.next_flush = now + FLUSH_EVERY;
+        // A group that is left out keeps the pins of all: whose they are is not known.
+        if self.installing.is_empty() {
+            self.moved.freeze();
+        }
         let Some(flush) = self.freeze() else {
             // Nothing changed since, but a follower may have caught up: the log may end later by now.
             return self.tell_what_is_durable();
@@ -42,22 +46,24 @@ impl StateThread {
         let installing = &self.installing;
         let shards = self.shards.values_mut().map(|s| &mut s.rows);
         let control = self.control.as_mut().map(|control| control.rows());
-        let flush = self.store.freeze(
-            shards
-                .chain(control)
-                .filter(|rows| !installing.contains_key(&group_of(rows.group()))),
-        )?;
-        self.mending.append(&mut self.mended);
+        let groups = shards.chain(control);
+        let flush = self
+            .store
+            .freeze(groups.filter(|rows| !installing.contains_key(&group_of(rows.group()))))?;
+        if self.installing.is_empty() {
+            self.mending.append(&mut self.mended);
+        }
         Some(flush)
     }
 
     /// What the log may let go, by the last flush that is durable.
-    pub(super) fn tell_what_is_durable(&self) {
+    pub(super) fn tell_what_is_durable(&mut self) {
         // First what lives, then what may be truncated: the log thread releases a segment by both, and what was
         // truncated by this flush must not meet what lived at the flush before.
         let live = self.store.segments_live();
-        let live = live.into_iter().map(|(s, l)| (s, l.count)).collect();
-        let _ = self.log.send(LogEvent::Live(live));
+        let counts = live.iter().map(|(s, l)| (*s, l.count)).collect();
+        let _ = self.log.send(LogEvent::Live(counts));
+        self.moved.durable(&self.log, live);
         let shards = self
             .shards
             .iter()

@@ -7,6 +7,7 @@ mod apply;
 mod calls;
 mod flush;
 mod lead;
+mod moved;
 mod placed;
 mod snapshot;
 
@@ -109,6 +110,8 @@ pub struct StateThread {
     /// Replicas that are gone for Raft while a snapshot is still being written into them: by group, the peer id.
     pub parted: BTreeMap<u32, u64>,
     pub flushing: bool,
+    /// The collector's moves.
+    pub moved: moved::Moved,
     pub next_flush: Instant,
     pub next_publish: Instant,
     /// Pins of bodies that were mended since the last freeze, and before it.
@@ -133,6 +136,7 @@ impl StateThread {
         log: Sender<LogEvent>,
         reader: LogReader,
         headers: Sender<super::questions::HeaderRead>,
+        collect: Sender<crate::collect::CollectEvent>,
         directory: Directory,
         health: super::Health,
         control_settings: ControlSettings,
@@ -194,6 +198,7 @@ impl StateThread {
             known: config.state_machine,
             tickets,
             flushing: false,
+            moved: moved::Moved::new(collect),
             next_flush: now + FLUSH_EVERY,
             next_publish: now,
             mended: Vec::new(),
@@ -304,6 +309,7 @@ impl StateThread {
             }
             StateEvent::Members(call) => self.members_call(call),
             StateEvent::Swept(result) => self.swept(result),
+            StateEvent::Moved { moves, hurry } => self.relocate(moves, hurry),
             StateEvent::LocateBody {
                 group,
                 index,
@@ -314,16 +320,14 @@ impl StateThread {
                 let _ = reply.send(found);
             }
             StateEvent::Mended {
-                group,
+                replica,
                 index,
                 from,
                 to,
                 pin,
             } => {
                 // A body that was settled or collected meanwhile needs none of it; its pin goes with the next flush too.
-                if let Some(shard) = self.shards.get_mut(&group) {
-                    shard.rows.relocate(index, from, to);
-                }
+                self.move_row(replica, index, from, to);
                 self.mended.push(pin);
             }
             StateEvent::Snapshot { group, work } => self.snapshot(group, work),

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use super::life::apply_to;
 use super::recovery::{append, drop_item};
 use super::{Bench, contents};
+use crate::collect::BodyIndex;
 use crate::log::Location;
 use crate::state::{Cleaner, Import, Store, StoreConfig, StoreError};
 
@@ -266,4 +267,64 @@ fn an_export_does_not_see_what_comes_later() {
     assert_eq!(count(&export), before);
     assert_eq!(export.applied, (40, 4));
     assert!(export.segments.contains(&5) && export.body_bytes >= 180);
+}
+
+/// Other threads look bodies up beside it: what they find is of the rows that are the group's, under whatever slot.
+#[test]
+fn bodies_are_found_after_a_snapshot_and_in_the_order_of_groups() {
+    let sender = sender();
+    let mut receiver = Bench::new(2);
+    let extent = |index| Extent {
+        index,
+        offset: 0,
+        length: 90,
+    };
+    for group in &mut receiver.groups {
+        apply_to(group, 1, &append(1));
+    }
+    // Group 1 has its rows from a snapshot, so its slot stands behind that of group 2.
+    receiver.groups[0].body_kept(extent(50), location(900));
+    receiver.groups[1].body_kept(extent(60), location(6));
+    receiver.flush();
+    let bodies = receiver.store().bodies();
+    assert_eq!(bodies.locate(1, 50).unwrap(), Some(location(900)));
+    let export = sender.store().export(2).unwrap().unwrap();
+    let mut import = receiver.store().importer().begin(1).unwrap();
+    export
+        .rows(|table, key, value| import.row(table, key, value))
+        .unwrap();
+    let mut sent = Vec::new();
+    export
+        .bodies(|body| {
+            sent.push(body.index);
+            import.body(body.index, body.extents, body.bytes, location(77))
+        })
+        .unwrap();
+    let before = bodies.rows((0, 0), 100).unwrap();
+    assert!(
+        before.iter().all(|(_, _, at)| at.segment != 77),
+        "staged: {before:?}"
+    );
+    let switched = import.switch(export.applied).unwrap();
+    receiver.store().switched(switched);
+    assert_eq!(bodies.locate(1, 3).unwrap(), Some(location(77)));
+    assert_eq!(bodies.locate(1, 50).unwrap(), None, "of the old rows");
+    assert_eq!(bodies.locate(2, 60).unwrap(), Some(location(6)));
+    let all = bodies.rows((0, 0), 100).unwrap();
+    assert!(all.is_sorted_by_key(|(group, index, _)| (*group, *index)));
+    assert!(all.contains(&(2, 60, location(6))));
+    let of_first = all.iter().filter(|(group, ..)| *group == 1);
+    assert!(of_first.clone().all(|(_, _, at)| *at == location(77)));
+    assert_eq!(of_first.count(), sent.len());
+    // One at a time, as the collector goes on.
+    let (mut from, mut paged) = ((0, 0), Vec::new());
+    while let Some(&(group, index, at)) = bodies.rows(from, 1).unwrap().first() {
+        paged.push((group, index, at));
+        from = (group, index + 1);
+    }
+    assert_eq!(paged, all);
+    // Copied whole, so counted whole, as where they were appended.
+    let live = receiver.store().segments_live()[&77];
+    assert_eq!(live.count, sent.len() as u64);
+    assert_eq!(live.bytes, 100 * sent.len() as u64);
 }
