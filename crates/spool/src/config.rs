@@ -37,6 +37,13 @@ impl Default for Retention {
     }
 }
 
+impl Retention {
+    /// [`Retention::silence`] as groups count it.
+    pub fn silent_ticks(&self) -> u64 {
+        self.silence.as_millis() as u64 / crate::node::TICK_MS
+    }
+}
+
 /// The settings of a queue node.
 #[derive(Clone)]
 pub struct Config {

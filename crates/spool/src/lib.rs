@@ -17,6 +17,7 @@
 //! * [`log`]: segments, one writer, recovery. [`state`]: rows over fjall.
 //! * [`snapshot`]: a group for a replica whose log ends too early; `runtime/snapshots` carries it.
 //! * [`decide`]: Rule B; what a leader decides before the log. `queue::apply` is what comes after it.
+//! * [`oversee`]: who the nodes are and where the groups shall be, without I/O.
 //! * [`wire`]: queue types and Raft messages to and from their schemas.
 //! * [`identity`]: whose disk this is, and first start.
 //!
@@ -31,6 +32,7 @@ pub mod event;
 pub mod identity;
 pub mod log;
 pub mod node;
+pub mod oversee;
 mod peer;
 mod runtime;
 pub mod salvage;

@@ -77,7 +77,7 @@ pub fn salvage(
     // What is left of a replica that this node gave up is not its mail.
     let here = store.replicas()?;
     groups.retain(|replica| {
-        group_of(*replica) != crate::CONTROL_GROUP && here.get(replica) != Some(&false)
+        group_of(*replica) != crate::CONTROL_GROUP && here.get(replica) != Some(&None)
     });
     for replica in groups {
         let group = group_of(replica);

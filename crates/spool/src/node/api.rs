@@ -40,6 +40,8 @@ pub struct Limits {
     /// Ticks after which a follower with a full disk that has not come forward no longer holds up truncation on a leader
     /// whose disk is full too: 10 s, many flushes of the state.
     pub stuck_ticks: u64,
+    /// Entries that a learner may lack to count as caught up: what is under way at some thousand entries a second.
+    pub caught_up_entries: u64,
     /// Ticks for which the disk may owe us the oldest write before the replica stops, unless it is full: 30 s.
     pub hung_disk_ticks: u64,
 }
@@ -56,6 +58,7 @@ impl Default for Limits {
             proposal_bytes: 1 << 20,
             silent_ticks: 10 * 60 * 1000 / TICK_MS,
             stuck_ticks: 10 * 1000 / TICK_MS,
+            caught_up_entries: 512,
             hung_disk_ticks: 30 * 1000 / TICK_MS,
         }
     }

@@ -20,6 +20,12 @@ pub enum Mutation {
     TermVoteNotWaited,
     /// A leader whose own vote is not durable sends at once.
     NoGate,
+    /// A learner is promoted whatever it lacks.
+    PromoteEarly,
+    /// Only the leader that began a joint configuration ends it (etcd#12136).
+    StayJoint,
+    /// The old replica is demoted before the new one votes.
+    RemoveFirst,
 }
 
 impl super::Group {

@@ -11,14 +11,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use raft::ProgressState;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2};
 
+use super::planted::Mutation;
 use super::{Group, Membership};
 
 /// Ticks between two looks: 200 ms, twice a heartbeat.
 const STEP_TICKS: u64 = 4;
 /// Ticks for which a learner must have been caught up before it is promoted (raft-rs#457): one second.
 const CAUGHT_UP_TICKS: u64 = 20;
-/// Entries that a learner may lack to count as caught up: what is under way at some thousand entries a second.
-const CAUGHT_UP_ENTRIES: u64 = 512;
 /// Ticks for which the preferred leader must have been fit before it is given the leadership: five seconds. A node that
 /// comes back has other things to do first, and each transfer costs an election's worth of refused proposals.
 const FIT_TICKS: u64 = 100;
@@ -49,6 +48,8 @@ pub(super) struct Steps {
     fit_since: Option<u64>,
     /// No transfer before this tick.
     next_transfer: u64,
+    /// The term in which this replica last began a joint configuration. Nobody needs it but a planted bug.
+    swapped_in: u64,
 }
 
 /// One step.
@@ -201,7 +202,13 @@ impl Group {
             change
         };
         let mut change = ConfChangeV2::default();
+        let term = self.raw.raft.term;
         match step {
+            Step::LeaveJoint
+                if self.planted(Mutation::StayJoint) && self.steps.swapped_in != term =>
+            {
+                return;
+            }
             // An empty change leaves.
             Step::LeaveJoint | Step::Lead(_) => {}
             Step::AddLearner(peer) => {
@@ -215,6 +222,9 @@ impl Group {
                     .push(single(ConfChangeType::RemoveNode, *peer));
             }
             Step::Swap { promote, demote } => {
+                self.steps.swapped_in = term;
+                let first = self.planted(Mutation::RemoveFirst) && !demote.is_empty();
+                let promote = if first { &[][..] } else { promote };
                 change.set_transition(ConfChangeTransition::Explicit);
                 let promote = promote
                     .iter()
@@ -235,6 +245,7 @@ impl Group {
     fn look_at_learners(&mut self) {
         let raft = &self.raw.raft;
         let committed = raft.raft_log.committed;
+        let lack = self.config.limits.caught_up_entries;
         let caught_up: BTreeMap<u64, u64> = self
             .members
             .learners
@@ -242,7 +253,7 @@ impl Group {
             .filter(|learner| {
                 raft.prs().get(**learner).is_some_and(|progress| {
                     progress.state == ProgressState::Replicate
-                        && progress.matched + CAUGHT_UP_ENTRIES >= committed
+                        && progress.matched + lack >= committed
                         && progress.matched > 0
                 })
             })
@@ -257,6 +268,7 @@ impl Group {
     fn is_ready(&self, learner: u64) -> bool {
         let since = self.steps.caught_up.get(&learner);
         since.is_some_and(|since| self.ticks - since >= CAUGHT_UP_TICKS)
+            || self.planted(Mutation::PromoteEarly)
     }
 
     /// Heard of within an election timeout, or this replica.
@@ -271,9 +283,9 @@ impl Group {
         let own = self.config.peer_id;
         let preferred = self.steps.plan.as_ref().map_or(0, |plan| plan.leader);
         let committed = self.raw.raft.raft_log.committed;
+        let lack = self.config.limits.caught_up_entries;
         let keeps_up = |progress: &raft::Progress| {
-            progress.state == ProgressState::Replicate
-                && progress.matched + CAUGHT_UP_ENTRIES >= committed
+            progress.state == ProgressState::Replicate && progress.matched + lack >= committed
         };
         let fit = preferred != own
             && self.members.voters.contains(&preferred)

@@ -2,7 +2,6 @@
 
 mod calls;
 mod list;
-mod moves;
 
 pub use calls::not_leader;
 
@@ -20,6 +19,7 @@ use super::{Health, Introduced};
 use crate::directory::Directory;
 use crate::event::Ticket;
 use crate::node::{Ack, Committed, Proposal};
+use crate::oversee::{Overseer, What};
 use crate::state::GroupState;
 
 /// A proposal of which nothing was heard is made again after this.
@@ -55,16 +55,6 @@ pub struct Orders {
     pub addresses: BTreeMap<u64, String>,
 }
 
-/// What was proposed, so that it is not proposed twice at once.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum What {
-    Create,
-    Announce(u64),
-    Place(u32),
-    Forget(u64),
-    EndRest(u64),
-}
-
 /// The control group.
 pub struct Control {
     rows: GroupState,
@@ -72,8 +62,6 @@ pub struct Control {
     settings: ControlSettings,
     leads: Option<u64>,
     ready: bool,
-    /// Since when this node leads and knows all.
-    ready_at: Instant,
     next_look: Instant,
     proposed: BTreeMap<What, Instant>,
     wall_ms: u64,
@@ -81,7 +69,7 @@ pub struct Control {
     by_index: BTreeMap<u64, Ticket>,
     /// Who waits for an entry.
     waiting: BTreeMap<Ticket, oneshot::Sender<v1::ChangeMembersResponse>>,
-    sight: moves::Sight,
+    overseer: Overseer,
 }
 
 impl Control {
@@ -100,13 +88,12 @@ impl Control {
             settings,
             leads: None,
             ready: false,
-            ready_at: Instant::now(),
             next_look: Instant::now(),
             proposed: BTreeMap::new(),
             wall_ms: 0,
             by_index: BTreeMap::new(),
             waiting: BTreeMap::new(),
-            sight: moves::Sight::default(),
+            overseer: Overseer::new(Instant::now()),
         })
     }
 
@@ -133,7 +120,6 @@ impl Control {
         // Whoever asked hears nothing, and asks the next leader: everything may be asked twice.
         self.waiting.clear();
         self.by_index.clear();
-        self.sight = moves::Sight::default();
         self.set_ready(leads && self.rows.applied().1 == term);
         if !self.ready {
             self.settings.orders.send_replace(None);
@@ -142,7 +128,7 @@ impl Control {
 
     fn set_ready(&mut self, ready: bool) {
         self.ready = ready;
-        self.ready_at = Instant::now();
+        self.overseer = Overseer::new(Instant::now());
     }
 
     /// Proposals that are committed, by index.
@@ -265,10 +251,12 @@ impl Control {
                 vec![(What::Create, create)]
             }
             Some(_) => {
-                self.look(now);
+                self.overseer.look(&self.state, now);
                 self.publish_orders(now);
                 let mut commands = self.announcements();
-                commands.extend(self.moves(now));
+                let pending = |what| self.proposed.contains_key(&what);
+                let moves = self.overseer.moves(&self.state, &pending, now, wall_ms);
+                commands.extend(moves);
                 commands
             }
         };
@@ -284,9 +272,25 @@ impl Control {
         proposals
     }
 
+    /// A node answered, or did not.
+    pub fn heard(&mut self, node: u64, report: Result<Box<v1::SteerReport>, String>, now: Instant) {
+        if self.leads.is_some() {
+            self.overseer.hear(node, report, now);
+        }
+    }
+
+    /// What every node is told from now on.
+    fn publish_orders(&mut self, now: Instant) {
+        let term = self.leads.unwrap_or(0);
+        if let Some((request, addresses)) = self.overseer.orders(&self.state, term, now) {
+            let orders = Orders { request, addresses };
+            self.settings.orders.send_replace(Some(Arc::new(orders)));
+        }
+    }
+
     fn announcements(&self) -> Vec<(What, ControlCommand)> {
         let mut rows = self.settings.introduced.rows();
-        rows.extend(self.sight.rows());
+        rows.extend(self.overseer.rows());
         let state = &self.state;
         let news = rows.into_iter().filter(|(node, row)| {
             let known = state.nodes.get(node);

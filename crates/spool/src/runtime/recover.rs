@@ -10,7 +10,7 @@ use crate::directory::{group_of, log_group, node_of, peer_of};
 use crate::log::{
     Damaged, Log, LogConfig, LogReader, LogWriter, OpenError, RecoveredGroup, WriteError, WriteTask,
 };
-use crate::node::{Group, GroupConfig, Membership, TICK_MS};
+use crate::node::{Group, GroupConfig, Membership};
 use crate::state::{GroupState, Store, StoreConfig, StoreError};
 use crate::storage::{CacheBudget, GroupLog, Hole};
 
@@ -25,6 +25,8 @@ pub struct State {
     pub store: Store,
     pub control: Option<GroupState>,
     pub shards: BTreeMap<u32, GroupState>,
+    /// The version of the placement that a replica was made for, by what the log calls it.
+    pub made_at: BTreeMap<u32, u64>,
     /// Replicas that this node had, by what the log calls them.
     pub gone: BTreeSet<u32>,
     pub budget: Arc<CacheBudget>,
@@ -106,12 +108,11 @@ fn open(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
             store.dir().display()
         )));
     }
-    let here = || {
-        replicas
-            .iter()
-            .filter(|(_, here)| **here)
-            .map(|(id, _)| *id)
-    };
+    let made_at: BTreeMap<u32, u64> = replicas
+        .iter()
+        .filter_map(|(id, made_at)| Some((*id, (*made_at)?)))
+        .collect();
+    let here = || made_at.keys().copied();
     let mut log_config = log_config(config, incarnation);
     log_config.applied = here().map(|id| (id, store.durable_applied(id))).collect();
     log_config.replicas = Some(here().collect());
@@ -150,7 +151,7 @@ fn open(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
         rows.insert(id, state);
     }
     let control = rows.remove(&crate::CONTROL_GROUP);
-    let gone = replicas.iter().filter(|(_, here)| !**here);
+    let gone = replicas.iter().filter(|(_, made_at)| made_at.is_none());
     let gone = gone
         .map(|(id, _)| *id)
         .filter(|id| *id != NO_REPLICA)
@@ -169,6 +170,7 @@ fn open(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
             store,
             control,
             shards: rows,
+            made_at,
             gone,
             budget,
         },
@@ -236,7 +238,7 @@ fn first_replicas(config: &Config, store: &Store) -> Result<(), Error> {
             if let Some(peer) = placement.peer_on(config.node) {
                 let members = first_members(&placement);
                 let row = crate::wire::members::to_bytes(&members);
-                store.create(log_group(group, peer), &row)?;
+                store.create(log_group(group, peer), &row, placement.version)?;
             }
         }
     }
@@ -276,7 +278,7 @@ fn group(
     let log = log.map_err(|e| Error::Recovered(format!("group {id}: {}", e.0)))?;
     let mut group = GroupConfig::new(id, peer_of(config.node, replica), members);
     group.log_group = replica;
-    group.limits.silent_ticks = config.retention.silence.as_millis() as u64 / TICK_MS;
+    group.limits.silent_ticks = config.retention.silent_ticks();
     Ok(Group::new(group, log, recovered.hard_state, applied)?)
 }
 

@@ -302,7 +302,7 @@ impl Store {
 
     fn load(&self) -> Result<(), StoreError> {
         let replicas = self.replicas()?;
-        let gone = |replica: u32| replicas.get(&replica) == Some(&false);
+        let gone = |replica: u32| replicas.get(&replica) == Some(&None);
         let mut durable = self.durable();
         for guard in self.keyspaces.fixed.iter() {
             let (key, value) = guard.into_inner().map_err(StoreError::of)?;

@@ -12,7 +12,7 @@ use super::{Store, StoreError};
 /// Rows that one batch removes: a few hundred kilobytes of journal, so that others are not held up.
 const ROWS_AT_ONCE: usize = 4096;
 
-/// Values of [`FIXED_REPLICA`].
+/// Values of [`FIXED_REPLICA`] begin so; the version of its placement follows, 8 octets.
 const REPLICA_HERE: u8 = 1;
 /// See [`REPLICA_HERE`].
 const REPLICA_GONE: u8 = 0;
@@ -28,29 +28,40 @@ pub struct Sweep {
 }
 
 impl Store {
-    /// Every replica that this node has (true) or had (false), by what the log calls it.
+    /// Every replica that this node has, with the version of the placement that it was made for, or had (`None`), by what the
+    /// log calls it.
     ///
     /// # Errors
     /// [`StoreError`]: they cannot be read.
-    pub fn replicas(&self) -> Result<BTreeMap<u32, bool>, StoreError> {
+    pub fn replicas(&self) -> Result<BTreeMap<u32, Option<u64>>, StoreError> {
         let mut replicas = BTreeMap::new();
         for guard in self.keyspaces.fixed.iter() {
             let (key, value) = guard.into_inner().map_err(StoreError::of)?;
             if let Some((replica, FIXED_REPLICA)) = fixed_key(&key) {
-                replicas.insert(replica, value.first() == Some(&REPLICA_HERE));
+                let made_at = match value.split_first() {
+                    Some((&REPLICA_HERE, version)) => Some(
+                        <[u8; 8]>::try_from(version)
+                            .map(u64::from_be_bytes)
+                            .map_err(|_| StoreError::unreadable("fixed", replica, &key))?,
+                    ),
+                    _ => None,
+                };
+                replicas.insert(replica, made_at);
             }
         }
         Ok(replicas)
     }
 
-    /// A new replica, durably: the members that its group's log began with are all that it knows.
+    /// A new replica, durably, made for this version of its group's placement: the members that the group's log began with are
+    /// all that it knows.
     ///
     /// # Errors
     /// As [`Flush::run`].
-    pub fn create(&self, replica: u32, conf_state: &[u8]) -> Result<(), StoreError> {
+    pub fn create(&self, replica: u32, conf_state: &[u8], version: u64) -> Result<(), StoreError> {
         let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
         let key = |tag| fixed_tag(replica, tag);
-        batch.insert(&self.keyspaces.fixed, key(FIXED_REPLICA), [REPLICA_HERE]);
+        let here = [&[REPLICA_HERE][..], &version.to_be_bytes()].concat();
+        batch.insert(&self.keyspaces.fixed, key(FIXED_REPLICA), here);
         batch.insert(&self.keyspaces.fixed, key(FIXED_CONF_STATE), conf_state);
         batch.commit().map_err(StoreError::of)
     }

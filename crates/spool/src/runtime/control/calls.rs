@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use super::Control;
 use crate::event::MembersCall;
 use crate::node::Proposal;
+use crate::oversee::SILENT;
 
 /// A node that was asked to does not lead for this long, milliseconds, unless its process starts anew: ten minutes, which is
 /// enough to drain a machine.
@@ -45,7 +46,7 @@ impl Control {
                 (ControlCommand::RemoveNode { node }, answer)
             }
             MembersCall::MoveLeaders(node, answer) => {
-                let heard = self.sight.heard.get(&node);
+                let heard = self.overseer.heard.get(&node);
                 let rest = Rest {
                     process: heard.map_or(0, |heard| heard.report.process),
                     until_ms: self.wall_ms + REST_MS,
@@ -64,7 +65,7 @@ impl Control {
             return Ok(());
         }
         for (id, placement) in &self.state.groups {
-            if placement.peer_on(node).is_some() && self.sight.leader_of(*id, now).is_none() {
+            if placement.peer_on(node).is_some() && self.overseer.leader_of(*id, now).is_none() {
                 let voters: Vec<String> = placement
                     .voters
                     .iter()
@@ -75,9 +76,9 @@ impl Control {
                     .iter()
                     .map(|peer| node_of(*peer))
                     .filter(|node| {
-                        self.sight
+                        self.overseer
                             .silence(*node, now)
-                            .is_none_or(|s| s >= super::moves::SILENT)
+                            .is_none_or(|s| s >= SILENT)
                     })
                     .map(|node| node.to_string())
                     .collect();

@@ -7,7 +7,7 @@ use proto::v1;
 use queue::control::{NodeRow, Placement, node_of};
 
 use super::Control;
-use super::moves::SILENT;
+use crate::oversee::SILENT;
 
 impl Control {
     /// See `Admin.Members`.
@@ -28,7 +28,7 @@ impl Control {
         let (_, steps) = self.state.map().desired();
         let under_way = self.state.groups.iter();
         let under_way = under_way
-            .filter(|(id, placement)| !self.is_settled(**id, placement))
+            .filter(|(id, placement)| !self.overseer.is_settled(**id, placement))
             .count();
         v1::MembersResponse {
             not_leader: None,
@@ -48,8 +48,8 @@ impl Control {
         leads: &BTreeMap<u64, u32>,
         now: Instant,
     ) -> v1::MemberNode {
-        let silence = self.sight.silence(node, now);
-        let report = self.sight.heard.get(&node).map(|heard| &heard.report);
+        let silence = self.overseer.silence(node, now);
+        let report = self.overseer.heard.get(&node).map(|heard| &heard.report);
         let state = match silence {
             _ if self.state.leaving.contains(&node) => "Leaving",
             _ if self.state.joining.contains(&node) => "Joining",
@@ -57,7 +57,7 @@ impl Control {
             _ => "Silent",
         };
         let rest = self.state.resting.get(&node);
-        let trouble = self.sight.trouble.get(&node);
+        let trouble = self.overseer.trouble.get(&node);
         v1::MemberNode {
             node,
             peer_address: row.peer_address.to_string(),
@@ -87,7 +87,7 @@ impl Control {
             preferred_leader: placement.leader,
             ..Default::default()
         };
-        let Some((leader, replica)) = self.sight.leader_of(id, now) else {
+        let Some((leader, replica)) = self.overseer.leader_of(id, now) else {
             return group;
         };
         let members = replica.members.clone().unwrap_or_default();

@@ -81,6 +81,10 @@ pub struct StateThread {
     pub control_settings: ControlSettings,
     /// Changes of the control group's members that came with an entry not yet applied.
     pub control_conf: BTreeMap<u64, Membership>,
+    /// The version of the placement that a replica was made for, by what the log calls it.
+    pub made_at: BTreeMap<u32, u64>,
+    /// See [`crate::node::Limits::silent_ticks`].
+    pub silent_ticks: u64,
     /// Groups whose replica is on its way out.
     pub leaving: BTreeSet<u32>,
     /// Replicas that this node had, by what the log calls them: they must not come back.
@@ -152,14 +156,7 @@ impl StateThread {
             control.publish(&directory);
         }
         for (group, rows) in &state.shards {
-            let in_force = queue::Rows::shard(rows).version_in_force();
-            if in_force > config.state_machine {
-                return Err(Error::Recovered(format!(
-                    "group {group} has come to version {in_force} of the state machine, and this program knows those up to \
-                     {}: start the version of postroad that ran here before, or a newer one",
-                    config.state_machine
-                )));
-            }
+            check_version(*group, rows, config.state_machine)?;
         }
         let now = Instant::now();
         Ok(StateThread {
@@ -175,6 +172,8 @@ impl StateThread {
             control,
             control_settings,
             control_conf: BTreeMap::new(),
+            made_at: state.made_at,
+            silent_ticks: config.retention.silent_ticks(),
             leaving: BTreeSet::new(),
             to_sweep: state.gone.clone(),
             gone: state.gone,
@@ -335,6 +334,18 @@ impl StateThread {
             StateEvent::Stop => return false,
         }
         true
+    }
+}
+
+/// Whether this program knows the version of the state machine that a group has come to.
+fn check_version(group: u32, rows: &GroupState, known: u32) -> Result<(), Error> {
+    let in_force = queue::Rows::shard(rows).version_in_force();
+    match in_force <= known {
+        true => Ok(()),
+        false => Err(Error::Recovered(format!(
+            "group {group} has come to version {in_force} of the state machine, and this program knows those up to {known}: \
+             start the version of postroad that ran here before, or a newer one"
+        ))),
     }
 }
 

@@ -8,10 +8,11 @@ use super::super::control::{Control, not_leader};
 use super::super::recover::first_members;
 use super::{Shard, StateThread};
 use crate::config::Error;
-use crate::directory::{group_of, log_group, node_of, peer_of};
+use crate::directory::{log_group, node_of, peer_of};
 use crate::event::{GroupOrder, LogEvent, MembersCall, RaftEvent, StateEvent};
 use crate::log::HardState;
 use crate::node::{Group, GroupConfig, Plan};
+use crate::oversee::{Deed, Hosted, deed};
 use crate::storage::GroupLog;
 
 impl StateThread {
@@ -21,15 +22,15 @@ impl StateThread {
         let own = self.directory.own();
         let mut plans = Vec::new();
         for order in orders {
-            let wanted = order.placement.peer_on(own);
-            match (self.hosted(order.group), wanted) {
-                (None, Some(peer)) if !self.leaving.contains(&order.group) => {
-                    self.create(order.group, peer, &order);
-                }
-                (Some(peer), None) if order.settled => self.destroy(order.group, peer),
-                // A second peer is made only when the first one is out for good.
-                (Some(peer), Some(wanted)) if peer < wanted => self.destroy(order.group, peer),
-                _ => {}
+            let hosted = self.replica(order.group).map(|replica| Hosted {
+                peer: peer_of(own, replica),
+                made_at: self.made_at.get(&replica).copied().unwrap_or(0),
+                leaving: self.leaving.contains(&order.group),
+            });
+            match deed(own, &order, hosted, &self.gone) {
+                Some(Deed::Create(peer)) => self.create(peer, &order),
+                Some(Deed::Destroy(peer)) => self.destroy(order.group, peer),
+                None => {}
             }
             if self.hosted(order.group).is_some() {
                 plans.push((order.group, plan(&order.placement)));
@@ -52,18 +53,13 @@ impl StateThread {
         Some(peer_of(self.directory.own(), replica))
     }
 
-    fn create(&mut self, group: u32, peer: u64, order: &GroupOrder) {
-        let replica = log_group(group, peer);
-        let known = |gone: &u32| group_of(*gone) == group && *gone >= replica;
-        if self.gone.iter().any(known) {
-            // An order from before it was given up.
-            return;
-        }
+    fn create(&mut self, peer: u64, order: &GroupOrder) {
+        let group = order.group;
         let first = Placement {
             voters: order.first.iter().copied().collect(),
             ..Placement::default()
         };
-        match self.make(group, peer, &first) {
+        match self.make(group, peer, &first, order.placement.version) {
             Ok(made) => {
                 tracing::info!(group, peer, "this node is given a replica");
                 let _ = self.to.raft.send(RaftEvent::Create(Box::new(made)));
@@ -79,16 +75,24 @@ impl StateThread {
 
     /// An empty replica. What it begins with is what its group's log began with, in case that it gets the log from there; a
     /// snapshot brings the members of its own moment.
-    fn make(&mut self, group: u32, peer: u64, first: &Placement) -> Result<Group, Error> {
+    fn make(
+        &mut self,
+        group: u32,
+        peer: u64,
+        first: &Placement,
+        version: u64,
+    ) -> Result<Group, Error> {
         let replica = log_group(group, peer);
         let members = first_members(first);
-        self.store
-            .create(replica, &crate::wire::members::to_bytes(&members))?;
+        let row = crate::wire::members::to_bytes(&members);
+        self.store.create(replica, &row, version)?;
+        self.made_at.insert(replica, version);
         let rows = self.store.group(replica)?;
         let voters = members.voters.iter().map(|peer| node_of(*peer)).collect();
         self.directory.set_voters(group, voters);
         let mut config = GroupConfig::new(group, peer, members);
         config.log_group = replica;
+        config.limits.silent_ticks = self.silent_ticks;
         let log = GroupLog::new(self.budget.clone());
         let made = Group::new(config, log, HardState::default(), 0)?;
         if group == crate::CONTROL_GROUP {
@@ -144,6 +148,7 @@ impl StateThread {
             leader.ended(&mut self.streams, &address);
             self.streams.leader_changed(group - 1);
         }
+        self.made_at.remove(&replica);
         self.gone.insert(replica);
         self.to_sweep.insert(replica);
         let _ = self.log.send(LogEvent::Gone(replica));

@@ -135,7 +135,13 @@ impl StateThread {
 
     fn replace(&mut self, group: u32, rows: GroupState, index: u64) {
         if group != crate::CONTROL_GROUP {
+            let known = super::check_version(group, &rows, self.known);
             self.shards.insert(group, Shard::new(rows));
+            if let Err(error) = known {
+                // The rows are durable: a program that knows the version goes on with them.
+                self.health.stop_for_good(&error.to_string());
+                let _ = self.to.raft.send(RaftEvent::Stop);
+            }
             return;
         }
         self.control_conf.retain(|of, _| *of > index);

@@ -209,19 +209,19 @@ fn a_replica_that_comes_back_and_the_rows_of_a_snapshot_never_share_keys() {
     let store = receiver.store();
     let again = crate::directory::log_group(2, crate::directory::peer_id(9, 1));
     // The first replica is filled by a snapshot, and given up.
-    store.create(2, b"first members").unwrap();
+    store.create(2, b"first members", 0).unwrap();
     import(sender.store(), store, |_| {}).unwrap();
-    assert_eq!(store.replicas().unwrap(), BTreeMap::from([(2, true)]));
+    assert_eq!(store.replicas().unwrap(), BTreeMap::from([(2, Some(0))]));
     store.bury(2).unwrap();
     // The second one is made, and filled too, before what the first one left is removed.
-    store.create(again, b"first members").unwrap();
+    store.create(again, b"first members", 9).unwrap();
     let mut rows = store.group(again).unwrap();
     let nothing = contents(&mut store.group(99).unwrap());
     assert_eq!(contents(&mut rows), nothing, "none of the first one's");
     assert_eq!(&rows.conf_state()[..], b"first members");
     import_as(again, sender.store(), store, |_| {}).unwrap();
     assert!(store.sweep(2).run().unwrap() > 0);
-    let both = BTreeMap::from([(2, false), (again, true)]);
+    let both = BTreeMap::from([(2, None), (again, Some(9))]);
     for open_again in [false, true] {
         let opened = open_again.then(|| {
             let dir = store.dir().parent().unwrap();
@@ -244,6 +244,17 @@ fn a_replica_that_comes_back_and_the_rows_of_a_snapshot_never_share_keys() {
         assert_eq!(&rows.conf_state()[..], b"new members");
         assert_eq!(contents(&mut store.group(2).unwrap()), nothing);
         assert_eq!(store.segments_live().keys().collect::<Vec<_>>(), [&77]);
+        let bodies = store.bodies();
+        assert_eq!(bodies.replica_of(2), Some(again));
+        assert_eq!(bodies.replica_of(3), None);
+        assert_eq!(bodies.locate(again, 3).unwrap(), Some(location(77)));
+        assert_eq!(
+            bodies.locate(2, 3).unwrap(),
+            None,
+            "of the one that is gone"
+        );
+        let found = bodies.rows((0, 0), 100).unwrap();
+        assert!(!found.is_empty() && found.iter().all(|(replica, ..)| *replica == again));
     }
 }
 

@@ -1,0 +1,447 @@
+//! What the control group's leader sees of the nodes, and where it moves groups to; and what a node makes of what it is
+//! told. Without threads, clock or I/O: `runtime/control` and `runtime/state/placed` drive it, and so does the simulator.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use proto::v1;
+use queue::control::place::{Change, Map};
+use queue::control::{ControlCommand, ControlState, NodeRow, Placement, first_peers, node_of};
+
+use crate::directory::{group_of, log_group};
+use crate::event::GroupOrder;
+use crate::wire::control::{node_from_wire, node_to_wire};
+use crate::wire::members::from_row;
+
+/// Groups that change their members at once. Each move copies a replica: more of them at once would only make each slower,
+/// and the mail that passes meanwhile.
+const MOVES_AT_ONCE: usize = 4;
+/// A new leader looks so long before it moves anything: every node reports twice in that time.
+const LOOK_FIRST: Duration = Duration::from_secs(2);
+/// What a node said counts for so long.
+const REPORT_COUNTS: Duration = Duration::from_secs(3);
+/// A node that says nothing for so long is given no replicas. It keeps those it has until somebody removes it.
+pub const SILENT: Duration = Duration::from_secs(5);
+/// Members must be as they shall be for so long before replicas that are no members are destroyed: every voter has heard of
+/// the commit by then, so that none still needs the vote of one that left.
+const SETTLED_AFTER: Duration = Duration::from_millis(1_500);
+/// A removed node that says nothing is forgotten after this: its disk is lost, or it was stopped.
+const GONE_AFTER: Duration = Duration::from_secs(5);
+/// A node that was forgotten is told so for this long.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// What was proposed, so that it is not proposed twice at once.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum What {
+    /// The cluster itself.
+    Create,
+    /// What a node says of itself.
+    Announce(u64),
+    /// Where a group shall be.
+    Place(u32),
+    /// A removed node that holds nothing any more.
+    Forget(u64),
+    /// A node that may lead again.
+    EndRest(u64),
+}
+
+/// What was heard of a node.
+pub struct Heard {
+    /// When it last answered.
+    pub at: Instant,
+    /// What it said.
+    pub report: v1::SteerReport,
+}
+
+/// What the leader of the control group sees. All of it is gone with the leader: the next one looks for itself.
+pub struct Overseer {
+    /// Since when it looks.
+    since: Instant,
+    /// What each node said last.
+    pub heard: BTreeMap<u64, Heard>,
+    /// Why a node was not reached, or does not listen.
+    pub trouble: BTreeMap<u64, String>,
+    /// (version, since when) of placements that the members agree with.
+    agree: BTreeMap<u32, (u64, Instant)>,
+    /// Versions that were seen to be settled: that is never undone.
+    settled: BTreeMap<u32, u64>,
+    /// Nodes that were forgotten: their addresses, and when.
+    farewell: BTreeMap<u64, (String, Instant)>,
+}
+
+impl Overseer {
+    /// One that begins to look now.
+    pub fn new(now: Instant) -> Overseer {
+        Overseer {
+            since: now,
+            heard: BTreeMap::new(),
+            trouble: BTreeMap::new(),
+            agree: BTreeMap::new(),
+            settled: BTreeMap::new(),
+            farewell: BTreeMap::new(),
+        }
+    }
+
+    /// A node answered, or did not.
+    pub fn hear(&mut self, node: u64, report: Result<Box<v1::SteerReport>, String>, now: Instant) {
+        match report {
+            Ok(report) => {
+                match report.refusal.is_empty() {
+                    true => self.trouble.remove(&node),
+                    false => self.trouble.insert(node, report.refusal.clone()),
+                };
+                let report = *report;
+                self.heard.insert(node, Heard { at: now, report });
+            }
+            Err(why) => {
+                self.trouble.insert(node, why);
+            }
+        }
+    }
+
+    /// What nodes say of themselves.
+    pub fn rows(&self) -> BTreeMap<u64, NodeRow> {
+        let rows = self
+            .heard
+            .values()
+            .filter_map(|heard| heard.report.node.clone());
+        rows.filter_map(|row| node_from_wire(row).ok()).collect()
+    }
+
+    /// What the leader of a group says of it: the one of the highest term, if it is no old news.
+    pub fn leader_of(&self, group: u32, now: Instant) -> Option<(u64, &v1::ReplicaReport)> {
+        let fresh = self
+            .heard
+            .iter()
+            .filter(|(_, heard)| now < heard.at + REPORT_COUNTS);
+        let replicas = fresh.flat_map(|(node, heard)| {
+            heard
+                .report
+                .replicas
+                .iter()
+                .map(move |replica| (*node, replica))
+        });
+        let leaders = replicas.filter(|(_, replica)| replica.group == group && replica.leads);
+        leaders.max_by_key(|(_, replica)| replica.term)
+    }
+
+    /// How long nothing was heard of a node; `None`: never.
+    pub fn silence(&self, node: u64, now: Instant) -> Option<Duration> {
+        let heard = self.heard.get(&node)?;
+        Some(now.saturating_duration_since(heard.at))
+    }
+
+    fn speaks(&self, node: u64, now: Instant) -> bool {
+        self.silence(node, now)
+            .is_some_and(|silence| silence < SILENT)
+    }
+
+    /// Looks which groups are where they shall be.
+    pub fn look(&mut self, state: &ControlState, now: Instant) {
+        for (id, placement) in &state.groups {
+            if self.is_settled(*id, placement) {
+                continue;
+            }
+            let says = self
+                .leader_of(*id, now)
+                .map(|(_, replica)| agrees(replica, placement));
+            match says {
+                Some(true) => {
+                    let agree = self.agree.entry(*id).or_insert((placement.version, now));
+                    if agree.0 != placement.version {
+                        *agree = (placement.version, now);
+                    }
+                    if now >= agree.1 + SETTLED_AFTER {
+                        self.settled.insert(*id, placement.version);
+                    }
+                }
+                Some(false) => {
+                    self.agree.remove(id);
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Whether a group's members were seen to be exactly those of this placement.
+    pub fn is_settled(&self, group: u32, placement: &Placement) -> bool {
+        self.settled.get(&group) == Some(&placement.version)
+    }
+
+    /// On its way to a node that is to leave meanwhile, by the word of the group's leader: it may turn round.
+    fn is_in_vain(&self, group: u32, placement: &Placement, map: &Map, now: Instant) -> bool {
+        let Some((_, replica)) = self.leader_of(group, now) else {
+            return false;
+        };
+        let voters = replica.members.as_ref().map(|members| &members.voters);
+        let mut missing = placement
+            .voters
+            .iter()
+            .filter(|peer| voters.is_some_and(|v| !v.contains(peer)));
+        missing.any(|peer| {
+            map.nodes
+                .get(&node_of(*peer))
+                .is_none_or(|node| !node.hosts)
+        })
+    }
+
+    /// The next moves, and what else follows from what is seen. `pending`: what was proposed already. `wall_ms`: the wall
+    /// clock, milliseconds since 1970.
+    pub fn moves(
+        &mut self,
+        state: &ControlState,
+        pending: &dyn Fn(What) -> bool,
+        now: Instant,
+        wall_ms: u64,
+    ) -> Vec<(What, ControlCommand)> {
+        if now < self.since + LOOK_FIRST {
+            return Vec::new();
+        }
+        let mut commands = self.forget(state, now);
+        commands.extend(self.end_rests(state, wall_ms));
+        let mut map = state.map();
+        let mut busy: BTreeSet<u32> = BTreeSet::new();
+        for (id, placement) in &state.groups {
+            let free =
+                self.is_settled(*id, placement) || self.is_in_vain(*id, placement, &map, now);
+            if !free || pending(What::Place(*id)) {
+                busy.insert(*id);
+            }
+        }
+        let mut moving = busy.len();
+        let mut moved = BTreeSet::new();
+        while moving < MOVES_AT_ONCE
+            && let Some((group, change)) = map.next(&busy)
+        {
+            busy.insert(group);
+            if let Change::Add { node } | Change::Replace { new: node, .. } = change
+                && !self.speaks(node, now)
+            {
+                continue;
+            }
+            map.apply(group, change);
+            moved.insert(group);
+            moving += 1;
+        }
+        commands.extend(self.places(state, &map, &moved, &busy));
+        commands
+    }
+
+    /// The moved ones as they shall be, and of the others those that another node should lead.
+    fn places(
+        &self,
+        state: &ControlState,
+        map: &Map,
+        moved: &BTreeSet<u32>,
+        busy: &BTreeSet<u32>,
+    ) -> Vec<(What, ControlCommand)> {
+        let leaders = map.leaders();
+        let placements = state.groups.iter();
+        let changed = placements.filter(|(id, placement)| {
+            let leader = leaders
+                .get(id)
+                .is_some_and(|leader| *leader != placement.leader);
+            moved.contains(id) || leader && !busy.contains(id)
+        });
+        changed
+            .filter_map(|(id, placement)| {
+                let command = ControlCommand::Place {
+                    group: *id,
+                    version: placement.version,
+                    voters: map.groups.get(id)?.voters.clone(),
+                    leader: leaders.get(id).copied().unwrap_or(0),
+                    settled: self.is_settled(*id, placement),
+                };
+                Some((What::Place(*id), command))
+            })
+            .collect()
+    }
+
+    /// Removed nodes that hold nothing any more.
+    fn forget(&mut self, state: &ControlState, now: Instant) -> Vec<(What, ControlCommand)> {
+        let mut gone = Vec::new();
+        for &node in &state.leaving {
+            let out = state.groups.iter().all(|(id, placement)| {
+                placement.peer_on(node).is_none() && self.is_settled(*id, placement)
+            });
+            let heard = self.heard.get(&node);
+            let silent = match self.silence(node, now) {
+                Some(silence) => silence >= GONE_AFTER,
+                None => now >= self.since + GONE_AFTER,
+            };
+            let empty = heard.is_some_and(|heard| heard.report.replicas.is_empty());
+            if out && (empty || silent) {
+                gone.push(node);
+            }
+        }
+        for node in &gone {
+            if let Some(row) = state.nodes.get(node) {
+                let farewell = (row.peer_address.to_string(), now);
+                self.farewell.insert(*node, farewell);
+            }
+        }
+        let forget = |node| (What::Forget(node), ControlCommand::ForgetNode { node });
+        gone.into_iter().map(forget).collect()
+    }
+
+    /// Who was asked to rest, and started anew or rested enough.
+    fn end_rests(&self, state: &ControlState, wall_ms: u64) -> Vec<(What, ControlCommand)> {
+        let resting = state.resting.iter();
+        let over = resting.filter(|(node, rest)| {
+            let heard = self.heard.get(*node);
+            wall_ms >= rest.until_ms
+                || heard.is_some_and(|heard| heard.report.process != rest.process)
+        });
+        over.map(|(&node, _)| (What::EndRest(node), ControlCommand::EndRest { node }))
+            .collect()
+    }
+
+    /// What every node is told from now on, without sender and receiver, and whom: nodes that are gone since moments too,
+    /// so that they hear it. `None`: there is no cluster yet.
+    pub fn orders(
+        &mut self,
+        state: &ControlState,
+        term: u64,
+        now: Instant,
+    ) -> Option<(v1::SteerRequest, BTreeMap<u64, String>)> {
+        let cluster = state.cluster?;
+        let first = first_peers(&state.first_nodes, &cluster);
+        let groups = state.groups.iter().map(|(id, placement)| v1::GroupOrder {
+            group: *id,
+            version: placement.version,
+            voters: placement.voters.iter().copied().collect(),
+            leader: placement.leader,
+            settled: self.is_settled(*id, placement),
+            first: first
+                .get(id)
+                .map_or_else(Vec::new, |first| first.voters.iter().copied().collect()),
+        });
+        let nodes = state.nodes.iter();
+        let request = v1::SteerRequest {
+            cluster_id: bytes::Bytes::copy_from_slice(&cluster.id),
+            term,
+            shards: cluster.shards,
+            highest_node: state.highest_node,
+            nodes: nodes.map(|(id, row)| node_to_wire(*id, row)).collect(),
+            groups: groups.collect(),
+            ..Default::default()
+        };
+        self.farewell
+            .retain(|_, (_, since)| now < *since + FAREWELL);
+        let farewell = self.farewell.iter();
+        let mut addresses: BTreeMap<u64, String> = farewell
+            .map(|(id, (address, _))| (*id, address.clone()))
+            .collect();
+        let nodes = state.nodes.iter();
+        addresses.extend(nodes.map(|(id, row)| (*id, row.peer_address.to_string())));
+        Some((request, addresses))
+    }
+}
+
+/// Whether a group's leader has exactly the members that the placement names, and is not on the way anywhere.
+fn agrees(replica: &v1::ReplicaReport, placement: &Placement) -> bool {
+    let members = replica.members.clone().map(from_row).unwrap_or_default();
+    let voters: BTreeSet<u64> = members.voters.into_iter().collect();
+    voters == placement.voters
+        && members.learners.is_empty()
+        && members.voters_outgoing.is_empty()
+        && members.learners_next.is_empty()
+}
+
+/// What a node does about one of its groups.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Deed {
+    /// Make an empty replica with this peer id.
+    Create(u64),
+    /// Give this replica up.
+    Destroy(u64),
+}
+
+/// A replica that a node has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Hosted {
+    /// Its Raft peer id.
+    pub peer: u64,
+    /// The version of the placement that it was made for: an order from before it knows nothing of it. Durable.
+    pub made_at: u64,
+    /// It is on its way out.
+    pub leaving: bool,
+}
+
+/// What a node makes of an order, which may come late, twice, and from a leader of yesterday. `gone`: the replicas that it
+/// had, as the log calls them: an order from before one was given up must not bring it back.
+pub fn deed(
+    own: u64,
+    order: &GroupOrder,
+    hosted: Option<Hosted>,
+    gone: &BTreeSet<u32>,
+) -> Option<Deed> {
+    let wanted = order.placement.peer_on(own);
+    let Some(hosted) = hosted else {
+        let peer = wanted?;
+        let replica = log_group(order.group, peer);
+        let known = |gone: &u32| group_of(*gone) == order.group && *gone >= replica;
+        return (!gone.iter().any(known)).then_some(Deed::Create(peer));
+    };
+    if hosted.leaving || order.placement.version < hosted.made_at {
+        return None;
+    }
+    let out = match wanted {
+        None => order.settled,
+        // A second peer is given only when the first one is out for good.
+        Some(wanted) => hosted.peer < wanted,
+    };
+    out.then_some(Deed::Destroy(hosted.peer))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::directory::peer_id;
+
+    fn order(version: u64, voters: &[u64], settled: bool) -> GroupOrder {
+        GroupOrder {
+            group: 7,
+            placement: Placement {
+                version,
+                voters: voters.iter().copied().collect(),
+                ..Placement::default()
+            },
+            settled,
+            first: Vec::new(),
+        }
+    }
+
+    fn hosted(peer: u64, made_at: u64) -> Option<Hosted> {
+        Some(Hosted {
+            peer,
+            made_at,
+            leaving: false,
+        })
+    }
+
+    #[test]
+    fn a_replica_goes_when_the_members_are_settled_without_it_and_never_by_an_order_from_before_it()
+    {
+        let (first, second) = (peer_id(4, 0), peer_id(4, 1));
+        let others = [peer_id(1, 0), peer_id(2, 0), peer_id(3, 0)];
+        let with = [peer_id(1, 0), peer_id(2, 0), first];
+        let none = BTreeSet::new();
+        let created = deed(4, &order(6, &with, false), None, &none);
+        assert_eq!(created, Some(Deed::Create(first)));
+        let old = deed(4, &order(5, &others, true), hosted(first, 6), &none);
+        assert_eq!(old, None, "from before it was placed here");
+        let unsettled = deed(4, &order(7, &others, false), hosted(first, 6), &none);
+        assert_eq!(unsettled, None, "it may still have to vote");
+        let settled = deed(4, &order(7, &others, true), hosted(first, 6), &none);
+        assert_eq!(settled, Some(Deed::Destroy(first)));
+        let gone = [log_group(7, first)].into();
+        let late = deed(4, &order(6, &with, false), None, &gone);
+        assert_eq!(late, None, "it does not rise again");
+        let again = [peer_id(1, 0), peer_id(2, 0), second];
+        let back = order(8, &again, false);
+        assert_eq!(deed(4, &back, None, &gone), Some(Deed::Create(second)));
+        let before_it_went = deed(4, &back, hosted(first, 6), &none);
+        assert_eq!(before_it_went, Some(Deed::Destroy(first)));
+    }
+}
