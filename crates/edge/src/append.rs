@@ -26,6 +26,7 @@ use tokio::task::JoinHandle;
 use crate::facts;
 use crate::memory::{Memory, Share};
 use crate::policy::Admission;
+use crate::tls::TlsFacts;
 
 /// Octets of one chunk, and of the largest body that goes as a whole (queue.proto, AppendChunk).
 pub const CHUNK_BYTES_MAX: usize = 1 << 20;
@@ -51,6 +52,8 @@ pub(crate) struct Client {
     pub helo: String,
     pub protocol: Protocol,
     pub listener: Arc<str>,
+    /// `None`: it came in clear.
+    pub tls: Option<TlsFacts>,
 }
 
 /// How a message ended at the edge.
@@ -113,13 +116,15 @@ impl Appender {
     pub fn begin(&self, envelope: Arc<Envelope>, admission: Admission, client: Client) -> Incoming {
         let arrived_ms = unix_millis();
         let placeholder = [b'0'; ID_OCTETS];
+        let tls = client.tls.as_ref();
+        let tls = tls.map(|tls| format!("{} {}", tls.version, tls.cipher));
         let trace = Received {
             helo: &client.helo,
             client: client.address,
             client_name: None,
             by: &self.hostname,
             protocol: client.protocol,
-            tls: None,
+            tls: tls.as_deref(),
             id: std::str::from_utf8(&placeholder).unwrap_or_default(),
             recipients: &envelope.recipients,
             unix_millis: arrived_ms,

@@ -1,12 +1,19 @@
 //! What an edge node must know before its first connection.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use resource::EdgeSettings;
 
+use crate::certificates::Certificates;
+
 /// Octets of message content that a node holds at once, over all its SMTP sessions. Above it sockets are no longer read.
 pub const BODY_BYTES_MAX: usize = 128 << 20;
+
+/// How long a TLS handshake may take. Honest ones take two round trips; a client that stands still within one holds a
+/// connection no longer than this.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Settings of an edge node. What may be relayed comes later and changes: see [`resource::Catalog`].
 #[derive(Clone, Debug)]
@@ -15,8 +22,16 @@ pub struct Config {
     pub name: String,
     /// Our name in the greeting, the EHLO reply and trace headers (RFC 5321 section 4.1.1.1).
     pub hostname: mail::Domain,
-    /// Where to listen; port 0 takes a free one, see [`crate::Edge::addresses`].
+    /// Where to listen; port 0 takes a free one, see [`crate::Edge::addresses`]. STARTTLS is offered if there are certificates.
     pub listen: Vec<SocketAddr>,
+    /// Where to listen for connections that begin with TLS (RFC 8314 section 3.3: port 465). Needs certificates.
+    pub listen_tls: Vec<SocketAddr>,
+    /// For TLS; `None`: there is none.
+    pub certificates: Option<Arc<Certificates>>,
+    /// Take nothing on `listen` before STARTTLS: for private networks only (RFC 3207 section 4).
+    pub starttls_required: bool,
+    /// How long a TLS handshake may take, [`HANDSHAKE_TIMEOUT`] unless a test says otherwise.
+    pub handshake: Duration,
     /// Bounds that hold until an EdgePool is declared.
     pub settings: EdgeSettings,
     /// Octets of message content at once, [`BODY_BYTES_MAX`] unless a test says otherwise.
@@ -32,6 +47,10 @@ impl Config {
             name: name.into(),
             hostname,
             listen,
+            listen_tls: Vec::new(),
+            certificates: None,
+            starttls_required: false,
+            handshake: HANDSHAKE_TIMEOUT,
             settings: EdgeSettings::default(),
             body_bytes: BODY_BYTES_MAX,
             chunk_after: Duration::from_secs(120),

@@ -19,9 +19,27 @@ const COUNTERS: &[(&str, &str)] = &[
         "SMTP sessions that were refused at their start, for their number or their source.",
     ),
     ("postroad_sessions_total", "SMTP sessions that began."),
+    (
+        "postroad_tls_handshakes_failed_total",
+        "TLS handshakes with SMTP clients that failed or took too long.",
+    ),
+    (
+        "postroad_tls_sessions_total",
+        "SMTP sessions that were secured by TLS, by version.",
+    ),
 ];
 
-const GAUGES: &[(&str, &str)] = &[("postroad_sessions_count", "SMTP sessions that stand now.")];
+const GAUGES: &[(&str, &str)] = &[
+    (
+        "postroad_certificate_expiry_timestamp_seconds",
+        "When a certificate in use ends, by its name in the directory. 0: it is no longer used.",
+    ),
+    (
+        "postroad_certificates_unusable_count",
+        "Certificates whose files cannot be used now; the log says why. A former one of the same name stays in use.",
+    ),
+    ("postroad_sessions_count", "SMTP sessions that stand now."),
+];
 
 const HISTOGRAMS: &[(&str, &str)] = &[(
     "postroad_append_seconds",

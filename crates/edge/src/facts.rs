@@ -69,6 +69,7 @@ pub(crate) fn origin(
     header: &HeaderFacts,
     node: &str,
 ) -> Origin {
+    let tls = client.tls.as_ref();
     Origin {
         message_id: header.message_id.clone().unwrap_or_default(),
         client_address: client.address.to_string(),
@@ -76,6 +77,8 @@ pub(crate) fn origin(
         principal: admission.principal.as_deref().unwrap_or_default().into(),
         listener: client.listener.as_ref().into(),
         edge: node.into(),
+        tls_version: tls.map_or_else(String::new, |tls| tls.version.into()),
+        tls_cipher: tls.map_or_else(String::new, |tls| tls.cipher.clone()),
         ..Origin::default()
     }
 }

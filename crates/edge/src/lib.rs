@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 mod append;
+mod certificates;
 mod config;
 mod describe;
 mod dir;
@@ -34,9 +35,11 @@ mod permit;
 pub mod policy;
 mod ready;
 mod session;
+mod tls;
 
 pub use append::CHUNK_BYTES_MAX;
-pub use config::{BODY_BYTES_MAX, Config};
+pub use certificates::{CertificateError, Certificates, PAIRS_MAX};
+pub use config::{BODY_BYTES_MAX, Config, HANDSHAKE_TIMEOUT};
 pub use describe::describe_metrics;
 pub use dir::{DirError, read_dir, watch_dir};
 pub use ready::Readiness;
@@ -58,6 +61,12 @@ pub enum EdgeError {
         /// What the system said.
         source: io::Error,
     },
+    /// Connections that begin with TLS need a certificate, and so do mails that need STARTTLS.
+    #[error("TLS is wanted but there is no certificate; name a directory of them (--tls)")]
+    NoCertificate,
+    /// The TLS library refuses its own settings: a defect.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(io::Error),
     /// Nothing to do.
     #[error("no listen address is configured; name at least one")]
     NoListener,
@@ -80,14 +89,21 @@ pub fn start(
     catalog: watch::Receiver<Option<Arc<Catalog>>>,
     shutdown: CancellationToken,
 ) -> Result<Edge, EdgeError> {
+    let tls = config.certificates.clone().map(tls::server_config);
+    let tls = tls.transpose().map_err(EdgeError::Tls)?;
+    if tls.is_none() && (config.starttls_required || !config.listen_tls.is_empty()) {
+        return Err(EdgeError::NoCertificate);
+    }
     let mut listeners = Vec::new();
-    for &address in &config.listen {
-        listeners
-            .push(listen::bind(address).map_err(|source| EdgeError::Listen { address, source })?);
+    let plain = config.listen.iter().map(|address| (*address, false));
+    for (address, implicit) in plain.chain(config.listen_tls.iter().map(|a| (*a, true))) {
+        let listener =
+            listen::bind(address).map_err(|source| EdgeError::Listen { address, source })?;
+        listeners.push((listener, implicit));
     }
     let addresses: Vec<SocketAddr> = listeners
         .iter()
-        .filter_map(|listener| listener.local_addr().ok())
+        .filter_map(|(listener, _)| listener.local_addr().ok())
         .collect();
     if addresses.is_empty() {
         return Err(EdgeError::NoListener);
@@ -101,6 +117,7 @@ pub fn start(
     };
     let node = Arc::new(Node {
         config,
+        tls,
         appender,
         catalog,
         permits: Arc::default(),
@@ -110,7 +127,11 @@ pub fn start(
     let (tell, readiness) = watch::channel(Readiness::NotReady("starting".into()));
     let (accepting, sessions) = (TaskTracker::new(), TaskTracker::new());
     accepting.spawn(ready::watch(node.clone(), tell));
-    for listener in listeners {
+    if let Some(certificates) = &node.config.certificates {
+        accepting.spawn(certificates.clone().follow(node.draining.clone()));
+    }
+    for (listener, implicit) in listeners {
+        let listener = listen::Listener::new(listener, implicit);
         accepting.spawn(listen::accept(node.clone(), listener, sessions.clone()));
     }
     tracing::info!(name = %node.config.name, listen = ?addresses, "edge started");
@@ -135,7 +156,7 @@ pub async fn run(
 }
 
 impl Edge {
-    /// Where it listens, in the order of [`Config::listen`], with the ports that were taken for 0.
+    /// Where it listens, in the order of [`Config::listen`] and then of [`Config::listen_tls`], with the ports that were taken for 0.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use mail::Host;
 use resource::{Catalog, EdgeSettings};
+use smtp::server::StartTls;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -13,6 +14,8 @@ use crate::permit::Permits;
 
 pub(crate) struct Node {
     pub config: Config,
+    /// There are certificates.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
     pub appender: Appender,
     pub catalog: watch::Receiver<Option<Arc<Catalog>>>,
     pub permits: Arc<Permits>,
@@ -38,12 +41,21 @@ impl Node {
         declared.unwrap_or_else(|| self.config.settings.clone())
     }
 
+    fn starttls(&self) -> StartTls {
+        match (&self.tls, self.config.starttls_required) {
+            (None, _) => StartTls::Off,
+            (Some(_), false) => StartTls::Offered,
+            (Some(_), true) => StartTls::Required,
+        }
+    }
+
     /// The settings of a session that begins now.
     pub fn smtp_config(&self) -> Arc<smtp::server::Config> {
         let settings = self.settings();
         let mut config = smtp::server::Config::new(Host::Domain(self.config.hostname.clone()));
         config.message_bytes_max = settings.message_size;
         config.recipients_max = settings.recipients;
+        config.starttls = self.starttls();
         Arc::new(config)
     }
 }

@@ -11,11 +11,14 @@ use smtp::server::{Answer, Commit, Output, Question, Session};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep_until, timeout};
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
 
 use crate::append::{Client, Incoming, Outcome};
 use crate::facts::Room;
 use crate::node::Node;
 use crate::policy::{self, Admission};
+use crate::tls::{self, TlsFacts};
 
 /// Octets that one read takes: a message of common size in one system call.
 const READ_BYTES: usize = 32 << 10;
@@ -23,12 +26,22 @@ const READ_BYTES: usize = 32 << 10;
 /// How long a client that was told goodbye may take to close.
 const LINGER: Duration = Duration::from_secs(2);
 
+/// The connection, in clear or under TLS.
+type Wire = Either<TcpStream, Box<TlsStream<TcpStream>>>;
+
+/// Who calls, and where.
+#[derive(Clone, Debug)]
+pub(crate) struct Who {
+    pub client: SocketAddr,
+    pub listener: Arc<str>,
+}
+
 /// One SMTP session.
 pub(crate) struct Conversation {
     node: Arc<Node>,
-    socket: TcpStream,
-    client: SocketAddr,
-    listener: Arc<str>,
+    socket: Wire,
+    tls: Option<TlsFacts>,
+    who: Who,
     smtp: Session,
     transaction: Transaction,
     input: BytesMut,
@@ -48,19 +61,43 @@ struct Transaction {
     incoming: Option<Incoming>,
 }
 
+/// How a part of the conversation ended.
+enum Pause {
+    /// It is over.
+    Over,
+    /// The TLS handshake comes next.
+    StartTls,
+}
+
 impl Conversation {
-    pub fn new(
-        node: Arc<Node>,
-        socket: TcpStream,
-        client: SocketAddr,
-        listener: Arc<str>,
-    ) -> Conversation {
+    pub fn new(node: Arc<Node>, socket: TcpStream, who: Who) -> Conversation {
         let smtp = Session::new(node.smtp_config(), Instant::now());
+        Conversation::with(node, Either::Left(socket), smtp, None, who)
+    }
+
+    /// TLS began with the connection.
+    pub fn over_tls(
+        node: Arc<Node>,
+        socket: Box<TlsStream<TcpStream>>,
+        tls: TlsFacts,
+        who: Who,
+    ) -> Conversation {
+        let smtp = Session::over_tls(node.smtp_config(), Instant::now());
+        Conversation::with(node, Either::Right(socket), smtp, Some(tls), who)
+    }
+
+    fn with(
+        node: Arc<Node>,
+        socket: Wire,
+        smtp: Session,
+        tls: Option<TlsFacts>,
+        who: Who,
+    ) -> Conversation {
         Conversation {
             node,
             socket,
-            client,
-            listener,
+            tls,
+            who,
             smtp,
             transaction: Transaction::default(),
             input: BytesMut::new(),
@@ -72,7 +109,16 @@ impl Conversation {
 
     /// Talks until one side ends it.
     pub async fn run(mut self) {
-        let ended = self.talk().await;
+        let ended = loop {
+            match self.talk().await {
+                Ok(Pause::StartTls) => match self.secure().await {
+                    Ok(secured) => self = secured,
+                    Err(error) => return tracing::info!(%error, "no TLS with this client"),
+                },
+                Ok(Pause::Over) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
         if let Err(error) = ended {
             let in_content = self.transaction.incoming.is_some();
             tracing::info!(%error, in_content, refusals = self.refusals, "SMTP session ended with an error");
@@ -81,7 +127,21 @@ impl Conversation {
         }
     }
 
-    async fn talk(&mut self) -> io::Result<()> {
+    /// The handshake after STARTTLS. Whatever came in clear and was not obeyed yet is gone (RFC 3207 section 4.2).
+    async fn secure(mut self) -> io::Result<Conversation> {
+        self.flush().await?;
+        self.input.clear();
+        let (Some(config), Either::Left(socket)) = (self.node.tls.clone(), self.socket) else {
+            return Err(io::Error::other("STARTTLS twice, or without a certificate"));
+        };
+        let (stream, facts) = tls::accept(config, socket, self.node.config.handshake).await?;
+        self.socket = Either::Right(stream);
+        self.tls = Some(facts);
+        self.smtp.answer(Answer::Secured, Instant::now());
+        Ok(self)
+    }
+
+    async fn talk(&mut self) -> io::Result<Pause> {
         loop {
             match self.smtp.drain() {
                 Output::Write(bytes) => self.output.extend_from_slice(&bytes),
@@ -96,19 +156,16 @@ impl Conversation {
                     }
                 }
                 Output::Forget => self.transaction = Transaction::default(),
-                Output::StartTls => {
-                    return Err(io::Error::other(
-                        "STARTTLS was asked for but is not offered",
-                    ));
-                }
+                Output::StartTls => return Ok(Pause::StartTls),
                 Output::Close => {
                     self.flush().await?;
-                    return self.close().await;
+                    self.close().await?;
+                    return Ok(Pause::Over);
                 }
                 Output::Wait(until) => {
                     self.flush().await?;
                     if !self.wait(until).await? {
-                        return Ok(());
+                        return Ok(Pause::Over);
                     }
                 }
             }
@@ -122,8 +179,12 @@ impl Conversation {
         self.input.reserve(READ_BYTES);
         tokio::select! {
             read = self.socket.read_buf(&mut self.input), if self.smtp.wants_read() => {
-                if read? == 0 {
-                    return Ok(false);
+                match read {
+                    Ok(0) => return Ok(false),
+                    Ok(_) => {}
+                    // Closed without TLS's farewell, as many do. Nothing in SMTP ends by the end of its connection.
+                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+                    Err(error) => return Err(error),
                 }
                 self.smtp.feed(self.input.split().freeze(), Instant::now());
             }
@@ -183,7 +244,7 @@ impl Conversation {
             _ => None,
         };
         let question = policy::Question {
-            client: self.client.ip(),
+            client: self.who.client.ip(),
             sender: sender.as_ref().map(|domain| domain.as_str()),
             recipient: &recipient.destination(),
             admitted: self.transaction.admission.as_ref(),
@@ -209,10 +270,11 @@ impl Conversation {
             return Err(Reply::try_again());
         };
         let client = Client {
-            address: self.client.ip(),
+            address: self.who.client.ip(),
             helo: self.smtp.helo().unwrap_or_default().into(),
             protocol: self.smtp.protocol(),
-            listener: self.listener.clone(),
+            listener: self.who.listener.clone(),
+            tls: self.tls.clone(),
         };
         self.transaction.incoming = Some(self.node.appender.begin(envelope, admission, client));
         Ok(())
@@ -255,10 +317,11 @@ impl Conversation {
             return Ok(());
         }
         // A client that reads nothing must not hold the session longer than one that sends nothing.
-        let written = timeout(
-            smtp::limits::SERVER_TIMEOUT,
-            self.socket.write_all(&self.output),
-        )
+        let written = timeout(smtp::limits::SERVER_TIMEOUT, async {
+            self.socket.write_all(&self.output).await?;
+            // TLS may still hold a part of it.
+            self.socket.flush().await
+        })
         .await;
         self.output.clear();
         written.map_err(|_| {

@@ -27,7 +27,7 @@ table! {
     /// VRFY (RFC 5321 3.5.3, 7.3).
     cannot_verify = 252 (2, 5, 0) "cannot verify, but will take mail and try to deliver it";
     /// HELP (RFC 5321 4.1.1.8).
-    help = 214 (2, 0, 0) "HELO EHLO MAIL RCPT DATA RSET NOOP VRFY HELP QUIT: see RFC 5321";
+    help = 214 (2, 0, 0) "HELO EHLO MAIL RCPT DATA RSET NOOP VRFY HELP QUIT STARTTLS: see RFC 5321";
     /// DATA (RFC 5321 4.1.1.4); 354 has no enhanced code (RFC 2034 section 4), see [`Reply::start_mail_input`].
     committed = 250 (2, 0, 0) "queued";
     /// No configuration yet, or draining (RFC 5321 3.8, 4.2.2).
@@ -80,6 +80,8 @@ table! {
     authentication_required = 530 (5, 7, 0) "authentication required";
     /// STARTTLS must come first (RFC 3207 section 4).
     starttls_required = 530 (5, 7, 0) "must issue STARTTLS first";
+    /// STARTTLS: the handshake is next (RFC 3207 section 4).
+    ready_for_tls = 220 (2, 0, 0) "ready to start TLS";
     /// Wrong credentials (RFC 4954 section 6).
     authentication_failed = 535 (5, 7, 8) "authentication credentials invalid";
     /// Credentials cannot be checked now (RFC 4954 section 6).

@@ -72,7 +72,8 @@ pub async fn run_edge(settings: settings::Edge) -> Result<(), Failure> {
     let declared = watch_files(Some(&settings.node.files), &stop).await?;
     let queue = client(&settings.node, tls, &name)?;
     let hostname = hostname(settings.mail.hostname.as_deref())?;
-    let (role, _) = edge(&name, hostname, settings.listen, queue, declared)?;
+    let config = edge_config(&name, hostname, settings.listen, settings.tls)?;
+    let (role, _) = edge(config, queue, declared)?;
     serve_alone(role, settings.admin, metrics).await
 }
 
@@ -114,16 +115,30 @@ async fn serve_alone(
     .await
 }
 
-/// An edge node; binds its sockets at once and says where.
-pub fn edge(
+/// What an edge node is told, with its certificates read.
+pub fn edge_config(
     name: &str,
     hostname: mail::Domain,
     listen: Vec<SocketAddr>,
+    tls: settings::MailTls,
+) -> Result<edge::Config, Failure> {
+    let mut config = edge::Config::new(name, hostname, listen);
+    if let Some(dir) = &tls.tls {
+        let read = edge::Certificates::load(dir, tls.tls_default.as_deref());
+        config.certificates = Some(Arc::new(read.map_err(Failure::failed)?));
+    }
+    config.listen_tls = tls.listen_tls;
+    config.starttls_required = tls.require_starttls;
+    Ok(config)
+}
+
+/// An edge node; binds its sockets at once and says where.
+pub fn edge(
+    config: edge::Config,
     queue: QueueClient,
     declared: Declared,
 ) -> Result<(Role, Vec<SocketAddr>), Failure> {
     let stop = CancellationToken::new();
-    let config = edge::Config::new(name, hostname, listen);
     let node = edge::start(config, queue, declared, stop.clone()).map_err(Failure::failed)?;
     let (addresses, readiness) = (node.addresses().to_vec(), node.readiness());
     let probe = Probe::new("edge", move || match &*readiness.borrow() {

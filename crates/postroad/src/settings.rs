@@ -10,12 +10,14 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use spool::identity::ClusterId;
 
 mod admin;
+mod tls;
 mod value;
 
 pub use admin::{
     Action, Check, Connection, Filter, List, MembersCommand, MembersList, MembersRemove, Output,
     PkiCommand, QueueCommand, Salvage, Send, Show, Status, Summary,
 };
+pub use tls::MailTls;
 pub use value::{InitialNode, Listener, Octets};
 
 /// A distributed SMTP relay: mail is accepted, appended to a replicated queue, leased, delivered and settled.
@@ -120,6 +122,8 @@ pub struct Up {
     #[arg(long, env = "POSTROAD_REPLICAS", value_name = "N")]
     pub replicas: Option<u32>,
     #[command(flatten)]
+    pub tls: MailTls,
+    #[command(flatten)]
     pub mail: MailName,
     #[command(flatten)]
     pub resolver: ResolverFlags,
@@ -152,6 +156,8 @@ pub struct Edge {
         value_name = "ADDRESS:PORT"
     )]
     pub listen: Vec<SocketAddr>,
+    #[command(flatten)]
+    pub tls: MailTls,
     #[command(flatten)]
     pub mail: MailName,
     #[command(flatten)]

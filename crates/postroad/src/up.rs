@@ -36,10 +36,9 @@ pub async fn run(settings: settings::Up) -> Result<(), Failure> {
         queues.push(role::queue(config));
     }
     until_led(&queues).await;
+    let config = role::edge_config("up", hostname.clone(), settings.listen, settings.tls)?;
     let (edge, addresses) = role::edge(
-        "up",
-        hostname.clone(),
-        settings.listen.clone(),
+        config,
         client(&opened, proto::Role::Edge)?,
         declared.clone(),
     )?;

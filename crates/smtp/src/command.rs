@@ -4,7 +4,7 @@ use std::fmt;
 
 use mail::{AddressError, Host, Mailbox, Reply, ReversePath};
 
-/// One command. STARTTLS and AUTH are known so that they can be refused by name; they carry nothing yet.
+/// One command. AUTH is known so that it can be refused by name; it carries nothing yet.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Command {
     /// HELO with what the client calls itself.
@@ -117,7 +117,8 @@ impl Command {
             b"VRFY" => Ok(Command::Vrfy),
             b"EXPN" => Ok(Command::Expn),
             b"HELP" => Ok(Command::Help),
-            b"STARTTLS" => Ok(Command::StartTls),
+            // RFC 3207 section 4: "STARTTLS, with no parameters".
+            b"STARTTLS" => alone(rest, Command::StartTls),
             b"AUTH" => Ok(Command::Auth),
             b"GET" | b"POST" | b"PUT" | b"HEAD" | b"OPTIONS" | b"CONNECT" => {
                 Err(CommandError::Foreign)

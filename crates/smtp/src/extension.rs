@@ -3,9 +3,10 @@
 use mail::{Host, Reply};
 
 /// The reply to EHLO. RFC 2034 section 4: no enhanced codes here.
-pub(crate) fn offer(host: &Host, helo: &str, message_bytes_max: u64) -> Reply {
+pub(crate) fn offer(host: &Host, helo: &str, message_bytes_max: u64, starttls: bool) -> Reply {
+    let starttls = if starttls { "STARTTLS\n" } else { "" };
     let text = format!(
-        "{host} greets {helo}\nPIPELINING\nSIZE {message_bytes_max}\n8BITMIME\nSMTPUTF8\nENHANCEDSTATUSCODES\nHELP"
+        "{host} greets {helo}\nPIPELINING\nSIZE {message_bytes_max}\n8BITMIME\nSMTPUTF8\nENHANCEDSTATUSCODES\n{starttls}HELP"
     );
     Reply::new(250, None, text)
 }
@@ -70,7 +71,7 @@ mod tests {
     #[test]
     fn what_we_offer_is_what_we_find() {
         let host = Host::parse("mx.example.org").unwrap();
-        let found = Extensions::parse(&offer(&host, "c.example", 1000));
+        let found = Extensions::parse(&offer(&host, "c.example", 1000, false));
         assert!(
             found.pipelining
                 && found.size
@@ -79,6 +80,8 @@ mod tests {
                 && found.enhanced_codes
         );
         assert_eq!((found.size_max, found.starttls), (Some(1000), false));
+        let found = Extensions::parse(&offer(&host, "c.example", 1000, true));
+        assert!(found.starttls && found.enhanced_codes);
         let found = Extensions::parse(&Reply::new(250, None, "x\nsize 0\nAuth plain Login\nX-FOO"));
         assert_eq!(
             (found.size, found.size_max, &*found.auth),

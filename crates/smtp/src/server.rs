@@ -12,6 +12,10 @@
 //!  Rejected ───────┴────► Closed ◄───────── Committing ── answered ─────┘
 //! ```
 //!
+//! STARTTLS (RFC 3207) leads from Command to Securing, and the end of the handshake back. What the client sent in clear after
+//! the command is thrown away: were it kept, an attacker on the way could put commands in front of the client's own
+//! (CVE-2011-0411). Everything that was said in clear is forgotten too, EHLO with it (RFC 3207 section 4.2).
+//!
 //! # Diagnostics
 //! All replies come from the table in `mail::code` or from the driver's answers. Nothing that a peer sends ends more than
 //! its own session.
@@ -32,7 +36,7 @@ mod types;
 mod verbs;
 
 use content::Content;
-pub use types::{Answer, Commit, Config, MailFacts, Output, Question};
+pub use types::{Answer, Commit, Config, MailFacts, Output, Question, StartTls};
 
 /// One SMTP session with a client.
 #[derive(Debug)]
@@ -52,6 +56,8 @@ pub struct Session {
     /// Between an accepted MAIL and the end of its transaction.
     envelope: Option<Envelope>,
     counts: Counts,
+    /// The connection is secured by TLS.
+    tls: bool,
     shutting_down: bool,
 }
 
@@ -69,6 +75,8 @@ enum State {
     Content(Box<Content>),
     /// The message is being committed.
     Committing,
+    /// The TLS handshake is under way. What arrives meanwhile is no SMTP.
+    Securing,
     /// Nothing is read or said any more.
     Closed,
 }
@@ -108,7 +116,16 @@ impl Session {
             hello: None,
             envelope: None,
             counts: Counts::default(),
+            tls: false,
             shutting_down: false,
+        }
+    }
+
+    /// The same over a connection whose TLS handshake is done: implicit TLS (RFC 8314 section 3).
+    pub fn over_tls(config: Arc<Config>, now: Instant) -> Session {
+        Session {
+            tls: true,
+            ..Session::new(config, now)
         }
     }
 
@@ -116,7 +133,7 @@ impl Session {
     pub fn feed(&mut self, bytes: Bytes, now: Instant) {
         self.now = now;
         match &mut self.state {
-            State::Closed => return,
+            State::Closed | State::Securing => return,
             State::Content(content) => content.heard(now),
             _ => {}
         }
@@ -149,6 +166,7 @@ impl Session {
             State::Connecting => self.greet(answer),
             State::Asking(asked) => self.decided(asked, answer),
             State::Committing => self.commit_answered(answer),
+            State::Securing => self.secured(answer),
             other => self.state = other,
         }
     }
@@ -195,7 +213,7 @@ impl Session {
             State::Command | State::Rejected | State::Content(_) => true,
             // To catch early talkers one octet is enough.
             State::Connecting => self.config.refuse_early_talkers && self.input.is_empty(),
-            State::Asking(_) | State::Committing | State::Closed => false,
+            State::Asking(_) | State::Committing | State::Securing | State::Closed => false,
         }
     }
 
@@ -208,6 +226,7 @@ impl Session {
     pub fn protocol(&self) -> Protocol {
         Protocol {
             extended: self.hello.as_ref().is_some_and(|hello| hello.extended),
+            tls: self.tls,
             utf8: self
                 .envelope
                 .as_ref()
@@ -219,7 +238,7 @@ impl Session {
     fn is_asking(&self) -> bool {
         matches!(
             self.state,
-            State::Connecting | State::Asking(_) | State::Committing
+            State::Connecting | State::Asking(_) | State::Committing | State::Securing
         )
     }
 

@@ -9,7 +9,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use common::{World, escape, play_all, written};
 use mail::{EnhancedCode, Host, Reply};
-use smtp::server::{Answer, Config, Output, Question, Session};
+use smtp::server::{Answer, Config, Output, Question, Session, StartTls};
 
 struct Server {
     session: Session,
@@ -17,6 +17,7 @@ struct Server {
     started: bool,
     /// Questions are answered with yes, and not shown.
     auto: bool,
+    show_protocol: bool,
     deadline: Option<Instant>,
     now: Instant,
     closed: bool,
@@ -66,6 +67,10 @@ impl World for Server {
                     "text_line_bytes_max" => self.config.text_line_bytes_max = number as usize,
                     "transactions_max" => self.config.transactions_max = number,
                     "refuse_early_talkers" => self.config.refuse_early_talkers = number == 1,
+                    "starttls" => {
+                        let modes = [StartTls::Off, StartTls::Offered, StartTls::Required];
+                        self.config.starttls = modes[number as usize];
+                    }
                     _ => panic!("{key}"),
                 }
                 assert!(!self.started, "configuration comes first");
@@ -73,6 +78,11 @@ impl World for Server {
             }
             "auto" => self.auto = true,
             "start" => self.started = true,
+            "start_over_tls" => {
+                self.session = Session::over_tls(Arc::new(self.config.clone()), now);
+                self.started = true;
+            }
+            "protocol?" => self.show_protocol = true,
             "answer:" => {
                 let (verb, rest) = rest.split_once(' ').unwrap_or((rest, ""));
                 let answer = match verb {
@@ -80,6 +90,7 @@ impl World for Server {
                     "refuse" => Answer::Refuse(reply(rest)),
                     "committed" => Answer::Committed(Reply::queued_as(rest)),
                     "close" => Answer::CloseSilently,
+                    "secured" => Answer::Secured,
                     "shutdown" => Answer::ShuttingDown,
                     _ => panic!("{verb}"),
                 };
@@ -103,6 +114,9 @@ impl World for Server {
     fn drain(&mut self, events: &mut Vec<String>) {
         if !self.started || self.closed {
             return;
+        }
+        if std::mem::take(&mut self.show_protocol) {
+            events.push(format!("protocol {}", self.session.protocol().as_str()));
         }
         loop {
             match self.session.drain() {
@@ -146,6 +160,7 @@ fn dialogues_with_the_server_go_as_written() {
             config,
             started: false,
             auto: false,
+            show_protocol: false,
             deadline: None,
             now,
             closed: false,

@@ -127,6 +127,8 @@ pub struct Flushed {
 
 pub struct Replica {
     pub peer: u64,
+    /// The last entry that its disk held when it started: up to here it reads what it applies from the disk.
+    pub replays_to: u64,
     /// `None`: the process is down.
     pub group: Option<Group>,
     pub disk: Disk,
@@ -185,6 +187,7 @@ impl Replica {
             rows: MemoryRows::default(),
             knows: queue::version::NEWEST,
             applied: 0,
+            replays_to: 0,
             live: BTreeMap::new(),
             flushed: Flushed::default(),
             to_apply: VecDeque::new(),
@@ -258,6 +261,7 @@ impl Replica {
             limits: knobs.limits.clone(),
             ..GroupConfig::new(1, self.peer, members.clone())
         };
+        self.replays_to = log.last();
         let group = Group::new(config, log, hard_state, self.applied);
         self.group = Some(group.map_err(|error| Trouble::Wrong(error.to_string()))?);
         Ok(())

@@ -403,6 +403,10 @@ impl World {
         };
         let limits = &self.knobs.limits;
         let status = group.status();
+        // What the disk held at the start is handed out at once, as places on the disk and not as octets in memory.
+        if status.applied < replica.replays_to {
+            return Ok(());
+        }
         // What was in the log before the limit was reached is handed out all the same.
         let most = limits.unapplied_bytes
             + limits.uncommitted_bytes

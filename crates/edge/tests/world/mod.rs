@@ -19,7 +19,7 @@ use proto::v1::queue_server::{Queue, QueueServer};
 use proto::v1::*;
 use proto::{NodeTls, Right, Role, incoming, pki, require, tls, ulid};
 use resource::Catalog;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, watch};
@@ -193,7 +193,7 @@ impl World {
 }
 
 /// Speaks SMTP by hand.
-pub struct Client(pub BufReader<TcpStream>);
+pub struct Client<S = TcpStream>(pub BufReader<S>);
 
 impl Client {
     pub async fn connect(address: SocketAddr) -> Client {
@@ -201,7 +201,9 @@ impl Client {
         socket.set_nodelay(true).unwrap();
         Client(BufReader::new(socket))
     }
+}
 
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     /// The last line of the next reply; empty when the connection ended.
     pub async fn reply(&mut self) -> String {
         loop {

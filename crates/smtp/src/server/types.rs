@@ -33,6 +33,20 @@ pub struct Config {
     /// Whether input before the greeting ends the session. A driver that wants to catch early talkers delays its
     /// answer to [`Question::Connect`] and feeds what comes meanwhile.
     pub refuse_early_talkers: bool,
+    /// Whether STARTTLS is offered; over TLS it never is.
+    pub starttls: StartTls,
+}
+
+/// What a listener does about STARTTLS (RFC 3207).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum StartTls {
+    /// It is not offered: there is no certificate, or TLS began with the connection.
+    #[default]
+    Off,
+    /// It is offered, and mail is taken without it too.
+    Offered,
+    /// Nothing is taken before it. Never on a public port 25 (RFC 3207 section 4).
+    Required,
 }
 
 impl Config {
@@ -49,6 +63,7 @@ impl Config {
             timeout: limits::SERVER_TIMEOUT,
             content_rate_min: limits::CONTENT_RATE_MIN,
             refuse_early_talkers: true,
+            starttls: StartTls::Off,
         }
     }
 }
@@ -64,7 +79,8 @@ pub enum Output {
     Body(Bytes),
     /// The transaction ended without a commit: forget its content and what was decided for it.
     Forget,
-    /// Start the TLS handshake, then tell with [`Answer::Secured`]. Not offered yet.
+    /// Start the TLS handshake, then tell with [`Answer::Secured`]. What the driver itself holds of the client's octets
+    /// came in clear: it throws that away, as the session does. A handshake that fails ends the connection.
     StartTls,
     /// Nothing more until input, an answer, or this moment.
     Wait(Instant),

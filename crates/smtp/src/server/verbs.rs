@@ -8,7 +8,15 @@ use crate::command::{Command, CommandError};
 use crate::extension;
 use crate::limits;
 use crate::server::content::Content;
-use crate::server::{Answer, Asked, Hello, MailFacts, Output, Question, Session, State};
+use crate::server::{Answer, Asked, Hello, MailFacts, Output, Question, Session, StartTls, State};
+
+/// What a server that requires TLS answers in clear (RFC 3207 section 4); what does not parse is told so.
+fn before_tls(command: &Result<Command, CommandError>) -> bool {
+    matches!(
+        command,
+        Err(_) | Ok(Command::Ehlo(_) | Command::Noop | Command::StartTls | Command::Quit)
+    )
+}
 
 impl Session {
     pub(super) fn command(&mut self, line: &[u8]) {
@@ -22,6 +30,9 @@ impl Session {
                 Ok(Command::Quit) => self.say_and_close(Reply::bye()),
                 _ => self.refuse(Reply::bad_sequence()),
             };
+        }
+        if self.config.starttls == StartTls::Required && !self.tls && !before_tls(&command) {
+            return self.refuse(Reply::starttls_required());
         }
         match command {
             Ok(Command::Mail(path, parameters)) => self.mail(MailFacts {
@@ -42,7 +53,8 @@ impl Session {
             Ok(Command::Vrfy) => self.idle(Reply::cannot_verify()),
             Ok(Command::Help) => self.idle(Reply::help()),
             Ok(Command::Quit) => self.say_and_close(Reply::bye()),
-            Ok(Command::Expn | Command::StartTls | Command::Auth | Command::Lhlo(_)) => {
+            Ok(Command::StartTls) => self.start_tls(),
+            Ok(Command::Expn | Command::Auth | Command::Lhlo(_)) => {
                 self.refuse(Reply::not_implemented());
             }
             // Somebody's browser was made to talk to us: what follows is not meant for us.
@@ -55,11 +67,40 @@ impl Session {
     fn hello(&mut self, name: String, extended: bool) {
         self.forget();
         let reply = match extended {
-            true => extension::offer(&self.config.host, &name, self.config.message_bytes_max),
+            true => {
+                let starttls = self.config.starttls != StartTls::Off && !self.tls;
+                let size = self.config.message_bytes_max;
+                extension::offer(&self.config.host, &name, size, starttls)
+            }
             false => Reply::new(250, None, format!("{} greets {name}", self.config.host)),
         };
         self.hello = Some(Hello { name, extended });
         self.idle(reply);
+    }
+
+    fn start_tls(&mut self) {
+        if self.tls {
+            return self.refuse(Reply::bad_sequence());
+        }
+        if self.config.starttls == StartTls::Off {
+            return self.refuse(Reply::not_implemented());
+        }
+        self.forget();
+        self.say(&Reply::ready_for_tls());
+        self.flush();
+        // RFC 3207 section 4: it is the last command of a group. What follows in clear is not the client's, or not SMTP.
+        self.input.clear();
+        self.state = State::Securing;
+        self.pending.push_back(Output::StartTls);
+    }
+
+    /// The answer to `Output::StartTls`; the state is Command again. Without a handshake there is nothing to say.
+    pub(super) fn secured(&mut self, answer: Answer) {
+        if answer != Answer::Secured {
+            return self.close();
+        }
+        self.tls = true;
+        self.hello = None;
     }
 
     /// A command that carries no mail: fine, but not for ever.
