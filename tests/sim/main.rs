@@ -81,6 +81,11 @@ fn versions() {
 }
 
 #[test]
+fn churn() {
+    holds(Profile::Churn);
+}
+
+#[test]
 fn the_same_seed_twice_is_the_same_run() {
     for profile in Profile::ALL {
         for seed in [3, 7, 10] {

@@ -189,7 +189,6 @@ async fn a_wiped_node_is_refused_under_its_old_id() {
 
 /// The whole way: nodes come, replicas and leaders spread, a disk is lost and replaced, nodes go.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "not run since snapshots and members came together"]
 async fn three_nodes_become_more_and_three_again_under_load() {
     let sink = Sink::start().await.unwrap();
     let mut cluster = Cluster::start(spec(&sink)).await.unwrap();

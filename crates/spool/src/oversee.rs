@@ -8,7 +8,8 @@ use proto::v1;
 use queue::control::place::{Change, Map};
 use queue::control::{ControlCommand, ControlState, NodeRow, Placement, first_peers, node_of};
 
-use crate::directory::{group_of, log_group};
+use crate::directory::group_of;
+pub use crate::directory::log_group;
 use crate::event::GroupOrder;
 use crate::wire::control::{node_from_wire, node_to_wire};
 use crate::wire::members::from_row;

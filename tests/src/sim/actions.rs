@@ -8,6 +8,7 @@ use spool::node::{
     AbortReason, Ack, Action, Committed, Input, Message, Role, SnapshotAction, SnapshotInput,
 };
 
+use crate::sim::churn::slot_of;
 use crate::sim::net::{Actor, Packet, Tell};
 use crate::sim::replica::{Pending, Replica};
 use crate::sim::world::World;
@@ -38,7 +39,7 @@ impl World {
                 let Some((context, pending)) = self.replicas[k].tickets.remove(&ticket) else {
                     return Err(format!("ticket {ticket} is answered twice"));
                 };
-                self.durable(index, &context)?;
+                self.durable(k, index, &context)?;
                 match ack {
                     Ack::Commit => self.answer(k, pending, &[]),
                     Ack::Apply => drop(self.replicas[k].by_index.insert(index, pending)),
@@ -52,21 +53,22 @@ impl World {
                 self.trace.fold_all(&[k as u64, role as u64, term]);
                 self.replicas[k].lead = None;
                 if role == Role::Leader {
-                    self.model.leader(term, k as u64 + 1)?;
+                    let peer = self.replicas[k].peer;
+                    self.model.leader(term, peer)?;
                     let group = self.replicas[k].group.as_ref();
                     let last = group.map_or(0, |group| group.status().last);
-                    self.model.complete(k as u64 + 1, term, last)?;
+                    self.model.complete(peer, term, last)?;
                     self.begin_to_lead(k, noop.unwrap_or(u64::MAX));
                 }
             }
             Action::Fetch { id, entries } => self.replicas[k].fetching.push_back((id, entries)),
-            Action::ConfChanged { .. } => {}
+            Action::ConfChanged { index, members } => self.members_changed(k, index, &members)?,
             // Only worlds that keep no log for followers need them.
-            Action::Snapshot(SnapshotAction::Make { to }) => {
+            Action::Snapshot(SnapshotAction::Make { to }) if self.churn.is_none() => {
                 let input = SnapshotInput::Made { to, made: None };
                 self.input(k, Input::Snapshot(input))?;
             }
-            Action::Snapshot(action) => return Err(format!("nobody made {action:?}")),
+            Action::Snapshot(action) => self.snapshot(k, action)?,
             Action::Truncated { first } => self.replicas[k].disk.truncate(first),
             // The process ends, and Kubernetes starts it again.
             Action::Abort {
@@ -82,20 +84,28 @@ impl World {
 
     /// An acknowledged entry is on a majority of disks at the moment of the acknowledgement: this finds in fifty
     /// steps what a check for lost messages finds in thousands.
-    fn durable(&self, index: u64, context: &Bytes) -> Result<(), String> {
-        let holds = |replica: &&Replica| {
-            replica
-                .disk
-                .get(index)
-                .is_some_and(|stored| stored.context == *context)
+    fn durable(&self, k: usize, index: u64, context: &Bytes) -> Result<(), String> {
+        let holds = |peer: &&u64| {
+            let replica = &self.replicas[slot_of(**peer)];
+            let stored = replica.disk.get(index);
+            let has = stored.map_or(replica.disk.covers(index), |stored| {
+                stored.context == *context
+            });
+            replica.peer == **peer && has
         };
-        let copies = self.replicas.iter().filter(holds).count();
-        match copies * 2 > self.replicas.len() {
-            true => Ok(()),
-            false => Err(format!(
-                "entry {index} is acknowledged with {copies} durable copies"
-            )),
+        let Some(group) = self.replicas[k].group.as_ref() else {
+            return Ok(());
+        };
+        let members = group.members();
+        for voters in [&members.voters, &members.voters_outgoing] {
+            let copies = voters.iter().filter(holds).count();
+            if !voters.is_empty() && copies * 2 <= voters.len() {
+                return Err(format!(
+                    "entry {index} is acknowledged with {copies} durable copies among {voters:?}"
+                ));
+            }
         }
+        Ok(())
     }
 
     pub fn answer(&mut self, k: usize, pending: Pending, effects: &[Effect]) {

@@ -28,6 +28,9 @@ pub enum Trouble {
     Wrong(String),
 }
 
+/// Marks the locations of copies: no term is so high.
+const COPIES: u64 = 1 << 63;
+
 /// A write that is durable: its number, and where its entries lie.
 pub type Durable = (u64, Vec<(u64, Location)>);
 
@@ -38,6 +41,8 @@ pub struct Disk {
     hard_state: HardState,
     /// Logical truncation; the octets stay, as they would in an older generation.
     truncated: (u64, u64),
+    /// Bodies that came with snapshots, by what their locations say.
+    copies: BTreeMap<(u64, u64), Stored>,
     /// Submitted, not durable.
     pub queue: VecDeque<WriteTask>,
     /// The real code beneath.
@@ -80,6 +85,9 @@ impl Disk {
             }
             self.hard_state = new;
         }
+        if let Some(begin) = task.reset {
+            self.begin_at(begin);
+        }
         for entry in &task.entries {
             let at = entry.index as usize - 1;
             if at > self.entries.len() {
@@ -110,6 +118,55 @@ impl Disk {
         (task.number, task.entries.iter().map(place).collect())
     }
 
+    /// The log begins after a snapshot, and holds nothing before it.
+    pub fn begin_at(&mut self, begin: (u64, u64)) {
+        self.entries = vec![None; begin.0 as usize];
+        self.truncated = begin;
+    }
+
+    /// A start completes what a crash came into: the log begins at the snapshot whose rows are there.
+    pub fn finish_install(&mut self, begin: (u64, u64)) {
+        if self.term_of(begin.0) != Some(begin.1) {
+            self.begin_at(begin);
+            self.hard_state.commit = self.hard_state.commit.max(begin.0);
+        }
+    }
+
+    fn term_of(&self, index: u64) -> Option<u64> {
+        if index == self.truncated.0 {
+            return Some(self.truncated.1);
+        }
+        self.get(index).map(|stored| stored.term)
+    }
+
+    /// The last entry that is durable, or is part of the snapshot that the log begins with.
+    pub fn last(&self) -> u64 {
+        self.entries.len() as u64
+    }
+
+    /// Part of a snapshot that the log begins with.
+    pub fn covers(&self, index: u64) -> bool {
+        index <= self.truncated.0 && self.get(index).is_none()
+    }
+
+    /// Keeps a body that came with a snapshot; where it lies.
+    pub fn keep_copy(&mut self, snapshot: u64, index: u64, data: Bytes) -> Location {
+        let at = Location {
+            segment: COPIES | snapshot >> 1,
+            offset: index as u32,
+            context_len: 0,
+            data_len: data.len() as u32,
+        };
+        let stored = Stored {
+            term: 0,
+            kind: EntryKind::Normal,
+            context: Bytes::new(),
+            data,
+        };
+        self.copies.insert((at.segment, index), stored);
+        at
+    }
+
     /// What is durable at an index.
     pub fn get(&self, index: u64) -> Option<&Stored> {
         self.entries.get(index as usize - 1)?.as_ref()
@@ -119,6 +176,7 @@ impl Disk {
     pub fn read(&self, index: u64, at: Location) -> Option<Stored> {
         match &self.real {
             Some(real) => real.read(index, at),
+            None if at.segment & COPIES != 0 => self.copies.get(&(at.segment, index)).cloned(),
             None => {
                 let stored = self.get(index)?;
                 (location(index, stored) == at).then(|| stored.clone())

@@ -41,7 +41,8 @@ impl World {
             }
         }
         if self.rng.chance(faults.transfer) {
-            let (k, to) = (self.one_of(count), 1 + self.one_of(count) as u64);
+            let (k, to) = (self.one_of(count), self.one_of(count));
+            let to = self.replicas[to].peer;
             if let Some(group) = self.replicas[k].group.as_mut() {
                 group.handle(Input::TransferLeader { to: Some(to) });
             }

@@ -13,6 +13,7 @@ use queue::{
 use spool::decide::ClusterClock;
 use spool::node::{Ack, Input, Proposal, Role};
 
+use crate::sim::churn::slot_of;
 use crate::sim::message::{chunk, facts, result, whole};
 use crate::sim::net::{Actor, Ask, Packet, Tell};
 use crate::sim::replica::{Lead, Pending};
@@ -117,18 +118,14 @@ impl World {
 
     pub fn ask(&mut self, from: Actor, k: usize, ask: Ask) {
         let Some(group) = self.replicas[k].group.as_ref() else {
+            if self.replicas[k].hosted.is_none() {
+                self.redirect(from, &ask, None);
+            }
             return;
         };
         if !self.leading(k) {
-            let leader = group
-                .leader()
-                .map(|peer| peer as usize - 1)
-                .filter(|&leader| leader != k);
-            let tell = match ask {
-                Ask::Append { id, .. } | Ask::Chunk { id, .. } => Tell::Again { id, leader },
-                _ => Tell::NotLeader { leader },
-            };
-            return self.tell(from, tell);
+            let leader = group.leader().map(slot_of).filter(|&leader| leader != k);
+            return self.redirect(from, &ask, leader);
         }
         match ask {
             Ask::Append { id, chunks } => self.ask_append(from, k, id, chunks),
@@ -187,6 +184,14 @@ impl World {
                 self.ask_settle(from, k, item, token, session, verdict);
             }
         }
+    }
+
+    fn redirect(&mut self, from: Actor, ask: &Ask, leader: Option<usize>) {
+        let tell = match *ask {
+            Ask::Append { id, .. } | Ask::Chunk { id, .. } => Tell::Again { id, leader },
+            _ => Tell::NotLeader { leader },
+        };
+        self.tell(from, tell);
     }
 
     fn ask_append(&mut self, edge: Actor, k: usize, id: Ulid, chunks: u32) {

@@ -3,6 +3,7 @@
 
 mod actions;
 mod check;
+mod churn;
 mod collecting;
 mod delivery;
 mod disk;
@@ -20,6 +21,7 @@ mod real_log;
 mod replica;
 mod rng;
 mod run;
+mod snapshots;
 mod step;
 mod trace;
 mod upkeep;

@@ -9,6 +9,9 @@ use queue::{
     Token, Verdict,
 };
 
+use spool::node::Membership;
+
+use crate::sim::churn::Configurations;
 use crate::sim::duplicates::Deliveries;
 
 /// The log that was chosen, its rows, and the world outside.
@@ -35,11 +38,29 @@ pub struct Model {
     pub latest_clock: u64,
     pub grants: u64,
     pub expired: u64,
+    /// The members, as entries changed them.
+    configurations: Configurations,
     /// Of rows, by the entry that wanted it.
     pub digests: BTreeMap<u64, mail::Digest>,
 }
 
 impl Model {
+    /// Who the members are with an entry, on one replica; true: nobody was handed it before.
+    pub fn members(&mut self, index: u64, members: &Membership) -> Result<bool, String> {
+        self.configurations.add(index, members)
+    }
+
+    /// Everybody with a vote.
+    pub fn latest_voters(&self) -> BTreeSet<u64> {
+        self.configurations.latest_voters()
+    }
+
+    /// Of a chosen entry.
+    pub fn term_of(&self, index: u64) -> u64 {
+        let chosen = self.chosen.get(index as usize - 1);
+        chosen.map_or(0, |chosen| chosen.0)
+    }
+
     pub fn committed(&self) -> u64 {
         self.chosen.len() as u64
     }

@@ -7,8 +7,10 @@ use mail::Ulid;
 use queue::{ItemId, KeptItem, LeaseSessionId, Token, Verdict};
 use spool::node::Message;
 
+use crate::sim::churn::{Order, slot_of};
 use crate::sim::profile::Faults;
 use crate::sim::rng::Rng;
+use crate::sim::snapshots::Parcel;
 
 /// A client of the replicas.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -111,6 +113,26 @@ pub enum Packet {
         to: Actor,
         tell: Tell,
     },
+    /// The control group's leader tells a node where the groups shall be.
+    Order {
+        to: usize,
+        order: Order,
+    },
+    /// What a node answers.
+    Report {
+        node: u64,
+        term: u64,
+        report: Box<proto::v1::SteerReport>,
+    },
+    /// Staged at the receiver when it arrives.
+    Snapshot(Parcel),
+    /// What became of one: the sender hears it. Peer ids.
+    SnapshotSent {
+        from: u64,
+        to: u64,
+        id: u64,
+        staged: bool,
+    },
     /// A replica tells another whether its disk is full.
     Full {
         from: usize,
@@ -166,10 +188,13 @@ impl Net {
             return;
         }
         let link = match &packet {
-            Packet::Raft(message) => Some((message.from as usize - 1, message.to as usize - 1)),
+            Packet::Raft(message) => Some((slot_of(message.from), slot_of(message.to))),
             Packet::Full { from, to, .. } => Some((*from, *to)),
             // Clients speak over streams: a frame is lost with its stream or arrives once.
             Packet::Ask { .. } | Packet::Tell { .. } => None,
+            // The control group's leader is anywhere.
+            Packet::Order { .. } | Packet::Report { .. } => None,
+            Packet::Snapshot(_) | Packet::SnapshotSent { .. } => None,
         };
         if link.is_some_and(|link| self.cut.contains(&link)) {
             return;

@@ -36,6 +36,12 @@ pub struct Planted {
     pub version_early: bool,
     /// A replica's state machine drifts; only digests of rows are compared.
     pub drift: bool,
+    /// A replica is destroyed as soon as the plan is without it, though it may still have to vote.
+    pub destroy_early: bool,
+    /// A replica that comes back to a node is the peer that it was.
+    pub reuse_peers: bool,
+    /// The members are not in the batch of the rows.
+    pub members_apart: bool,
     /// A copy is referred to although its body died while it was copied.
     pub move_blindly: bool,
 }
@@ -142,6 +148,33 @@ pub fn own_bugs() -> Vec<Bug> {
             },
         ),
         bug(
+            "DestroyEarly",
+            "a replica is destroyed before the members are settled without it",
+            Profile::Churn,
+            Planted {
+                destroy_early: true,
+                ..none
+            },
+        ),
+        bug(
+            "ReusePeers",
+            "a replica that comes back to a node has its old peer id, and nothing else",
+            Profile::Churn,
+            Planted {
+                reuse_peers: true,
+                ..none
+            },
+        ),
+        bug(
+            "MembersApart",
+            "the members are not in the batch of the applied index",
+            Profile::Churn,
+            Planted {
+                members_apart: true,
+                ..none
+            },
+        ),
+        bug(
             "ReleaseLiving",
             "a segment is recycled though a body in it lives",
             Profile::Disk,
@@ -244,6 +277,21 @@ pub fn all_bugs() -> Vec<Bug> {
             Group::TermVoteNotWaited,
             "a Ready with only a term or vote is not waited for",
             Profile::Crashes,
+        ),
+        group(
+            Group::PromoteEarly,
+            "a learner is promoted whatever it lacks",
+            Profile::Churn,
+        ),
+        group(
+            Group::StayJoint,
+            "only the leader that began a joint configuration ends it",
+            Profile::Churn,
+        ),
+        group(
+            Group::RemoveFirst,
+            "the old replica is demoted before the new one votes",
+            Profile::Churn,
         ),
         rows(
             Rows::ForgetEarly,

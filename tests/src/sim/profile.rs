@@ -23,11 +23,13 @@ pub enum Profile {
     Clients,
     /// As crashes; replicas begin with programs of two versions, and their rows are compared by digests.
     Versions,
+    /// Queue nodes are added, removed and lost, while the rest of it goes wrong too; new replicas begin from snapshots.
+    Churn,
 }
 
 impl Profile {
     /// All of them.
-    pub const ALL: [Profile; 9] = [
+    pub const ALL: [Profile; 10] = [
         Profile::Mixed,
         Profile::Calm,
         Profile::Crashes,
@@ -37,6 +39,7 @@ impl Profile {
         Profile::Collect,
         Profile::Clients,
         Profile::Versions,
+        Profile::Churn,
     ];
 
     /// Lower case, as in `PROFILE=disk`.
@@ -48,6 +51,7 @@ impl Profile {
     pub fn chaos_steps(self) -> u64 {
         match self {
             Profile::Mixed => 1500,
+            Profile::Churn => 3000,
             Profile::Calm => 300,
             _ => 900,
         }
@@ -117,6 +121,8 @@ pub struct Faults {
     pub versions: bool,
     /// Whether these collect what is dead.
     pub collect: bool,
+    /// Steps: a node is added, removed, lost, or asked not to lead.
+    pub churn: u64,
     /// Results: deferred, so that mail stays for long.
     pub defer: u64,
 }
@@ -162,6 +168,17 @@ impl Faults {
                 crash_all: 6,
                 transfer: 200,
                 versions: true,
+                ..weather
+            },
+            Profile::Churn => Faults {
+                cut: 250,
+                crash: 150,
+                crash_all: 10,
+                slow_disk: 300,
+                transfer: 400,
+                delivery_death: 900,
+                defer: 4,
+                churn: 150,
                 ..weather
             },
             Profile::Network => Faults {

@@ -9,6 +9,7 @@ use queue::{ItemId, LeaseSessionId, MemoryRows, Token};
 use spool::decide::ClusterClock;
 use spool::log::{HardState, Location};
 use spool::node::{Committed, Group, GroupConfig, Limits, Membership};
+use spool::oversee::Hosted;
 use spool::storage::{CacheBudget, GroupLog, Hole};
 
 use crate::sim::disk::{Disk, Trouble};
@@ -16,6 +17,7 @@ use crate::sim::net::Actor;
 use crate::sim::profile::Faults;
 use crate::sim::real_log::RealLog;
 use crate::sim::rng::Rng;
+use crate::sim::snapshots::Snapshots;
 
 /// What waits for a proposal.
 #[derive(Clone, Debug)]
@@ -86,10 +88,10 @@ pub struct Knobs {
 }
 
 impl Knobs {
-    pub fn draw(rng: &mut Rng) -> Knobs {
+    pub fn draw(rng: &mut Rng, faults: &Faults) -> Knobs {
         const DAYS_5: u64 = 5 * 24 * 3600 * 1000;
         let pick = |rng: &mut Rng, of: [u64; 3]| of[rng.below(3) as usize];
-        let limits = Limits {
+        let mut limits = Limits {
             message_bytes: pick(rng, [0, 400, 2048]),
             inflight_messages: pick(rng, [1, 4, 16]) as usize,
             uncommitted_bytes: pick(rng, [2048, 8192, 1 << 20]),
@@ -100,6 +102,10 @@ impl Knobs {
             hung_disk_ticks: pick(rng, [100, 300, 600]),
             ..Limits::default()
         };
+        if faults.churn > 0 {
+            limits.silent_ticks = 60;
+            limits.caught_up_entries = 8;
+        }
         Knobs {
             limits,
             cache_bytes: pick(rng, [0, 4096, 1 << 20]) as usize,
@@ -123,6 +129,10 @@ pub struct Flushed {
     pub rows: MemoryRows,
     pub applied: u64,
     pub live: BTreeMap<u64, Place>,
+    /// The members as of the applied index.
+    pub members: Membership,
+    /// Index and term of the last snapshot that was installed.
+    pub installed: Option<(u64, u64)>,
 }
 
 pub struct Replica {
@@ -140,6 +150,18 @@ pub struct Replica {
     pub live: BTreeMap<u64, Place>,
     /// The state store as of its last flush.
     pub flushed: Flushed,
+    /// The members as of the applied index, and those that came with entries after it.
+    pub members: Membership,
+    pub conf: BTreeMap<u64, Membership>,
+    /// The replica that the node has, durably; `None`: none.
+    pub hosted: Option<Hosted>,
+    /// Those that it had, as the log calls them.
+    pub gone: BTreeSet<u32>,
+    /// Rises with each process.
+    pub process: u64,
+    /// The highest term of the control group that it was told something in, since its start.
+    pub steer_term: u64,
+    pub snapshots: Snapshots,
     pub to_apply: VecDeque<Committed>,
     pub fetching: VecDeque<(u64, Vec<spool::node::FetchEntry>)>,
     pub down_until: u64,
@@ -176,7 +198,8 @@ pub struct Replica {
 }
 
 impl Replica {
-    pub fn new(peer: u64, faults: &Faults, rng: &mut Rng) -> Replica {
+    /// Of the first `members`, if `peer` is one of them; otherwise of a node without a replica.
+    pub fn new(peer: u64, members: &Membership, faults: &Faults, rng: &mut Rng) -> Replica {
         let seed = rng.next();
         let mut disk = Disk::default();
         disk.real = faults.real_log.then(|| RealLog::new(seed, faults.collect));
@@ -189,7 +212,21 @@ impl Replica {
             applied: 0,
             replays_to: 0,
             live: BTreeMap::new(),
-            flushed: Flushed::default(),
+            flushed: Flushed {
+                members: members.clone(),
+                ..Flushed::default()
+            },
+            members: members.clone(),
+            conf: BTreeMap::new(),
+            hosted: members.voters.contains(&peer).then_some(Hosted {
+                peer,
+                made_at: 0,
+                leaving: false,
+            }),
+            gone: BTreeSet::new(),
+            process: 1,
+            steer_term: 0,
+            snapshots: Snapshots::default(),
             to_apply: VecDeque::new(),
             fetching: VecDeque::new(),
             down_until: 0,
@@ -234,12 +271,12 @@ impl Replica {
     }
 
     /// A process starts on what the disk holds.
-    pub fn start(
-        &mut self,
-        members: &Membership,
-        knobs: &Knobs,
-        rng: &mut Rng,
-    ) -> Result<(), Trouble> {
+    pub fn start(&mut self, knobs: &Knobs, rng: &mut Rng) -> Result<(), Trouble> {
+        if let Some(begin) = self.flushed.installed
+            && begin.0 == self.flushed.applied
+        {
+            self.disk.finish_install(begin);
+        }
         let found = self.disk.recovered(rng, &self.flushed.live)?;
         let hard_state: HardState = found.hard_state;
         let budget = CacheBudget::new(knobs.cache_bytes);
@@ -254,12 +291,14 @@ impl Replica {
             rows: self.rows,
             applied: self.applied,
             live: self.live,
+            members: self.members,
+            ..
         } = self.flushed.clone();
         let timeout = rng.within(10, 17) as usize;
         let config = GroupConfig {
             election_ticks: timeout..timeout + 1,
             limits: knobs.limits.clone(),
-            ..GroupConfig::new(1, self.peer, members.clone())
+            ..GroupConfig::new(1, self.peer, self.members.clone())
         };
         self.replays_to = log.last();
         let group = Group::new(config, log, hard_state, self.applied);
@@ -276,6 +315,10 @@ impl Replica {
         self.walls.clear();
         self.paused_until = 0;
         self.to_apply.clear();
+        self.conf.clear();
+        self.snapshots = Snapshots::default();
+        self.process += 1;
+        self.steer_term = 0;
         self.fetching.clear();
         self.lead = None;
         self.tickets.clear();

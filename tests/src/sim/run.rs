@@ -80,7 +80,7 @@ impl fmt::Display for Batch {
             "{name}: {} seeds: {} messages tried, {} acknowledged, {} expired; {} entries, {} grants; second deliveries: \
              {died} died past the dot, {lost} lost the journal, {ran_out} lost the lease session; {} segments recycled, {} octets of \
              bodies copied, \
-             {} replicas stopped for good",
+             {} replicas stopped for good, {} placements, {} snapshots",
             self.seeds,
             self.sum(|outcome| outcome.attempted),
             self.sum(|outcome| outcome.acked),
@@ -90,6 +90,8 @@ impl fmt::Display for Batch {
             self.sum(|outcome| outcome.recycled),
             self.sum(|outcome| outcome.copied),
             self.sum(|outcome| outcome.dead),
+            self.sum(|outcome| outcome.moves),
+            self.sum(|outcome| outcome.snapshots),
         )?;
         for (seed, error) in self.failures.iter().take(10) {
             writeln!(

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use queue::{Effect, Facts, Rows};
-use spool::node::{Committed, Input};
+use spool::node::{Committed, Input, SnapshotInput};
 
 use crate::sim::actions::context_of;
+use crate::sim::churn::slot_of;
 use crate::sim::disk::Trouble;
 use crate::sim::message::whole;
 use crate::sim::net::{Actor, Packet};
@@ -21,16 +22,12 @@ impl World {
             return Ok(());
         }
         if replica.group.is_none() {
-            if self.now < replica.down_until || replica.dead {
+            if self.now < replica.down_until || replica.dead || replica.hosted.is_none() {
                 return Ok(());
             }
-            if let Err(trouble) = replica.start(&self.members, &self.knobs, &mut self.rng) {
-                return self.suffer(k, trouble);
-            }
-            self.upgrade(k);
-            #[cfg(feature = "planted-bugs")]
-            if let Some(group) = self.replicas[k].group.as_mut() {
-                group.plant(self.planted.group);
+            self.start(k)?;
+            if self.replicas[k].group.is_none() {
+                return Ok(());
             }
         }
         if self.replicas[k].next_tick <= self.now {
@@ -41,11 +38,25 @@ impl World {
         self.keep_house(k)?;
         self.read(k)?;
         self.apply(k)?;
+        self.install(k)?;
         self.collect(k)?;
         self.keep_state(k)?;
         self.lead(k);
         self.flush_proposals(k);
         self.pump(k)
+    }
+
+    /// A process begins on what its disk holds.
+    pub fn start(&mut self, k: usize) -> Result<(), String> {
+        if let Err(trouble) = self.replicas[k].start(&self.knobs, &mut self.rng) {
+            return self.suffer(k, trouble);
+        }
+        self.upgrade(k);
+        #[cfg(feature = "planted-bugs")]
+        if let Some(group) = self.replicas[k].group.as_mut() {
+            group.plant(self.planted.group);
+        }
+        Ok(())
     }
 
     fn flush(&mut self, k: usize) -> Result<(), String> {
@@ -117,7 +128,7 @@ impl World {
         if changed {
             self.note(|| format!("the disk of replica {} is full: {full}", k + 1));
         }
-        let peer = k as u64 + 1;
+        let peer = self.replicas[k].peer;
         self.input(k, Input::PeerFull { peer, full })?;
         // Said again and again: a word can be lost.
         if changed || self.rng.one_in(3) {
@@ -220,6 +231,9 @@ impl World {
             .unwrap_or_default();
         count_bodies(replica, entry, &effects)?;
         self.model.apply(entry.index, facts, &effects)?;
+        if let Some(members) = self.replicas[k].conf.remove(&entry.index) {
+            self.replicas[k].members = members;
+        }
         self.drift(k, entry.index);
         self.verify(k, entry.index, &effects)?;
         self.trace
@@ -243,6 +257,9 @@ impl World {
             replica.flushed.rows = replica.rows.clone();
             replica.flushed.live = replica.live.clone();
         }
+        if !self.planted.members_apart {
+            replica.flushed.members = replica.members.clone();
+        }
         let same = replica.rows == self.model.rows || self.planted.drift;
         if replica.applied == self.model.applied() && !same {
             return Err(format!(
@@ -258,13 +275,9 @@ impl World {
         self.bodies_are_whole(k, 2)?;
         self.bounds_hold(k)?;
         let upto = self.replicas[k].applied;
-        self.input(
-            k,
-            Input::Truncate {
-                upto,
-                over_budget: self.replicas[k].told_full,
-            },
-        )
+        let short = self.churn.is_some() && !self.calm && self.rng.one_in(3);
+        let over_budget = self.replicas[k].told_full || short;
+        self.input(k, Input::Truncate { upto, over_budget })
     }
 
     pub fn input(&mut self, k: usize, input: Input) -> Result<(), String> {
@@ -288,7 +301,11 @@ impl World {
         match packet {
             Packet::Raft(message) => {
                 self.trace.fold_message(&message);
-                let (from, k) = (message.from as usize - 1, message.to as usize - 1);
+                let (from, k) = (slot_of(message.from), slot_of(message.to));
+                if self.replicas[k].peer != message.to {
+                    // For a replica that the node has not, or not any more.
+                    return Ok(());
+                }
                 let wall = self.replicas[from].wall(self.now);
                 let replica = &mut self.replicas[k];
                 let clock = replica.clock(self.now);
@@ -296,8 +313,27 @@ impl World {
                 self.input(k, Input::Step(message))
             }
             Packet::Full { from, to, full } => {
-                let peer = from as u64 + 1;
+                let peer = self.replicas[from].peer;
                 self.input(to, Input::PeerFull { peer, full })
+            }
+            Packet::Order { to, order } => self.take_order(to, order),
+            Packet::Report { node, term, report } => {
+                self.hear_report(node, term, report);
+                Ok(())
+            }
+            Packet::Snapshot(parcel) => self.take_snapshot(parcel),
+            Packet::SnapshotSent {
+                from,
+                to,
+                id,
+                staged,
+            } => {
+                let k = slot_of(from);
+                if self.replicas[k].peer != from {
+                    return Ok(());
+                }
+                let input = SnapshotInput::Sent { to, id, staged };
+                self.input(k, Input::Snapshot(input))
             }
             Packet::Ask { from, to, ask } => {
                 self.note(|| format!("{from:?} asks {}: {ask:?}", to + 1));
@@ -320,7 +356,11 @@ impl World {
     /// Whoever stands still hears nothing before he goes on; then all of it.
     fn stands_still(&self, packet: &Packet) -> Option<u64> {
         let until = match packet {
-            Packet::Raft(message) => self.replicas[message.to as usize - 1].paused_until,
+            Packet::Raft(message) => self.replicas[slot_of(message.to)].paused_until,
+            Packet::Order { to, .. } => self.replicas[*to].paused_until,
+            Packet::Snapshot(parcel) => self.replicas[parcel.slot()].paused_until,
+            Packet::SnapshotSent { from, .. } => self.replicas[slot_of(*from)].paused_until,
+            Packet::Report { .. } => 0,
             Packet::Full { to, .. } | Packet::Ask { to, .. } => self.replicas[*to].paused_until,
             Packet::Tell {
                 to: Actor::Delivery(d),

@@ -7,6 +7,7 @@ use mail::Ulid;
 use queue::{Facts, Rows};
 use spool::node::Membership;
 
+use crate::sim::churn::{self, Churn};
 use crate::sim::delivery::Delivery;
 use crate::sim::edge::Edge;
 use crate::sim::model::Model;
@@ -63,6 +64,10 @@ pub struct Outcome {
     pub version: u32,
     /// Entries at which rows were compared.
     pub digests: u64,
+    /// Times that the group was placed anew.
+    pub moves: u64,
+    /// Snapshots that were installed.
+    pub snapshots: u64,
     /// Of everything that happened, in order.
     pub hash: u64,
 }
@@ -95,7 +100,9 @@ pub struct World {
     /// Chance of upgrades, apart from that of everything else.
     pub upgrades: Rng,
     mixed: u64,
-    pub(super) members: Membership,
+    pub churn: Option<Churn>,
+    /// Snapshots that were installed.
+    pub snapshots: u64,
     ids: u64,
     /// The first item that is due, and since when it is.
     head: Option<(queue::ItemId, u64)>,
@@ -107,10 +114,25 @@ impl World {
     pub fn new(seed: u64, profile: Profile, planted: Planted, trace: bool) -> World {
         let mut rng = Rng::new(seed ^ (profile as u64) << 48);
         let faults = Faults::of(profile, &mut rng);
-        let count: u64 = if seed % 4 == 3 { 5 } else { 3 };
-        let knobs = Knobs::draw(&mut rng);
-        let mut replicas: Vec<_> = (1..=count)
-            .map(|peer| Replica::new(peer, &faults, &mut rng))
+        let origin = Instant::now();
+        let churn = (faults.churn > 0).then(|| Churn::new(seed, origin));
+        let members = match &churn {
+            Some(_) => Churn::first(),
+            None => Membership {
+                voters: (1..=if seed % 4 == 3 { 5 } else { 3 }).collect(),
+                ..Membership::default()
+            },
+        };
+        let mut peers = members.voters.clone();
+        if churn.is_some() {
+            // Nodes that may be added, without a replica.
+            peers.resize(churn::NODES as usize, 0);
+        }
+        let count = peers.len();
+        let knobs = Knobs::draw(&mut rng, &faults);
+        let replicas = peers.into_iter();
+        let mut replicas: Vec<_> = replicas
+            .map(|peer| Replica::new(peer, &members, &faults, &mut rng))
             .collect();
         let mut upgrades = Rng::new(seed ^ 0x7665_7273_696F_6E73);
         // In two of three seeds some begin with an older program.
@@ -136,14 +158,12 @@ impl World {
             calm: false,
             quiet: false,
             faults,
-            members: Membership {
-                voters: (1..=count).collect(),
-                ..Membership::default()
-            },
+            churn,
+            snapshots: 0,
             knobs,
             planted,
             trace: Trace::new(seed, trace),
-            origin: Instant::now(),
+            origin,
             leapt: 0,
             condemned: BTreeSet::new(),
             liar: None,
@@ -188,6 +208,8 @@ impl World {
             mixed: self.mixed,
             version: self.model.rows.shard().version_in_force(),
             digests: self.model.digests.len() as u64,
+            moves: self.churn.as_ref().map_or(0, |churn| churn.moves),
+            snapshots: self.snapshots,
             hash: self.trace.hash(),
         }
     }
@@ -201,6 +223,7 @@ impl World {
         if self.model.committed() == committed || self.model.acked.len() == acked {
             return Err("nothing is acknowledged after the network healed".into());
         }
+        self.converge()?;
         self.note(|| "quiesce".into());
         self.quiet = true;
         self.until(3 * HEAL_STEPS, "edges still wait", |world| {
@@ -256,11 +279,12 @@ impl World {
     fn come_to_one_end(&mut self) -> Result<(), String> {
         self.until(DRAIN_STEPS, "replicas stay behind", |world| {
             let end = world.model.applied();
-            let mut alive = world.replicas.iter().filter(|replica| !replica.dead);
+            let replicas = world.replicas.iter();
+            let mut alive = replicas.filter(|it| !it.dead && it.hosted.is_some());
             alive.all(|replica| replica.applied == end)
         })?;
         for k in 0..self.replicas.len() {
-            if self.replicas[k].dead {
+            if self.replicas[k].dead || self.replicas[k].hosted.is_none() {
                 continue;
             }
             if self.replicas[k].rows != self.model.rows && !self.planted.drift {
@@ -271,7 +295,7 @@ impl World {
         Ok(())
     }
 
-    fn until(
+    pub(super) fn until(
         &mut self,
         most: u64,
         what: &str,
@@ -326,6 +350,7 @@ impl World {
             if !self.calm {
                 self.disturb();
             }
+            self.churn()?;
             for k in 0..self.replicas.len() {
                 self.step_replica(k)?;
             }

@@ -1,0 +1,569 @@
+//! Queue nodes that come and go. The control group's leader is the real one (`spool::oversee` over the real
+//! `ControlState`), without its own Raft: what it decides is committed at once, what it says comes late, twice, from a
+//! leader of yesterday, or never. What nodes make of it is the real code as well.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proto::v1;
+use queue::control::{
+    Cluster, ControlCommand, ControlEffect, ControlState, NodeRow, Placement, Rest, node_of,
+    peer_id,
+};
+use spool::event::GroupOrder;
+use spool::node::{GroupStatus, Input, Membership, Plan, Role};
+use spool::oversee::{Deed, Hosted, Overseer, deed};
+
+use crate::sim::disk::Disk;
+use crate::sim::net::Packet;
+use crate::sim::replica::Flushed;
+use crate::sim::rng::Rng;
+use crate::sim::world::{STEP_MS, World};
+
+/// The group that is simulated: the first shard. The control group is placed beside it, and always as it shall be.
+pub const GROUP: u32 = 1;
+/// Nodes in the whole run: an id is never used again.
+pub const NODES: u64 = 9;
+/// Copies.
+const FACTOR: u32 = 3;
+/// Most that take part at once.
+const AT_ONCE: usize = 6;
+/// Steps between two looks of the control group's leader: 200 ms.
+const LOOK_STEPS: u64 = 12;
+/// Steps between two rounds in which it tells everybody: 500 ms.
+const ROUND_STEPS: u64 = 30;
+/// Rounds that a leader of yesterday may still repeat.
+const REMEMBERED: usize = 24;
+/// Calm steps in which every node that was added holds what it shall, and every one that was removed is gone.
+const CONVERGE_STEPS: u64 = 9000;
+
+/// The peer id by its slot: the first ones of a run without churn are called 1, 2, 3.
+pub fn slot_of(peer: u64) -> usize {
+    match node_of(peer) {
+        0 => peer as usize - 1,
+        node => node as usize - 1,
+    }
+}
+
+/// An order on its way.
+#[derive(Clone)]
+pub struct Order {
+    pub request: Arc<v1::SteerRequest>,
+    /// Whom it was sent to: nothing reaches a process that began later.
+    pub process: u64,
+}
+
+pub struct Churn {
+    pub state: ControlState,
+    overseer: Overseer,
+    /// Of the control group.
+    term: u64,
+    /// What was said lately.
+    said: Vec<Arc<v1::SteerRequest>>,
+    /// Chance of all this, apart from that of everything else.
+    rng: Rng,
+    /// Moves that were placed.
+    pub moves: u64,
+}
+
+impl Churn {
+    pub fn new(seed: u64, now: Instant) -> Churn {
+        let mut state = ControlState::default();
+        let cluster = Cluster {
+            id: [7; 16],
+            shards: 1,
+            replication_factor: FACTOR,
+        };
+        state.apply(&ControlCommand::CreateCluster {
+            cluster,
+            initial_nodes: vec![1, 2, 3],
+        });
+        for node in 1..=3 {
+            let row = row(node);
+            state.apply(&ControlCommand::AnnounceNode { node, row });
+        }
+        Churn {
+            state,
+            overseer: Overseer::new(now),
+            term: 1,
+            said: Vec::new(),
+            rng: Rng::new(seed ^ 0x6368_7572_6E00_0000),
+            moves: 0,
+        }
+    }
+
+    /// The peers that the group's log began with.
+    pub fn first() -> Membership {
+        Membership {
+            voters: (1..=3).map(|node| peer_id(node, 0)).collect(),
+            ..Membership::default()
+        }
+    }
+
+    fn placement(&self) -> &Placement {
+        &self.state.groups[&GROUP]
+    }
+
+    /// Nothing is left to do: by the plan, and by what the group's leader says.
+    fn is_settled(&self) -> bool {
+        let groups = self.state.groups.iter();
+        let mut settled = groups.map(|(id, placement)| self.overseer.is_settled(*id, placement));
+        let (_, steps) = self.state.map().desired();
+        settled.all(|settled| settled) && steps == 0 && self.state.leaving.is_empty()
+    }
+}
+
+fn row(node: u64) -> NodeRow {
+    NodeRow {
+        incarnation: u128::from(node).to_be_bytes(),
+        peer_address: format!("node-{node}:7101").into(),
+        client_address: format!("node-{node}:7100").into(),
+        zone: "".into(),
+    }
+}
+
+impl World {
+    /// What the control group's leader does in a step.
+    pub fn churn(&mut self) -> Result<(), String> {
+        let Some(mut churn) = self.churn.take() else {
+            return Ok(());
+        };
+        let now = self.instant_of_all();
+        if !self.calm {
+            self.change_nodes(&mut churn, now);
+        }
+        if self.now.is_multiple_of(LOOK_STEPS) {
+            self.look(&mut churn, now);
+        }
+        if self.now.is_multiple_of(ROUND_STEPS) {
+            self.tell_all(&mut churn, now);
+        }
+        self.churn = Some(churn);
+        Ok(())
+    }
+
+    fn instant_of_all(&self) -> Instant {
+        self.origin + Duration::from_millis(self.now * STEP_MS)
+    }
+
+    fn wall_of_all(&self) -> u64 {
+        crate::sim::world::EPOCH_MS + self.now * STEP_MS
+    }
+
+    /// A person adds nodes, removes them, loses them.
+    fn change_nodes(&mut self, churn: &mut Churn, now: Instant) {
+        if churn.rng.one_in(500) {
+            churn.overseer = Overseer::new(now);
+            churn.term += 1;
+            self.note(|| format!("the control group has a leader of term {}", churn.term));
+        }
+        if !churn.rng.chance(self.faults.churn) {
+            return;
+        }
+        let state = &churn.state;
+        let staying: Vec<u64> = state
+            .nodes
+            .keys()
+            .copied()
+            .filter(|node| !state.leaving.contains(node))
+            .collect();
+        let of = churn.rng.below(staying.len() as u64) as usize;
+        match churn.rng.below(6) {
+            0..=2 if staying.len() < AT_ONCE && state.highest_node < NODES => {
+                let node = state.highest_node + 1;
+                self.note(|| format!("node {node} is added"));
+                let NodeRow {
+                    peer_address,
+                    client_address,
+                    zone,
+                    ..
+                } = row(node);
+                churn.state.apply(&ControlCommand::AddNode {
+                    node,
+                    peer_address,
+                    client_address,
+                    zone,
+                });
+                let row = row(node);
+                churn
+                    .state
+                    .apply(&ControlCommand::AnnounceNode { node, row });
+            }
+            3 => self.lose_node(churn, staying[of], now),
+            4 => {
+                let rest = Rest {
+                    process: self.replicas[staying[of] as usize - 1].process,
+                    until_ms: self.wall_of_all() + 3_000,
+                };
+                let node = staying[of];
+                churn.state.apply(&ControlCommand::Rest { node, rest });
+            }
+            _ => self.remove_node(churn, staying[of], now),
+        }
+    }
+
+    fn remove_node(&mut self, churn: &mut Churn, node: u64, now: Instant) {
+        // As the real door: not while a group has no leader.
+        if churn.overseer.leader_of(GROUP, now).is_none() {
+            return;
+        }
+        let effects = churn.state.apply(&ControlCommand::RemoveNode { node });
+        self.note(|| format!("node {node} is to be removed: {effects:?}"));
+    }
+
+    /// A disk is lost for good, and the node is removed. One copy at a time: of two lost ones nobody could promise
+    /// anything.
+    fn lose_node(&mut self, churn: &mut Churn, node: u64, now: Instant) {
+        let k = node as usize - 1;
+        let lost = |node: &u64| self.replicas[*node as usize - 1].dead;
+        if churn.state.nodes.keys().any(lost) || churn.state.may_leave(node).is_err() {
+            return;
+        }
+        self.remove_node(churn, node, now);
+        if churn.state.leaving.contains(&node) {
+            self.note(|| format!("the disk of node {node} is lost"));
+            self.kill(k, u64::MAX, true, false);
+            self.replicas[k].dead = true;
+        }
+    }
+
+    /// The leader looks, and what it decides is committed.
+    fn look(&mut self, churn: &mut Churn, now: Instant) {
+        churn.overseer.look(&churn.state, now);
+        let wall_ms = self.wall_of_all();
+        let moves = churn.overseer.moves(&churn.state, &|_| false, now, wall_ms);
+        for (_, command) in moves {
+            if self.planted.reuse_peers {
+                churn.state.placed.clear();
+            }
+            let effects = churn.state.apply(&command);
+            if effects.contains(&ControlEffect::Placed { group: GROUP }) {
+                churn.moves += 1;
+                self.note(|| format!("placed: {:?}", churn.placement()));
+            }
+        }
+    }
+
+    fn tell_all(&mut self, churn: &mut Churn, now: Instant) {
+        let Some((request, addresses)) = churn.overseer.orders(&churn.state, churn.term, now)
+        else {
+            return;
+        };
+        let request = Arc::new(request);
+        for node in addresses.keys() {
+            self.send_order(*node, request.clone(), 0);
+            // Late, or a leader of yesterday speaks.
+            if !self.calm && churn.rng.one_in(8) && !churn.said.is_empty() {
+                let of = churn.rng.below(churn.said.len() as u64) as usize;
+                let late = churn.rng.below(60);
+                self.send_order(*node, churn.said[of].clone(), late);
+            }
+        }
+        churn.said.push(request);
+        if churn.said.len() > REMEMBERED {
+            churn.said.remove(0);
+        }
+    }
+
+    fn send_order(&mut self, node: u64, request: Arc<v1::SteerRequest>, late: u64) {
+        let to = node as usize - 1;
+        let process = self.replicas[to].process;
+        let order = Order { request, process };
+        let packet = Packet::Order { to, order };
+        match late {
+            0 => self.net.send(self.now, &mut self.rng, packet),
+            late => self.net.put(self.now + late, packet),
+        }
+    }
+
+    /// A node hears what it is told.
+    pub fn take_order(&mut self, k: usize, order: Order) -> Result<(), String> {
+        let replica = &mut self.replicas[k];
+        let request = &order.request;
+        let down = replica.dead || self.now < replica.down_until;
+        if down || replica.process != order.process || request.term < replica.steer_term {
+            return Ok(());
+        }
+        replica.steer_term = request.term;
+        let own = k as u64 + 1;
+        if !request.nodes.iter().any(|row| row.node == own) {
+            if own <= request.highest_node {
+                // Removed: the process ends, and nobody starts it again.
+                self.note(|| format!("node {own} hears that it is gone"));
+                self.kill(k, u64::MAX, false, false);
+                self.replicas[k].dead = true;
+            }
+            return Ok(());
+        }
+        for wire in &request.groups {
+            if wire.group == GROUP {
+                self.take_group_order(k, wire)?;
+            }
+        }
+        let report = self.steer_report(k, request);
+        let term = request.term;
+        let packet = Packet::Report {
+            node: own,
+            term,
+            report: Box::new(report),
+        };
+        self.net.send(self.now, &mut self.rng, packet);
+        Ok(())
+    }
+
+    fn take_group_order(&mut self, k: usize, wire: &v1::GroupOrder) -> Result<(), String> {
+        let order = GroupOrder {
+            group: wire.group,
+            placement: Placement {
+                version: wire.version,
+                voters: wire.voters.iter().copied().collect(),
+                leader: wire.leader,
+                before: BTreeSet::new(),
+            },
+            settled: wire.settled || self.planted.destroy_early,
+            first: wire.first.clone(),
+        };
+        let replica = &self.replicas[k];
+        let own = k as u64 + 1;
+        let nothing = BTreeSet::new();
+        let gone = match self.planted.reuse_peers {
+            true => &nothing,
+            false => &replica.gone,
+        };
+        match deed(own, &order, replica.hosted, gone) {
+            Some(Deed::Create(peer)) => self.create(k, peer, order.placement.version)?,
+            Some(Deed::Destroy(peer)) => self.destroy(k, peer)?,
+            None => {}
+        }
+        let leader = order.placement.peer_on(wire.leader).unwrap_or(0);
+        let plan = Plan {
+            version: wire.version,
+            voters: order.placement.voters,
+            leader,
+        };
+        self.input(k, Input::Plan(plan))
+    }
+
+    fn create(&mut self, k: usize, peer: u64, version: u64) -> Result<(), String> {
+        self.note(|| format!("node {} is given replica {peer}", k + 1));
+        let replica = &mut self.replicas[k];
+        replica.peer = peer;
+        replica.hosted = Some(Hosted {
+            peer,
+            made_at: version,
+            leaving: false,
+        });
+        replica.disk = Disk::default();
+        replica.flushed = Flushed {
+            members: Churn::first(),
+            ..Flushed::default()
+        };
+        self.start(k)
+    }
+
+    /// A replica goes. Its vote must not be needed any more.
+    fn destroy(&mut self, k: usize, peer: u64) -> Result<(), String> {
+        self.note(|| format!("node {} gives up replica {peer}", k + 1));
+        if self.model.latest_voters().contains(&peer) {
+            return Err(format!(
+                "node {} destroys peer {peer}, which is a voter: {:?}",
+                k + 1,
+                self.model.latest_voters()
+            ));
+        }
+        self.input(k, Input::Stop)?;
+        self.pump(k)?;
+        let process = self.replicas[k].process;
+        let until = self.replicas[k].down_until;
+        self.replicas[k].crash(until, &mut self.rng, false, false);
+        self.proposals[k].clear();
+        let replica = &mut self.replicas[k];
+        replica.process = process;
+        replica.hosted = None;
+        replica.gone.insert(spool::oversee::log_group(GROUP, peer));
+        replica.disk = Disk::default();
+        replica.flushed = Flushed::default();
+        replica.applied = 0;
+        Ok(())
+    }
+
+    fn steer_report(&self, k: usize, request: &v1::SteerRequest) -> v1::SteerReport {
+        let own = k as u64 + 1;
+        let replica = &self.replicas[k];
+        let mut replicas = Vec::new();
+        let control = request.groups.iter().find(|wire| wire.group == 0);
+        if let Some(control) = control
+            && control.voters.iter().any(|peer| node_of(*peer) == own)
+        {
+            replicas.push(v1::ReplicaReport {
+                group: 0,
+                peer: peer_id(own, 0),
+                leads: control.leader == own,
+                term: request.term,
+                members: Some(v1::MembersRow {
+                    voters: control.voters.clone(),
+                    ..v1::MembersRow::default()
+                }),
+                ..v1::ReplicaReport::default()
+            });
+        }
+        if let Some(group) = &replica.group {
+            replicas.push(report(&group.status()));
+        }
+        v1::SteerReport {
+            process: replica.process,
+            replicas,
+            ..v1::SteerReport::default()
+        }
+    }
+
+    /// The control group's leader hears a node; one of yesterday does not count.
+    pub fn hear_report(&mut self, node: u64, term: u64, report: Box<v1::SteerReport>) {
+        let now = self.instant_of_all();
+        if let Some(churn) = self.churn.as_mut().filter(|churn| churn.term == term) {
+            churn.overseer.hear(node, Ok(report), now);
+        }
+    }
+
+    /// Once nothing goes wrong, every group comes to where it shall be, nobody stays in a joint configuration, and whoever
+    /// was removed is gone.
+    pub fn converge(&mut self) -> Result<(), String> {
+        let Some(churn) = &self.churn else {
+            return Ok(());
+        };
+        let _ = churn;
+        self.until(
+            CONVERGE_STEPS,
+            "the group does not come to where it shall be",
+            |world| {
+                let Some(churn) = &world.churn else {
+                    return true;
+                };
+                let voters = &churn.placement().voters;
+                let there = |peer: &u64| world.replicas[slot_of(*peer)].peer == *peer;
+                churn.is_settled()
+                    && voters.iter().all(there)
+                    && world
+                        .replicas
+                        .iter()
+                        .filter(|replica| replica.hosted.is_some() && !replica.dead)
+                        .all(|replica| voters.contains(&replica.peer))
+            },
+        )
+        .map_err(|error| {
+            let churn = self.churn.as_ref();
+            let placement = churn.map(Churn::placement);
+            let leaving = churn.map(|churn| &churn.state.leaving);
+            format!("{error}; {placement:?}, leaving: {leaving:?}")
+        })?;
+        let voters: BTreeSet<u64> = self.model.latest_voters();
+        match self.churn.as_ref().map(|churn| &churn.placement().voters) {
+            Some(wanted) if *wanted != voters => Err(format!(
+                "the members are {voters:?}, and should be {wanted:?}"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The members changed, for all: never fewer votes than copies, and nobody votes who lacks what is committed.
+    pub fn members_changed(
+        &mut self,
+        k: usize,
+        index: u64,
+        members: &Membership,
+    ) -> Result<(), String> {
+        self.replicas[k].conf.insert(index, members.clone());
+        if self.churn.is_none() {
+            return Ok(());
+        }
+        let before = self.model.latest_voters();
+        if !self.model.members(index, members)? {
+            return Ok(());
+        }
+        self.note(|| format!("the members are {members:?} with entry {index}"));
+        if members.voters.len() < FACTOR as usize {
+            return Err(format!("fewer voters than copies: {members:?}"));
+        }
+        for peer in members.voters.iter().filter(|peer| !before.contains(peer)) {
+            let replica = &self.replicas[slot_of(*peer)];
+            let has = match replica.peer == *peer {
+                true => replica.disk.last(),
+                false => 0,
+            };
+            if has + UNDER_WAY < index {
+                return Err(format!(
+                    "peer {peer} votes from entry {index} on, and has entries to {has}"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Entries that a learner may lack when its promotion is applied: what counts as caught up, and what was proposed in the
+/// meantime.
+const UNDER_WAY: u64 = 150;
+
+fn report(s: &GroupStatus) -> v1::ReplicaReport {
+    v1::ReplicaReport {
+        group: s.group,
+        peer: s.peer,
+        leads: s.role == Role::Leader,
+        term: s.term,
+        committed: s.committed,
+        applied: s.applied,
+        members: Some(v1::MembersRow {
+            voters: s.members.voters.clone(),
+            learners: s.members.learners.clone(),
+            voters_outgoing: s.members.voters_outgoing.clone(),
+            learners_next: s.members.learners_next.clone(),
+            auto_leave: s.members.auto_leave,
+        }),
+        peers: Vec::new(),
+    }
+}
+
+/// The configurations of the log, as they are committed.
+#[derive(Default)]
+pub struct Configurations(BTreeMap<u64, Membership>);
+
+impl Configurations {
+    /// One, as a replica is handed it; true: for the first time.
+    pub fn add(&mut self, index: u64, members: &Membership) -> Result<bool, String> {
+        let sorted = sorted(members);
+        match self.0.get(&index) {
+            None => {
+                self.0.insert(index, sorted);
+                Ok(true)
+            }
+            Some(known) if *known == sorted => Ok(false),
+            Some(known) => Err(format!(
+                "the members with entry {index} are {known:?} on one replica and {sorted:?} on another"
+            )),
+        }
+    }
+
+    /// Everybody with a vote, in both halves of a joint configuration.
+    pub fn latest_voters(&self) -> BTreeSet<u64> {
+        let first = Churn::first();
+        let latest = self.0.values().next_back().unwrap_or(&first);
+        let all = latest.voters.iter().chain(&latest.voters_outgoing);
+        all.copied().collect()
+    }
+}
+
+fn sorted(members: &Membership) -> Membership {
+    let sorted = |peers: &[u64]| {
+        let mut peers = peers.to_vec();
+        peers.sort_unstable();
+        peers
+    };
+    Membership {
+        voters: sorted(&members.voters),
+        learners: sorted(&members.learners),
+        voters_outgoing: sorted(&members.voters_outgoing),
+        learners_next: sorted(&members.learners_next),
+        auto_leave: members.auto_leave,
+    }
+}
