@@ -15,6 +15,11 @@ impl Pace {
         self.free_at_us = self.free_at_us.max(now_us) + takes;
     }
 
+    /// Nothing before so long after `now_us`.
+    pub fn pause(&mut self, microseconds: u64, now_us: u64) {
+        self.free_at_us = self.free_at_us.max(now_us + microseconds);
+    }
+
     /// How long until the next step may begin.
     pub fn wait(&self, now_us: u64) -> Duration {
         Duration::from_micros(self.free_at_us.saturating_sub(now_us))

@@ -18,6 +18,9 @@ const PASS_MIN_SECONDS: u64 = 86_400;
 /// Octets that one step reads: a few milliseconds of a disk's time.
 pub const STEP_BYTES: u64 = 256 << 10;
 
+/// Pause when there is nothing to read, microseconds.
+const IDLE_US: u64 = 1_000_000;
+
 /// Where the scrubber is.
 #[derive(Debug, Default)]
 pub struct Scrub {
@@ -54,7 +57,10 @@ impl Scrub {
             .max(total / PASS_MAX_SECONDS);
         let Some((id, mut walk)) = self.walk.take() else {
             self.begin(segments, &sealed)?;
-            self.pace.did(0, rate, now_us);
+            if self.walk.is_none() {
+                // The end of a pass, or nothing is sealed: without a pause this would be a loop that never sleeps.
+                self.pace.pause(IDLE_US, now_us);
+            }
             return Ok(None);
         };
         let from = walk.offset();

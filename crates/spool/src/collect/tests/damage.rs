@@ -116,6 +116,24 @@ fn a_flip_in_a_copy_is_never_copied_on() -> Outcome {
     Ok(())
 }
 
+/// Its thread sleeps for as long as it says: with a wait of nothing a node that has no mail takes a whole core.
+#[test]
+fn a_scrubber_with_nothing_to_read_rests() -> Outcome {
+    let empty = World::new(SimDisk::new(8 << 20, 1), small(), eager());
+    let full = world(eager())?;
+    for world in [&empty, &full] {
+        let mut scrub = Scrub::default();
+        let (mut now_us, mut steps) = (0, 0);
+        while now_us < 60_000_000 {
+            now_us += scrub.wait(now_us).as_micros() as u64;
+            scrub.step(&world.segments, 64 << 10, now_us)?;
+            steps += 1;
+            assert!(steps < 200, "{steps} steps in {now_us} us");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn the_scrubber_finds_a_flip_in_a_living_body_and_none_elsewhere() -> Outcome {
     // Nothing is collected here: only what the scrubber suspects is looked at.
