@@ -280,11 +280,15 @@ impl Replica {
         let found = self.disk.recovered(rng, &self.flushed.live)?;
         let hard_state: HardState = found.hard_state;
         let budget = CacheBudget::new(knobs.cache_bytes);
+        let disk = &self.disk;
+        // Changes of membership are read at once; whatever else stays where it lies.
         let log = GroupLog::recovered(&found, Arc::clone(&budget), |entry| {
-            Err::<_, Hole>(Hole {
+            let hole = Hole {
                 index: entry.index,
                 last: 0,
-            })
+            };
+            let stored = disk.read(entry.index, entry.location).ok_or(hole)?;
+            Ok::<_, Hole>((stored.context, stored.data))
         })
         .map_err(|error| Trouble::Wrong(error.to_string()))?;
         Flushed {
