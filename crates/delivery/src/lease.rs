@@ -360,6 +360,12 @@ impl Leases {
         let Some(item) = ItemId::from_wire(handout.item.as_ref()) else {
             return;
         };
+        if shard.link != Some(serial) {
+            // Its sender does not lead the shard any more, and may not know yet: stopped for a while, it hands out what
+            // its successor has given and settled long ago. What of it still holds, the successor hands out again.
+            self.returned(serial, 1, bytes);
+            return;
+        }
         if shard.session != Some(handout.session) {
             // Granted under a lease session that died here meanwhile.
             self.returned(serial, 1, bytes);
