@@ -161,16 +161,29 @@ async fn through_grpc(
     let dir = directory(&options.common)?;
     let command = || std::process::Command::new(program);
     let cluster = Cluster::queue(dir.path(), 3, options.shards, PORT, &command)?;
+    let (octets, in_flight) = (options.octets, options.in_flight);
+    drive(&cluster, &options.common, octets, in_flight, go_on).await
+}
+
+/// Appends to a cluster as fast as `in_flight` waiting messages allow: the rate, and the client's own CPU per entry in
+/// microseconds.
+pub(crate) async fn drive(
+    cluster: &Cluster,
+    common: &Common,
+    octets: usize,
+    in_flight: usize,
+    go_on: &GoOn,
+) -> Result<(Rate, f64)> {
     let client = QueueClient::new(ClientConfig {
         endpoints: cluster.endpoints().to_vec(),
         tls: Arc::new(NodeTls::load(&cluster.issue(Role::Edge, "bench")?)?),
         name: "bench".to_owned(),
     });
-    let body = body(options.octets);
+    let body = body(octets);
     led(&client, &body).await?;
     let done = Arc::new(AtomicU64::new(0));
     let mut appending = tokio::task::JoinSet::new();
-    for worker in 0..options.in_flight {
+    for worker in 0..in_flight {
         let (client, body, done) = (client.clone(), body.clone(), done.clone());
         let recipient = format!("someone@destination-{}.test", worker % DESTINATIONS);
         appending.spawn(async move {
@@ -189,7 +202,7 @@ async fn through_grpc(
         (done, child::cpu(&pids), child::own_cpu())
     };
     let ((before, cpu_before, own_before), begun) = (look(), Instant::now());
-    while begun.elapsed() < options.common.duration() {
+    while begun.elapsed() < common.duration() {
         ensure!(go_on.yes(), "interrupted");
         tokio::select! {
             ended = appending.join_next() => bail!("an append ended with {ended:?}"),

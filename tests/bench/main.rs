@@ -4,6 +4,7 @@
 //! smtp.rs     smtp-source -> Postroad or Postfix -> smtp-sink; systems.rs starts them, load.rs sends and counts
 //! failover.rs kill -9 on the leader of most shards, and how long each takes no mail
 //! parked.rs   memory, rate and restart with a million messages that wait
+//! spread.rs   six queue nodes beside three, each with a disk that takes only so much a second
 //! append.rs   a client -> gRPC -> three queue processes, beside bare.rs: raft and log alone in one process
 //! machine.rs  what the figures were measured on; report.rs prints them
 //! ```
@@ -27,6 +28,7 @@ mod machine;
 mod parked;
 mod report;
 mod smtp;
+mod spread;
 mod systems;
 
 // As the program has it: raft and log alone must not lose or win by another allocator.
@@ -53,6 +55,8 @@ enum What {
     Failover(failover::Options),
     /// Memory, rate and restart with a million messages that wait
     Parked(parked::Options),
+    /// What six queue nodes take beside three, when each one's disk takes only so much a second
+    Spread(spread::Options),
 }
 
 /// What both have in common.
@@ -132,6 +136,7 @@ fn run(cli: Cli) -> Result<()> {
         What::Append(options) => append::run(&options, &go_on, &runtime),
         What::Failover(options) => runtime.block_on(failover::run(&options, &go_on)),
         What::Parked(options) => runtime.block_on(parked::run(&options, &go_on)),
+        What::Spread(options) => spread::run(&options, &go_on, &runtime),
     }
 }
 

@@ -129,6 +129,7 @@ impl Queue {
             replication_factor: self.options.replicas as u32,
             tls: Arc::new(NodeTls::load(&self.pki(node))?),
             disk_bytes: self.options.disk_bytes,
+            disk_bytes_per_second: None,
             segment_bytes: self.options.segment_bytes,
             retention: spool::Retention::default(),
             retry: self.options.retry,

@@ -52,13 +52,17 @@ const CORE_LIBRARIES: &[&str] = &[
     "crc32c",
     "sha2",
 ];
-/// `resource` also reads YAML.
+/// `resource` also reads YAML, seals keys (ciphers are functions of their arguments), and describes its kinds to Kubernetes.
 const RESOURCE_LIBRARIES: &[&str] = &[
+    "aws-lc-rs",
     "bytes",
     "idna",
     "ipnet",
+    "k8s-openapi",
+    "kube",
     "memchr",
     "prost",
+    "schemars",
     "serde",
     "serde-saphyr",
     "serde_path_to_error",

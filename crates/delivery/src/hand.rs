@@ -5,7 +5,7 @@
 //! dot. A node that has not heard from a shard's leader for [`FENCE`] answers no to itself, so it has fallen silent before
 //! the leader gives its items to another node.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use proto::v1;
@@ -15,6 +15,10 @@ use crate::item::ItemId;
 /// A lease session that was not proved for this long is dead for good. The leader waits 30 s from a later moment, so ten
 /// seconds are left for clocks that differ, a slow commit and a late scheduler.
 pub(crate) const FENCE: Duration = Duration::from_secs(20);
+
+/// Grants that are over and still known by their tokens: half a minute of a busy node, some 3 MiB. A leader that stood
+/// still may hand one of them out when it goes on; most of those come on a stream that counts for nothing any more.
+const OVER_MAX: usize = 32 * 1024;
 
 /// A larger body is fetched piece by piece, so this is what it takes of our memory, and what the queue counts of credit.
 const BODY_HELD_MAX: u64 = 1024 * 1024;
@@ -92,6 +96,9 @@ pub(crate) struct Hand {
     sessions: HashMap<u32, Session>,
     /// Handed back under this token, and not yet answered: a stream that reopens may send it once more.
     released: HashMap<ItemId, u64>,
+    /// The last token of items that are no longer in hand, oldest first in `over_order`.
+    over: HashMap<ItemId, u64>,
+    over_order: VecDeque<(ItemId, u64)>,
     /// By the serial of the stream: credit that is free again.
     freed: HashMap<u64, (u32, u64)>,
 }
@@ -104,6 +111,8 @@ impl Hand {
             items: HashMap::new(),
             sessions: HashMap::new(),
             released: HashMap::new(),
+            over: HashMap::new(),
+            over_order: VecDeque::new(),
             freed: HashMap::new(),
         }
     }
@@ -149,6 +158,14 @@ impl Hand {
             .map(|recipient| recipient.recipient)
             .collect();
         if self.released.get(&item) == Some(&handout.token) {
+            return Take::Known;
+        }
+        // Tokens of an item only grow: this grant is settled or handed back, and a leader of before has not heard of it.
+        if self
+            .over
+            .get(&item)
+            .is_some_and(|over| *over >= handout.token)
+        {
             return Take::Known;
         }
         // A deferral that the queue has, but not yet told us: the next attempt begins.
@@ -269,12 +286,24 @@ impl Hand {
     /// It is no longer ours: its credit is free again.
     pub(crate) fn drop_item(&mut self, item: ItemId) -> Option<Held> {
         let held = self.items.remove(&item)?;
+        self.remember(item, held.token);
         if held.link != 0 {
             let (items, bytes) = self.freed.entry(held.link).or_default();
             *items += 1;
             *bytes += held.bytes;
         }
         Some(held)
+    }
+
+    fn remember(&mut self, item: ItemId, token: u64) {
+        self.over.insert(item, token);
+        self.over_order.push_back((item, token));
+        if self.over_order.len() > OVER_MAX
+            && let Some((oldest, token)) = self.over_order.pop_front()
+            && self.over.get(&oldest) == Some(&token)
+        {
+            self.over.remove(&oldest);
+        }
     }
 
     /// It goes back unattempted. Gives shard, token and lease session.

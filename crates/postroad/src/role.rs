@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -247,6 +248,7 @@ fn queue_config(settings: &settings::QueueNode) -> Result<spool::Config, Failure
         replication_factor: settings.replication_factor.unwrap_or(default_factor),
         tls: Arc::new(tls),
         disk_bytes: disk_bytes(&settings.disk),
+        disk_bytes_per_second: disk_bytes_per_second(&settings.disk),
         segment_bytes: segment_bytes(&settings.disk, spool::log::LogConfig::SEGMENT_BYTES),
         retention: retention(&settings.disk),
         retry: retry(&catalog),
@@ -259,6 +261,12 @@ fn queue_config(settings: &settings::QueueNode) -> Result<spool::Config, Failure
 /// As the flag says; `None`: the file system.
 pub fn disk_bytes(disk: &Disk) -> Option<u64> {
     disk.disk_bytes.map(|octets| octets.0)
+}
+
+/// As the flag says; `None` or 0: no limit.
+pub fn disk_bytes_per_second(disk: &Disk) -> Option<NonZeroU64> {
+    disk.disk_bytes_per_second
+        .and_then(|octets| NonZeroU64::new(octets.0))
 }
 
 /// As the flag says.

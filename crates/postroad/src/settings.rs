@@ -246,6 +246,9 @@ pub struct Disk {
     /// What the queue may use of its disk, as 20GiB [default: the file system]
     #[arg(long, env = "POSTROAD_DISK_BYTES", value_name = "SIZE")]
     pub disk_bytes: Option<Octets>,
+    /// What the log may write a second, as 50MiB, on a disk that is shared [default: no limit]
+    #[arg(long, env = "POSTROAD_DISK_BYTES_PER_SECOND", value_name = "SIZE")]
+    pub disk_bytes_per_second: Option<Octets>,
     /// Size of a log segment [default: 64MiB, `up`: 16MiB]
     #[arg(long, env = "POSTROAD_SEGMENT_BYTES", value_name = "SIZE")]
     pub segment_bytes: Option<Octets>,

@@ -135,6 +135,7 @@ fn queue_config(
         shards: installation.shards,
         tls: load(opened, &format!("queue-{}", node.node))?,
         disk_bytes: role::disk_bytes(&settings.disk),
+        disk_bytes_per_second: role::disk_bytes_per_second(&settings.disk),
         segment_bytes: role::segment_bytes(&settings.disk, SEGMENT_BYTES),
         retention: role::retention(&settings.disk),
         retry: role::retry(&catalog),

@@ -35,6 +35,22 @@ pub struct Target {
     pub host: Host,
     /// Its TCP port.
     pub port: u16,
+    /// Whether mail goes there under TLS.
+    pub tls: TlsPolicy,
+}
+
+/// Whether mail goes to a server under TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum TlsPolicy {
+    /// Never.
+    Off,
+    /// By STARTTLS where it is offered, without a look at the certificate; else in clear.
+    #[default]
+    Opportunistic,
+    /// Only by STARTTLS, and only to a server whose certificate is that of its host, of a known CA.
+    Required,
+    /// As required, but TLS begins with the connection (RFC 8314).
+    Implicit,
 }
 
 impl fmt::Display for Target {
@@ -77,6 +93,19 @@ pub enum Route {
     SmartHost(Target),
     /// By MX records (RFC 5321 section 5.1), or to the address of a literal.
     Mx,
+}
+
+/// How the mail of one domain is signed (RFC 6376).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dkim {
+    /// Tenant that answers for the mail.
+    pub tenant: Arc<str>,
+    /// The domain, which is what `d=` says.
+    pub domain: Arc<str>,
+    /// Keys of its own: selector, and name of the Secret that holds the private key.
+    pub keys: Vec<(Arc<str>, Arc<str>)>,
+    /// Mail waits while no key can sign; else it goes unsigned.
+    pub defer_without: bool,
 }
 
 /// When deferred mail is tried again.
@@ -159,7 +188,7 @@ impl EdgeSettings {
 
 impl Default for EdgeSettings {
     fn default() -> EdgeSettings {
-        let pool = crate::kind::EdgePool::default();
+        let pool = crate::kind::EdgePoolSpec::default();
         let size = crate::validate::parse_quantity(&pool.limits.message_size)
             .expect("the default is a quantity");
         EdgeSettings::new(&pool.limits, size, pool.drain_seconds)
@@ -186,7 +215,7 @@ impl DeliverySettings {
 
 impl Default for DeliverySettings {
     fn default() -> DeliverySettings {
-        let pool = crate::kind::DeliveryPool::default();
+        let pool = crate::kind::DeliveryPoolSpec::default();
         DeliverySettings::new(&pool.limits, &pool.timeouts, pool.drain_seconds)
     }
 }
@@ -210,6 +239,7 @@ pub struct Catalog {
     pub(crate) smart_host: Option<Target>,
     pub(crate) resolvers: Vec<SocketAddr>,
     pub(crate) retry: Retry,
+    pub(crate) dkim: Vec<Dkim>,
     pub(crate) edge: Option<EdgeSettings>,
     pub(crate) delivery: Option<DeliverySettings>,
 }
@@ -252,6 +282,11 @@ impl Catalog {
             (Some(_), _) | (None, None) => Route::Mx,
             (None, Some(smart_host)) => Route::SmartHost(smart_host.clone()),
         }
+    }
+
+    /// The domains whose mail is to be signed.
+    pub fn dkim(&self) -> &[Dkim] {
+        &self.dkim
     }
 
     /// When deferred mail is tried again.

@@ -1,13 +1,15 @@
 //! Texts to documents: one YAML document, one resource.
 
-use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::Problem;
 use crate::kind::{
-    API_VERSION, DEFAULT_NAMESPACE, DeliveryPool, EdgePool, Metadata, RelayCluster, RelayDomain,
+    API_VERSION, DEFAULT_NAMESPACE, DeliveryPoolSpec, EdgePoolSpec, QueuePoolSpec,
+    RelayClusterSpec, RelayDomainSpec,
 };
+use crate::spec::Named;
 use crate::validate::parse_label;
 
 /// Octets of one file: far above what a person writes, far below what hurts a node.
@@ -18,7 +20,19 @@ const FILE_OCTETS_MAX: usize = 16 << 20;
 pub(crate) struct Document {
     pub place: Place,
     pub tenant: String,
+    pub name: String,
     pub resource: Resource,
+}
+
+impl Document {
+    /// What its document is called.
+    pub fn named(&self) -> Named<'_> {
+        Named {
+            namespace: &self.tenant,
+            name: &self.name,
+            generation: 0,
+        }
+    }
 }
 
 /// Where a resource was declared: the beginning of every error text.
@@ -44,10 +58,35 @@ impl Place {
 
 #[derive(Debug)]
 pub(crate) enum Resource {
-    RelayDomain(RelayDomain),
-    RelayCluster(RelayCluster),
-    EdgePool(EdgePool),
-    DeliveryPool(DeliveryPool),
+    RelayDomain(RelayDomainSpec),
+    RelayCluster(RelayClusterSpec),
+    EdgePool(EdgePoolSpec),
+    QueuePool(QueuePoolSpec),
+    DeliveryPool(DeliveryPoolSpec),
+}
+
+impl Resource {
+    /// Its kind.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Resource::RelayDomain(_) => "RelayDomain",
+            Resource::RelayCluster(_) => "RelayCluster",
+            Resource::EdgePool(_) => "EdgePool",
+            Resource::QueuePool(_) => "QueuePool",
+            Resource::DeliveryPool(_) => "DeliveryPool",
+        }
+    }
+}
+
+/// Name and namespace. The other fields are Kubernetes' own and pass unread, so that the output of
+/// `kubectl get -o yaml` can be used as it is.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Metadata {
+    /// A DNS label, unique for kind and namespace.
+    pub name: String,
+    /// The tenant; [`DEFAULT_NAMESPACE`] when absent.
+    #[serde(default)]
+    pub namespace: Option<String>,
 }
 
 /// What all kinds share.
@@ -97,9 +136,10 @@ pub(crate) fn parse_file(file: &str, text: &str, problems: &mut Vec<Problem>) ->
             }
         };
         match parse_document(&mut place, value) {
-            Ok((tenant, resource)) => found.push(Document {
+            Ok((tenant, name, resource)) => found.push(Document {
                 place,
                 tenant,
+                name,
                 resource,
             }),
             Err((field, text)) => problems.push(place.problem(field, text)),
@@ -141,7 +181,7 @@ fn is_blank(part: &str) -> bool {
 
 type Fault = (String, String);
 
-fn parse_document(place: &mut Place, value: Value) -> Result<(String, Resource), Fault> {
+fn parse_document(place: &mut Place, value: Value) -> Result<(String, String, Resource), Fault> {
     let envelope: Envelope = typed(value, "")?;
     if envelope.api_version != API_VERSION {
         return Err((
@@ -168,18 +208,63 @@ fn parse_document(place: &mut Place, value: Value) -> Result<(String, Resource),
         envelope.spec
     };
     let resource = match envelope.kind.as_str() {
-        "RelayDomain" => Resource::RelayDomain(typed(spec, "spec")?),
-        "RelayCluster" => Resource::RelayCluster(typed(spec, "spec")?),
-        "EdgePool" => Resource::EdgePool(typed(spec, "spec")?),
-        "DeliveryPool" => Resource::DeliveryPool(typed(spec, "spec")?),
+        "RelayDomain" => Resource::RelayDomain(strict(spec)?),
+        "RelayCluster" => Resource::RelayCluster(strict(spec)?),
+        "EdgePool" => Resource::EdgePool(strict(spec)?),
+        "QueuePool" => Resource::QueuePool(strict(spec)?),
+        "DeliveryPool" => Resource::DeliveryPool(strict(spec)?),
+        "DkimKey" => {
+            let text = "a DkimKey is made by the operator; name keys of your own in a RelayDomain's outbound.dkim.keys";
+            return Err(("kind".into(), text.into()));
+        }
         other => {
             let text = format!(
-                "`{other}` is not known; kinds are RelayDomain, RelayCluster, EdgePool, DeliveryPool"
+                "`{other}` is not known; kinds are RelayDomain, RelayCluster, EdgePool, QueuePool, DeliveryPool"
             );
             return Err(("kind".into(), text));
         }
     };
-    Ok((tenant, resource))
+    Ok((tenant, name, resource))
+}
+
+/// A typed spec. A field that its type does not know is an error: it is misspelt, or its function does not exist. The types
+/// themselves let it pass, because an operator may be older than the definitions in its cluster.
+fn strict<T: DeserializeOwned + Serialize>(value: Value) -> Result<T, Fault> {
+    let spec: T = typed(value.clone(), "spec")?;
+    let known = serde_json::to_value(&spec).map_err(|error| ("spec".into(), error.to_string()))?;
+    match unknown_field(&value, &known, "spec") {
+        Some(fault) => Err(fault),
+        None => Ok(spec),
+    }
+}
+
+/// The first field of `value` that is not in `known`, the same value as its type writes it.
+fn unknown_field(value: &Value, known: &Value, path: &str) -> Option<Fault> {
+    match (value, known) {
+        (Value::Object(value), Value::Object(known)) => value.iter().find_map(|(name, value)| {
+            let path = format!("{path}.{name}");
+            match known.get(name) {
+                Some(known) => unknown_field(value, known, &path),
+                // A type may leave out what is absent.
+                None if value.is_null() => None,
+                None => {
+                    let names: Vec<&str> = known.keys().map(String::as_str).collect();
+                    let text = format!(
+                        "unknown field `{name}`; fields here are {}",
+                        names.join(", ")
+                    );
+                    Some((path, text))
+                }
+            }
+        }),
+        (Value::Array(value), Value::Array(known)) => {
+            let mut pairs = value.iter().zip(known).enumerate();
+            pairs.find_map(|(n, (value, known))| {
+                unknown_field(value, known, &format!("{path}[{n}]"))
+            })
+        }
+        _ => None,
+    }
 }
 
 /// A typed value, or the field that is wrong and how.

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use resource::{Catalog, Host, Route, Target, load_dir};
+use resource::{Catalog, Host, Route, Target, TlsPolicy, load_dir};
 
 const GOOD: &str = "\
 apiVersion: postroad.dev/v1alpha1
@@ -109,10 +109,12 @@ fn routes_are_targets_then_smart_host_then_mx() {
         Target {
             host: Host::Name("mail.shop.example".into()),
             port: 25,
+            tls: TlsPolicy::Opportunistic,
         },
         Target {
             host: Host::Ip(ip("192.0.2.7")),
             port: 2525,
+            tls: TlsPolicy::Opportunistic,
         },
     ];
     assert_eq!(
@@ -128,7 +130,8 @@ fn routes_are_targets_then_smart_host_then_mx() {
         catalog.route("else.example"),
         Route::SmartHost(Target {
             host: Host::Ip(ip("192.0.2.9")),
-            port: 25
+            port: 25,
+            tls: TlsPolicy::Opportunistic,
         })
     );
     assert_eq!(
@@ -139,7 +142,7 @@ fn routes_are_targets_then_smart_host_then_mx() {
 
 #[test]
 fn a_cluster_binds_networks_and_sets_retry() {
-    let cluster = "apiVersion: postroad.dev/v1alpha1\nkind: RelayCluster\nmetadata: {name: postroad}\nspec:\n  access: {networks: [10.1.0.0/16]}\n  retry: {firstSeconds: 60, delayNoticeAfterHours: 0}\n  dns: {resolvers: [192.0.2.53, '[2001:db8::53]:5353']}\n";
+    let cluster = "apiVersion: postroad.dev/v1alpha1\nkind: RelayCluster\nmetadata: {name: postroad}\nspec:\n  access: {networks: [10.1.0.0/16], allowedNamespaces: {from: All}, domainOwnership: Trust}\n  retry: {firstSeconds: 60, delayNoticeAfterHours: 0}\n  dns: {resolvers: [192.0.2.53, '[2001:db8::53]:5353']}\n";
     let error = load(&[("a.yaml", GOOD), ("cluster.yaml", cluster)]).unwrap_err();
     assert_eq!(
         error,
@@ -164,8 +167,8 @@ fn a_cluster_binds_networks_and_sets_retry() {
 #[test]
 fn an_unknown_field_is_named_with_its_path() {
     assert_eq!(
-        refused("{domain: a.example, inbound: {targets: [{host: h.example, tls: Off}]}}"),
-        "d.yaml, document 1 (RelayDomain default/d): spec.inbound.targets[0].tls: unknown field `tls`, expected one of `host`, `serviceRef`, `port`"
+        refused("{domain: a.example, inbound: {targets: [{host: h.example, tsl: Off}]}}"),
+        "d.yaml, document 1 (RelayDomain default/d): spec.inbound.targets[0].tsl: unknown field `tsl`; fields here are host, port, serviceRef, tls"
     );
     assert_eq!(
         refused("{inbound: {}}"),
@@ -239,7 +242,7 @@ fn documents_that_are_no_resources_are_refused_and_the_rest_is_still_read() {
     );
     assert_eq!(
         *lines.last().unwrap(),
-        "x.yaml, document 3 (RelayDomian default/s): kind: `RelayDomian` is not known; kinds are RelayDomain, RelayCluster, EdgePool, DeliveryPool"
+        "x.yaml, document 3 (RelayDomian default/s): kind: `RelayDomian` is not known; kinds are RelayDomain, RelayCluster, EdgePool, QueuePool, DeliveryPool"
     );
 }
 

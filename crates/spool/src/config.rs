@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -73,6 +74,8 @@ pub struct Config {
     pub tls: Arc<NodeTls>,
     /// What of the disk the queue may use, octets; `None`: the file system.
     pub disk_bytes: Option<u64>,
+    /// Octets of log a second at most, for a device that is shared with others; `None`: as fast as it goes.
+    pub disk_bytes_per_second: Option<NonZeroU64>,
     /// Octets of a log segment.
     pub segment_bytes: u64,
     /// How long the log is kept for replicas that lag.

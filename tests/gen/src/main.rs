@@ -24,7 +24,9 @@ fn main() -> Result<()> {
         .nth(2)
         .context("the package `tests` stands in the workspace's root")?;
     let mut stale = Vec::new();
-    for file in wire_types(root)? {
+    let mut files = wire_types(root)?;
+    files.extend(definitions()?);
+    for file in files {
         let path = root.join(&file.path);
         // A file that cannot be read is a stale one: it is written, or named.
         if fs::read_to_string(&path).is_ok_and(|found| found == file.text) {
@@ -82,5 +84,28 @@ fn wire_types(root: &Path) -> Result<Vec<Generated>> {
         });
     }
     files.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(files)
+}
+
+/// The custom resources as the API server is told of them, and as people read of them.
+fn definitions() -> Result<Vec<Generated>> {
+    let folder = Path::new("charts/postroad");
+    let mut files = vec![Generated {
+        path: folder.join("REFERENCE.md"),
+        text: resource::reference(),
+    }];
+    for crd in resource::crds() {
+        let yaml = serde_saphyr::to_string(&crd).context("write a definition as YAML")?;
+        // Helm reads what stands in `templates` as its own language: braces in a text would be a program.
+        anyhow::ensure!(
+            !yaml.contains("{{"),
+            "{}: {{{{ in a text",
+            crd.spec.names.kind
+        );
+        files.push(Generated {
+            path: folder.join(format!("templates/crds/{}.yaml", crd.spec.names.plural)),
+            text: yaml,
+        });
+    }
     Ok(files)
 }

@@ -391,7 +391,9 @@ impl World {
             }
             Tell::Settled { item, token } => {
                 node.held.remove(&(item, token));
-                node.settled.insert((item, token));
+                if !self.planted.forgets_grants {
+                    node.settled.insert((item, token));
+                }
             }
             _ => {}
         }

@@ -24,6 +24,8 @@ pub struct Planted {
     pub no_fence: bool,
     /// A delivery node takes the answer to any of its OpenSessions.
     pub any_open: bool,
+    /// A delivery node forgets a grant as soon as it is settled.
+    pub forgets_grants: bool,
     /// A leader hands a grant out when it proposes it.
     pub hand_out_early: bool,
     /// A leader ends lease sessions before their nodes fence themselves.
@@ -117,6 +119,15 @@ pub fn own_bugs() -> Vec<Bug> {
             Profile::Network,
             Planted {
                 any_open: true,
+                ..none
+            },
+        ),
+        bug(
+            "ForgetsGrants",
+            "a delivery node forgets a grant as soon as it is settled, and a leader that stood still hands it out again",
+            Profile::Crashes,
+            Planted {
+                forgets_grants: true,
                 ..none
             },
         ),

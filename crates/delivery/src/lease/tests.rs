@@ -216,6 +216,36 @@ fn a_new_leader_hears_of_the_same_session_with_all_that_is_held() {
     assert_eq!(world.hear(work(3, 9)), ["work 3@9"]);
 }
 
+/// A leader was stopped (SIGSTOP) between the commit of a grant and its hand-out. Its successor gave the item, which was
+/// delivered and settled; then the old one went on, its streams still open, and handed the item out as well.
+#[test]
+fn what_a_deposed_leader_hands_out_is_not_worked_on() {
+    let mut world = World::open();
+    let old = world.link;
+    world.lead(OTHER);
+    world.link(OTHER);
+    assert_eq!(world.hear(work(1, 7)), ["work 1@7"]);
+    world.hand.settle(item(1), true);
+    world.hand.settled(item(1), 7);
+    assert_eq!(world.pass(SECOND), ["credit"]);
+    let new = std::mem::replace(&mut world.link, old);
+    assert!(world.hear(work(1, 7)).is_empty(), "settled");
+    assert!(world.hear(work(2, 8)).is_empty(), "never seen before");
+    world.link = new;
+    assert_eq!(world.hear(work(2, 8)), ["work 2@8"], "the successor's");
+}
+
+#[test]
+fn a_grant_that_is_over_is_not_worked_on_again_whoever_hands_it_out() {
+    let mut world = World::open();
+    world.hear(work(1, 7));
+    world.hand.settle(item(1), false);
+    world.hand.settled(item(1), 7);
+    assert_eq!(world.hear(work(1, 7)), ["credit"]);
+    assert_eq!(world.hear(work(1, 6)), ["credit"]);
+    assert_eq!(world.hear(work(1, 9)), ["work 1@9"], "the next attempt");
+}
+
 #[test]
 fn a_session_that_the_queue_ended_is_replaced() {
     let mut world = World::open();

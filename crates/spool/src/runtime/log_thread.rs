@@ -4,7 +4,9 @@
 //! every group, and by the last durable flush of the state nothing in it lives.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::num::NonZeroU64;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::directory::Directory;
@@ -52,6 +54,33 @@ pub struct LogThread {
     pub budget: Option<u64>,
     /// How long a write may find no room before the replica node closes and opens again.
     pub patience: Duration,
+    /// How fast it may write, if that is said.
+    pub pace: Option<Pace>,
+}
+
+/// A device that is given so many octets a second, and no more: each write takes its time. Nothing is saved up, so that
+/// whoever shares the device never sees a burst.
+pub struct Pace {
+    per_second: NonZeroU64,
+    free_at: Instant,
+}
+
+impl Pace {
+    /// A device that is free now.
+    pub fn new(per_second: NonZeroU64) -> Pace {
+        let free_at = Instant::now();
+        Pace {
+            per_second,
+            free_at,
+        }
+    }
+
+    /// When a write that began at `begun` is over: no sooner than the ones before it and its own octets take.
+    fn over_at(&mut self, begun: Instant, octets: usize) -> Instant {
+        let micros = octets as u64 * 1_000_000 / self.per_second;
+        self.free_at = self.free_at.max(begun) + Duration::from_micros(micros);
+        self.free_at
+    }
 }
 
 /// A write found no room.
@@ -185,6 +214,10 @@ impl LogThread {
             let begun = Instant::now();
             match self.writer.write(&batch) {
                 Ok(written) => {
+                    if let Some(pace) = &mut self.pace {
+                        let over = pace.over_at(begun, bytes);
+                        thread::sleep(over.saturating_duration_since(Instant::now()));
+                    }
                     metrics::histogram!("postroad_log_flush_seconds").record(begun.elapsed());
                     metrics::counter!("postroad_log_bytes_total").increment(bytes as u64);
                     let _ = self.to.raft.send(RaftEvent::Persisted(written));

@@ -312,6 +312,7 @@ impl Threads {
             segment_bytes: config.segment_bytes,
             may_release: true,
             budget: config.retention.log_bytes,
+            pace: config.disk_bytes_per_second.map(log_thread::Pace::new),
             patience,
         };
         let (headers, header_reads) = mpsc::channel();
