@@ -2,7 +2,7 @@
 //! `ControlState`), without its own Raft: what it decides is committed at once, what it says comes late, twice, from a
 //! leader of yesterday, or never. What nodes make of it is the real code as well.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ pub const GROUP: u32 = 1;
 /// Nodes in the whole run: an id is never used again.
 pub const NODES: u64 = 9;
 /// Copies.
-const FACTOR: u32 = 3;
+pub const FACTOR: u32 = 3;
 /// Most that take part at once.
 const AT_ONCE: usize = 6;
 /// Steps between two looks of the control group's leader: 200 ms.
@@ -465,45 +465,7 @@ impl World {
             _ => Ok(()),
         }
     }
-
-    /// The members changed, for all: never fewer votes than copies, and nobody votes who lacks what is committed.
-    pub fn members_changed(
-        &mut self,
-        k: usize,
-        index: u64,
-        members: &Membership,
-    ) -> Result<(), String> {
-        self.replicas[k].conf.insert(index, members.clone());
-        if self.churn.is_none() {
-            return Ok(());
-        }
-        let before = self.model.latest_voters();
-        if !self.model.members(index, members)? {
-            return Ok(());
-        }
-        self.note(|| format!("the members are {members:?} with entry {index}"));
-        if members.voters.len() < FACTOR as usize {
-            return Err(format!("fewer voters than copies: {members:?}"));
-        }
-        for peer in members.voters.iter().filter(|peer| !before.contains(peer)) {
-            let replica = &self.replicas[slot_of(*peer)];
-            let has = match replica.peer == *peer {
-                true => replica.disk.last(),
-                false => 0,
-            };
-            if has + UNDER_WAY < index {
-                return Err(format!(
-                    "peer {peer} votes from entry {index} on, and has entries to {has}"
-                ));
-            }
-        }
-        Ok(())
-    }
 }
-
-/// Entries that a learner may lack when its promotion is applied: what counts as caught up, and what was proposed in the
-/// meantime.
-const UNDER_WAY: u64 = 150;
 
 fn report(s: &GroupStatus) -> v1::ReplicaReport {
     v1::ReplicaReport {
@@ -521,49 +483,5 @@ fn report(s: &GroupStatus) -> v1::ReplicaReport {
             auto_leave: s.members.auto_leave,
         }),
         peers: Vec::new(),
-    }
-}
-
-/// The configurations of the log, as they are committed.
-#[derive(Default)]
-pub struct Configurations(BTreeMap<u64, Membership>);
-
-impl Configurations {
-    /// One, as a replica is handed it; true: for the first time.
-    pub fn add(&mut self, index: u64, members: &Membership) -> Result<bool, String> {
-        let sorted = sorted(members);
-        match self.0.get(&index) {
-            None => {
-                self.0.insert(index, sorted);
-                Ok(true)
-            }
-            Some(known) if *known == sorted => Ok(false),
-            Some(known) => Err(format!(
-                "the members with entry {index} are {known:?} on one replica and {sorted:?} on another"
-            )),
-        }
-    }
-
-    /// Everybody with a vote, in both halves of a joint configuration.
-    pub fn latest_voters(&self) -> BTreeSet<u64> {
-        let first = Churn::first();
-        let latest = self.0.values().next_back().unwrap_or(&first);
-        let all = latest.voters.iter().chain(&latest.voters_outgoing);
-        all.copied().collect()
-    }
-}
-
-fn sorted(members: &Membership) -> Membership {
-    let sorted = |peers: &[u64]| {
-        let mut peers = peers.to_vec();
-        peers.sort_unstable();
-        peers
-    };
-    Membership {
-        voters: sorted(&members.voters),
-        learners: sorted(&members.learners),
-        voters_outgoing: sorted(&members.voters_outgoing),
-        learners_next: sorted(&members.learners_next),
-        auto_leave: members.auto_leave,
     }
 }

@@ -2,6 +2,7 @@
 //! network, edges and delivery nodes. One seed of one profile is one run; see tests/README.md.
 
 mod actions;
+mod bodies;
 mod check;
 mod churn;
 mod collecting;
@@ -12,6 +13,7 @@ mod duplicates;
 mod edge;
 mod lead;
 mod leader;
+mod members;
 mod message;
 mod model;
 mod net;

@@ -11,8 +11,8 @@ use queue::{
 
 use spool::node::Membership;
 
-use crate::sim::churn::Configurations;
 use crate::sim::duplicates::Deliveries;
+use crate::sim::members::Configurations;
 
 /// The log that was chosen, its rows, and the world outside.
 #[derive(Default)]

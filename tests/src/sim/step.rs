@@ -3,16 +3,17 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use queue::{Effect, Facts, Rows};
+use queue::{Facts, Rows};
 use spool::node::{Committed, Input, SnapshotInput};
 
 use crate::sim::actions::context_of;
+use crate::sim::bodies::count_bodies;
 use crate::sim::churn::slot_of;
 use crate::sim::disk::Trouble;
 use crate::sim::message::whole;
 use crate::sim::net::{Actor, Packet};
 use crate::sim::real_log::RealLog;
-use crate::sim::replica::{Place, Replica};
+use crate::sim::replica::Place;
 use crate::sim::world::{STEP_MS, World};
 
 impl World {
@@ -465,41 +466,6 @@ impl World {
 
 /// The largest entry of a simulation, octets.
 const ENTRY_MAX: u64 = 6000;
-
-/// Which entries have bodies that live, and where they lie: what the state store knows of the log.
-fn count_bodies(
-    replica: &mut Replica,
-    entry: &Committed,
-    effects: &[Effect],
-) -> Result<(), String> {
-    for effect in effects {
-        match effect {
-            Effect::BodyKept(extent) => {
-                let Some(at) = entry.location else {
-                    return Err(format!("entry {} is applied and lies nowhere", entry.index));
-                };
-                let place = replica.live.entry(extent.index);
-                place.or_insert(Place { octets: 0, at }).octets += extent.length;
-            }
-            Effect::BodyDropped(extent) => {
-                let place = replica.live.get_mut(&extent.index);
-                let left = place.map(|place| {
-                    place.octets = place.octets.saturating_sub(extent.length);
-                    place.octets
-                });
-                match left {
-                    None => {
-                        return Err(format!("a body in entry {} dies twice", extent.index));
-                    }
-                    Some(0) => drop(replica.live.remove(&extent.index)),
-                    Some(_) => {}
-                }
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
 
 /// `None`: the empty entry of a new leader.
 fn command_of<'a>(commands: &'a [Facts], context: &Bytes) -> Option<&'a Facts> {

@@ -8,8 +8,8 @@ use fjall::Keyspace;
 use super::StoreError;
 use super::bodies::Kept;
 use super::codec;
+use super::durable::Durable;
 use super::key;
-use super::store::Durable;
 use crate::collect::BodyIndex;
 use crate::log::Location;
 

@@ -33,6 +33,7 @@
 mod bodies;
 mod codec;
 mod digest;
+mod durable;
 mod error;
 mod export;
 mod flush;

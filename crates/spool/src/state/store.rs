@@ -2,19 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch};
 
 use super::bodies::SegmentLive;
 use super::codec::{self, put_number};
+use super::durable::Durable;
 use super::flush::{Flush, Flushed};
 use super::group::{Fixed, GroupState};
 use super::index::StoredBodies;
 use super::sweep::Sweep;
 use super::{BLOCK_CACHE_BYTES, JOURNAL_BYTES, MEMTABLE_BYTES, StoreError, journal, key};
-use crate::directory::group_of;
 
 /// Octets of a blob in one value, so that values stay below [`super::ROW_MAX`].
 const BLOB_PART: usize = 2048;
@@ -61,47 +61,6 @@ pub(super) struct Keyspaces {
     pub(super) segments: Keyspace,
     /// Applied index, ConfState, shard row, blob.
     pub(super) fixed: Keyspace,
-}
-
-/// What is durable.
-#[derive(Default)]
-pub(super) struct Durable {
-    applied: BTreeMap<u32, u64>,
-    segments: BTreeMap<u32, BTreeMap<u64, SegmentLive>>,
-    /// Where the rows of a group lie, if not under its own number (see [`super::import`]).
-    slots: BTreeMap<u32, u32>,
-}
-
-impl Durable {
-    /// It is changed by assignments that cannot stop half way, so a panic elsewhere leaves it usable.
-    pub(super) fn of(shared: &Mutex<Durable>) -> MutexGuard<'_, Durable> {
-        shared.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The first octets of the keys of a group's rows.
-    pub(super) fn slot(&self, group: u32) -> u32 {
-        self.slots.get(&group).copied().unwrap_or(group)
-    }
-
-    /// The same, of a replica that is not gone and of which a flush was durable.
-    pub(super) fn slot_if_here(&self, replica: u32) -> Option<u32> {
-        let here = self.applied.contains_key(&replica);
-        here.then(|| self.slot(replica))
-    }
-
-    /// Of the replicas that this node has or had of a group, the last one that has rows.
-    pub(super) fn replica_of(&self, group: u32) -> Option<u32> {
-        let replicas = self.applied.keys().copied();
-        replicas.filter(|replica| group_of(*replica) == group).max()
-    }
-
-    /// The replicas that have rows, from `first` on, each with its slot.
-    pub(super) fn slots_from(&self, first: u32) -> Vec<(u32, u32)> {
-        let replicas = self.applied.range(first..);
-        replicas
-            .map(|(replica, _)| (*replica, self.slot(*replica)))
-            .collect()
-    }
 }
 
 /// The metadata of all replicas on this node.
