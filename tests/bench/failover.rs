@@ -59,7 +59,7 @@ pub async fn run(options: &Options, go_on: &GoOn) -> Result<()> {
         ..Spec::full(&[(DOMAIN, sink.port)])
     };
     let mut cluster = Cluster::start(spec).await?;
-    let client = cluster.admin()?;
+    let client = cluster.appender()?;
     client.ready(PATIENCE).await?;
     let stop = Arc::new(AtomicBool::new(false));
     let accepted: Vec<Accepted> = (0..options.shards).map(|_| Accepted::default()).collect();

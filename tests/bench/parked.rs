@@ -50,7 +50,7 @@ pub async fn run(options: &Options, go_on: &GoOn) -> Result<()> {
         ..Spec::full(&[("d0.test", sink.port)])
     };
     let mut cluster = Cluster::start_without(spec, "delivery").await?;
-    let client = cluster.admin()?;
+    let client = cluster.appender()?;
     client.ready(PATIENCE).await?;
     let mut body = b"Subject: parked\r\nX-Id: 1\r\n\r\n".to_vec();
     body.extend(bare::noise(options.octets.saturating_sub(body.len())));
@@ -71,7 +71,7 @@ pub async fn run(options: &Options, go_on: &GoOn) -> Result<()> {
     // What is under way is flushed, compaction calms down.
     tokio::time::sleep(Duration::from_secs(5)).await;
     let rss_full = rss(&mut cluster)?;
-    let queued = client.admin().summary(1).await?.messages;
+    let queued = cluster.admin()?.admin().summary(1).await?.messages;
     for name in cluster.names("queue-") {
         cluster.kill(&name)?;
     }

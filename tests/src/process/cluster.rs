@@ -353,9 +353,20 @@ spec: {limits: {connectionsPerSource: 1000}}
 
     /// A client with all rights of an administrator.
     pub fn admin(&self) -> Result<QueueClient> {
+        self.client("admin")
+    }
+
+    /// A client that may append, as an edge.
+    pub fn appender(&self) -> Result<QueueClient> {
+        let ca = self.dir.path().join("ca");
+        pki::issue(&ca, Role::Edge, "appender", &self.pki("appender"))?;
+        self.client("appender")
+    }
+
+    fn client(&self, pki: &str) -> Result<QueueClient> {
         Ok(QueueClient::new(ClientConfig {
             endpoints: self.clients.values().cloned().collect(),
-            tls: Arc::new(NodeTls::load(&self.pki("admin"))?),
+            tls: Arc::new(NodeTls::load(&self.pki(pki))?),
             name: "chaos".to_owned(),
         }))
     }
