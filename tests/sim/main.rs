@@ -81,7 +81,6 @@ fn versions() {
 }
 
 #[test]
-#[ignore = "some of its checks are too strict yet: an entry that is committed just before the members change"]
 fn churn() {
     holds(Profile::Churn);
 }

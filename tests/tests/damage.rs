@@ -295,7 +295,7 @@ async fn trap_14_a_node_that_kept_its_name_and_lost_its_log_stays_away() {
     };
     let told = [
         "queue node 2 does not start",
-        "there is no segment",
+        "took part in the cluster",
         "new node id",
     ];
     assert!(told.iter().all(|t| said.contains(t)), "{said}");

@@ -386,16 +386,23 @@ impl ControlState {
     pub fn may_leave(&self, node: u64) -> Result<(), Refusal> {
         let factor = self.cluster.map_or(0, |cluster| cluster.replication_factor);
         let left = self.hosts().filter(|id| *id != node).count();
-        let mut held = self.groups.iter();
-        match held.find(|(_, group)| group.peer_on(node).is_some()) {
-            Some((&group, _)) if left < factor as usize => Err(Refusal::TooFewNodes {
-                node,
-                group,
-                left,
-                factor,
-            }),
-            _ => Ok(()),
+        let counts = self.hosts().any(|id| id == node);
+        if !counts || left >= factor as usize {
+            return Ok(());
         }
+        // One that holds nothing yet may be where another that leaves is to put its copies.
+        let on = |wanted: &dyn Fn(u64) -> bool| {
+            let mut groups = self.groups.iter();
+            let found = groups.find(|(_, group)| group.nodes().into_iter().any(wanted));
+            found.map(|(id, _)| *id)
+        };
+        let group = on(&|id| id == node).or_else(|| on(&|id| self.leaving.contains(&id)));
+        Err(Refusal::TooFewNodes {
+            node,
+            group: group.unwrap_or(0),
+            left,
+            factor,
+        })
     }
 
     /// Nodes that may be given replicas.

@@ -19,7 +19,9 @@ impl World {
         index: u64,
         members: &Membership,
     ) -> Result<(), String> {
-        self.replicas[k].conf.insert(index, members.clone());
+        let replica = &mut self.replicas[k];
+        replica.conf.insert(index, members.clone());
+        replica.now = Some(members.clone());
         if self.churn.is_none() {
             return Ok(());
         }

@@ -153,6 +153,8 @@ pub struct Replica {
     /// The members as of the applied index, and those that came with entries after it.
     pub members: Membership,
     pub conf: BTreeMap<u64, Membership>,
+    /// The members that were handed out last.
+    pub now: Option<Membership>,
     /// The replica that the node has, durably; `None`: none.
     pub hosted: Option<Hosted>,
     /// Those that it had, as the log calls them.
@@ -218,6 +220,7 @@ impl Replica {
             },
             members: members.clone(),
             conf: BTreeMap::new(),
+            now: None,
             hosted: members.voters.contains(&peer).then_some(Hosted {
                 peer,
                 made_at: 0,
@@ -320,6 +323,7 @@ impl Replica {
         self.paused_until = 0;
         self.to_apply.clear();
         self.conf.clear();
+        self.now = None;
         self.snapshots = Snapshots::default();
         self.process += 1;
         self.steer_term = 0;

@@ -169,6 +169,15 @@ fn never_fewer_nodes_than_copies() {
         remove(&mut state, 3),
         ControlEffect::Refused { .. }
     ));
+    // It holds nothing yet, but the copies of 2 are to go there.
+    let ControlEffect::Refused { why, .. } = remove(&mut state, 4) else {
+        panic!("2 could never leave");
+    };
+    assert!(
+        why.to_string()
+            .contains("2 node(s) for the 3 copies of the control group"),
+        "{why}"
+    );
     let why = Refusal::Leaving {
         node: 2,
         highest: 4,

@@ -104,7 +104,9 @@ fn open(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
     let replicas = store.replicas()?;
     if replicas.is_empty() {
         return Err(Error::Recovered(format!(
-            "{}: the metadata are empty, but this store took part in the cluster: nobody knows what it held",
+            "{}: the metadata are empty, but this store took part in the cluster: nobody knows what it held. Keep the \
+             directory for inspection, remove this node from the cluster and add a new node id on an empty directory; the \
+             other replicas have the mail and keep serving",
             store.dir().display()
         )));
     }
