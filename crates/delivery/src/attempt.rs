@@ -1,9 +1,12 @@
 //! One attempt in the queue's words: a hand-out to a transaction, an outcome to a result per recipient.
 
+use std::sync::Arc;
+
 use mail::{Envelope, Mailbox, Reply, ReversePath};
 use proto::v1;
 use smtp::client::{Failure, Outcome, RecipientOutcome, Stage, Transaction, Verdict};
 
+use crate::dkim::Signature;
 use crate::item::ItemId;
 use crate::route::{Hop, NoRoute};
 
@@ -18,6 +21,8 @@ pub(crate) struct Work {
     pub(crate) handout: Box<v1::Handout>,
     /// Connections that were lost under it.
     pub(crate) lost: u32,
+    /// Of its message, shared with the other items of it.
+    pub(crate) signature: Arc<Signature>,
 }
 
 impl Work {
@@ -92,6 +97,10 @@ pub(crate) struct At {
     pub(crate) address: String,
     pub(crate) connect_ms: u32,
     pub(crate) total_ms: u32,
+    /// See `Connection::tls`.
+    pub(crate) tls: String,
+    /// Of the keys that signed.
+    pub(crate) selectors: Vec<String>,
 }
 
 impl At {
@@ -101,6 +110,7 @@ impl At {
             address: hop.address.to_string(),
             connect_ms,
             total_ms,
+            ..At::default()
         }
     }
 
@@ -110,6 +120,8 @@ impl At {
             remote_address: self.address.clone(),
             connect_ms: self.connect_ms,
             total_ms: self.total_ms,
+            tls: self.tls.clone(),
+            dkim_selectors: self.selectors.clone(),
             ..Default::default()
         }
     }

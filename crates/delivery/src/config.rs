@@ -22,6 +22,8 @@ pub struct Config {
     pub own_addresses: Vec<IpAddr>,
     /// Port of hosts found by MX, an address or an address literal: 25, but for tests.
     pub smtp_port: u16,
+    /// CAs beside the well-known ones, in PEM, whose certificates a next hop may have where TLS is required.
+    pub tls_ca: Option<PathBuf>,
     /// How long a connection without work stays open for the next message.
     pub idle: Duration,
     /// How often each lease session is kept alive.
@@ -52,6 +54,7 @@ impl Config {
             data_dir: data_dir.into(),
             own_addresses: Vec::new(),
             smtp_port: SMTP_PORT,
+            tls_ca: None,
             idle: IDLE_DEFAULT,
             keepalive_every: KEEPALIVE_EVERY,
             fence_after: FENCE,

@@ -1,15 +1,21 @@
 //! The driver of one SMTP session: one socket, one `smtp::client::Session`. It knows no mail: questions go to its owner.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use smtp::client::{Answer, Config, Failure, Outcome, Output, Question, Session};
+use resource::TlsPolicy;
+use smtp::client::{Answer, Config, Failure, Outcome, Output, Question, Session, Stage};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout_at;
+use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
 
+use crate::attempt::At;
 use crate::route::Hop;
+use crate::tls::{NextHopTls, Secured};
 
 /// Replies are short; one read takes a pipeline's worth.
 const READ_BYTES: usize = 4 * 1024;
@@ -25,6 +31,8 @@ pub(crate) enum Event {
     Done(Outcome),
     /// The session ended without a transaction.
     Broken(Failure),
+    /// Call [`Connection::secure`].
+    StartTls,
     /// The owner's `interrupt` came.
     Interrupted,
     /// It is over: drop it.
@@ -35,7 +43,7 @@ pub(crate) enum Event {
 #[derive(Debug)]
 pub(crate) struct Connection {
     session: Session,
-    socket: TcpStream,
+    socket: Either<TcpStream, Box<TlsStream<TcpStream>>>,
     read: BytesMut,
     gathered: BytesMut,
     write_timeout: Duration,
@@ -43,10 +51,21 @@ pub(crate) struct Connection {
     pub(crate) hop: Hop,
     /// How long the TCP connection took.
     pub(crate) connect_ms: u32,
+    /// Version and cipher, and whether the certificate was checked; empty in clear.
+    pub(crate) tls: String,
+}
+
+/// Why a connection did not come about, for people.
+#[derive(Debug)]
+pub(crate) enum Unopened {
+    /// The host was not reached.
+    Unreached(String),
+    /// It was, but there is no TLS with it.
+    Tls(String),
 }
 
 impl Connection {
-    /// Connects.
+    /// Connects; where TLS begins with the connection, it is set up.
     ///
     /// # Errors
     /// What the system said, or that the time was up.
@@ -54,28 +73,39 @@ impl Connection {
         hop: Hop,
         config: Arc<Config>,
         connect: Duration,
-    ) -> Result<Connection, String> {
+        tls: &NextHopTls,
+    ) -> Result<Connection, Unopened> {
         let start = now();
         let socket = match tokio::time::timeout(connect, TcpStream::connect(hop.address)).await {
             Ok(Ok(socket)) => socket,
             Ok(Err(error)) => {
-                return Err(format!(
+                return Err(Unopened::Unreached(format!(
                     "cannot connect to {} [{}]: {error}",
                     hop.host, hop.address
-                ));
+                )));
             }
             Err(_) => {
-                return Err(format!(
+                return Err(Unopened::Unreached(format!(
                     "cannot connect to {} [{}]: no answer for {connect:?}",
                     hop.host, hop.address
-                ));
+                )));
             }
         };
         // What is gathered is whole: waiting for more would only add delay. A failure costs speed and nothing else.
         let _ = socket.set_nodelay(true);
         let write_timeout = config.timeouts.block;
-        let session = Session::new(config, now());
         let connect_ms = millis(now() - start);
+        let (session, socket, tls) = match hop.tls {
+            TlsPolicy::Implicit => {
+                let secured = tls.secure(&hop, socket).await;
+                let (socket, tls) = secured.map_err(Unopened::Tls)?;
+                (Session::over_tls(config, now()), Either::Right(socket), tls)
+            }
+            _ => {
+                let session = Session::new(config, now());
+                (session, Either::Left(socket), String::new())
+            }
+        };
         let (read, gathered) = (BytesMut::new(), BytesMut::new());
         Ok(Connection {
             session,
@@ -85,7 +115,38 @@ impl Connection {
             write_timeout,
             hop,
             connect_ms,
+            tls,
         })
+    }
+
+    /// The handshake, after [`Event::StartTls`]. What came in clear and is not read yet is gone (RFC 3207 section 4.2).
+    ///
+    /// # Errors
+    /// Why there is no TLS, for people.
+    pub(crate) async fn secure(mut self, tls: &NextHopTls) -> Result<Connection, String> {
+        self.flush().await;
+        self.read.clear();
+        let Either::Left(socket) = self.socket else {
+            return Err("TLS within TLS".into());
+        };
+        let (socket, facts): Secured = tls.secure(&self.hop, socket).await?;
+        self.socket = Either::Right(socket);
+        self.tls = facts;
+        self.session.answer(Answer::Secured, now());
+        Ok(self)
+    }
+
+    /// Where an attempt over this connection is, which began at `start`.
+    pub(crate) fn at(&self, start: Instant) -> At {
+        At {
+            tls: self.tls.clone(),
+            ..At::hop(&self.hop, self.connect_ms, millis(now() - start))
+        }
+    }
+
+    /// The session ended so soon after the handshake that TLS must be why: hosts say only then that they do not like it.
+    pub(crate) fn broke_by_tls(&self, failure: &Failure) -> bool {
+        self.session.is_secured() && failure.stage <= Stage::Hello && failure.reply.is_none()
     }
 
     /// Answers a question.
@@ -102,8 +163,7 @@ impl Connection {
                 Output::Ask(question) => return Event::Ask(question),
                 Output::Done(outcome) => return Event::Done(outcome),
                 Output::Broken(failure) => return Event::Broken(failure),
-                // Never asked for while no setting asks for TLS; without it the session cannot go on.
-                Output::StartTls => self.session.lost("TLS is not spoken yet", now()),
+                Output::StartTls => return Event::StartTls,
                 Output::Close => {
                     self.flush().await;
                     return Event::Closed;
@@ -128,6 +188,10 @@ impl Connection {
     fn took(&mut self, got: std::io::Result<usize>) {
         match got {
             Ok(0) => self
+                .session
+                .lost("the next hop closed the connection", now()),
+            // Without TLS's farewell, as many do. Nothing in SMTP ends by the end of its connection.
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => self
                 .session
                 .lost("the next hop closed the connection", now()),
             Ok(_) => {
@@ -163,7 +227,12 @@ impl Connection {
         let bytes = self.gathered.split();
         tracing::trace!(hop = %self.hop.address, octets = bytes.len(), start = %bytes[..bytes.len().min(200)].escape_ascii(), "sent");
         let until = tokio::time::Instant::now() + self.write_timeout;
-        match timeout_at(until, self.socket.write_all(&bytes)).await {
+        let written = timeout_at(until, async {
+            self.socket.write_all(&bytes).await?;
+            // TLS may still hold a part of it.
+            self.socket.flush().await
+        });
+        match written.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => self
                 .session

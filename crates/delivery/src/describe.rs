@@ -20,6 +20,18 @@ const COUNTERS: &[(&str, &str)] = &[
         "Times that a site was left alone for a while, since nothing of it could be reached.",
     ),
     (
+        "postroad_delivery_clear_fallbacks_total",
+        "Times that a host was spoken to in clear because TLS with it failed.",
+    ),
+    (
+        "postroad_delivery_tls_failed_total",
+        "TLS handshakes with next hops that failed.",
+    ),
+    (
+        "postroad_delivery_tls_sessions_total",
+        "Connections to next hops that were secured by TLS, by version.",
+    ),
+    (
         "postroad_lease_sessions_ended_total",
         "Lease sessions that the queue ended.",
     ),
@@ -32,12 +44,24 @@ const COUNTERS: &[(&str, &str)] = &[
         "Results of recipients, by verdict.",
     ),
     (
+        "postroad_signatures_missing_total",
+        "Messages of domains that are to be signed for which no key was there.",
+    ),
+    (
+        "postroad_signatures_total",
+        "DKIM signatures that were made, by algorithm.",
+    ),
+    (
         "postroad_settles_total",
         "Settles that the queue answered, by outcome.",
     ),
 ];
 
 const GAUGES: &[(&str, &str)] = &[
+    (
+        "postroad_signing_keys_unusable_count",
+        "DKIM keys whose files cannot be used now; the log says why. A former one of the same selector goes on signing.",
+    ),
     (
         "postroad_delivery_connections_count",
         "Connections to next hops that stand now.",

@@ -207,6 +207,7 @@ impl Driver {
                             shard,
                             handout,
                             lost: 0,
+                            signature: self.node.signatures.of(item.message),
                         });
                     }
                 }

@@ -11,13 +11,14 @@
 //!    ╚═══════ Settle ═══ settle ◄─┴────────┴────────┘──► journal
 //! ```
 //!
-//! Deliberately absent so far: TLS to next hops, DKIM, rates of a site over the whole cluster.
+//! Deliberately absent so far: MTA-STS and DANE, rates of a site over the whole cluster.
 
 mod attempt;
 mod body;
 mod config;
 mod connection;
 mod describe;
+mod dkim;
 mod hand;
 mod item;
 mod journal;
@@ -28,6 +29,7 @@ mod resolve;
 mod route;
 mod settle;
 mod site;
+mod tls;
 mod window;
 mod worker;
 
@@ -42,13 +44,17 @@ use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, IDLE_DEFAULT, SMTP_PORT};
 pub use describe::describe_metrics;
+pub use dkim::{Algorithm, KeyError, MissingKey, SigningKey, SigningKeys, watch_keys};
 pub use journal::Error as JournalError;
+pub use tls::CaError;
 
+use crate::dkim::Signatures;
 use crate::hand::Stage;
 use crate::item::ItemId;
 use crate::journal::{Journal, Replay};
 use crate::lease::Leases;
 use crate::node::Node;
+use crate::tls::NextHopTls;
 
 /// How long a leaving node waits for the outcome of what it hands back after its drain time.
 const LAST_SETTLES: Duration = Duration::from_secs(3);
@@ -63,6 +69,9 @@ pub enum Error {
     /// The journal cannot be used.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The CAs for next hops cannot be used.
+    #[error(transparent)]
+    Ca(#[from] CaError),
     /// The host name is neither a domain nor an address literal.
     #[error(
         "the host name {0:?} cannot be said in EHLO: {1}; set one that the next hops can resolve"
@@ -80,11 +89,14 @@ pub async fn run(
     queue: QueueClient,
     mut catalog: watch::Receiver<Option<Arc<Catalog>>>,
     resolver: Resolver,
+    keys: watch::Receiver<Arc<SigningKeys>>,
     ready: watch::Sender<bool>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let host = mail::Host::parse(&config.hostname)
         .map_err(|error| Error::Hostname(config.hostname.clone(), error))?;
+    let tls = NextHopTls::new(config.tls_ca.as_deref())?;
+    let signatures = Signatures::new(keys);
     let (journal, replay) = Journal::open(&config.data_dir)?;
     // Without a catalog there is no route: mail for a declared server would go by MX.
     let waited = shutdown
@@ -99,7 +111,9 @@ pub async fn run(
         incarnation: bytes::Bytes::copy_from_slice(&incarnation()),
         boot_id: place(&config.data_dir),
     };
-    let (node, ways) = Node::new(config, host, queue, resolver, catalog, journal);
+    let (node, ways) = Node::new(
+        config, host, queue, resolver, tls, signatures, catalog, journal,
+    );
     let mut leases = Leases::new(node.config.keepalive_every);
     replayed(&node, &mut leases, replay);
     let over = CancellationToken::new();

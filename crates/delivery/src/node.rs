@@ -15,12 +15,14 @@ use tokio_util::task::TaskTracker;
 use crate::attempt::Work;
 use crate::config::Config;
 use crate::connection::now;
+use crate::dkim::Signatures;
 use crate::hand::{FENCE, Hand, Stop};
 use crate::item::ItemId;
 use crate::journal::Journal;
 use crate::resolve::Via;
 use crate::route::{Hop, Own};
 use crate::site::{Enqueued, Site};
+use crate::tls::NextHopTls;
 use crate::worker;
 
 /// A site where nothing happens is forgotten after this, and with it what its window had learned.
@@ -44,6 +46,8 @@ pub(crate) struct Node {
     pub(crate) own: Own,
     pub(crate) queue: QueueClient,
     pub(crate) resolver: Resolver,
+    pub(crate) tls: NextHopTls,
+    pub(crate) signatures: Signatures,
     /// Credit worth giving became free.
     pub(crate) credit: Notify,
     /// No new work.
@@ -71,11 +75,17 @@ pub(crate) struct Ways {
 }
 
 impl Node {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a part of the node that the caller made"
+    )]
     pub(crate) fn new(
         config: Config,
         host: mail::Host,
         queue: QueueClient,
         resolver: Resolver,
+        tls: NextHopTls,
+        signatures: Signatures,
         catalog: watch::Receiver<Option<Arc<Catalog>>>,
         journal: Journal,
     ) -> (Arc<Node>, Ways) {
@@ -93,6 +103,8 @@ impl Node {
             own,
             queue,
             resolver,
+            tls,
+            signatures,
             credit: Notify::new(),
             leaving: CancellationToken::new(),
             cut_off: CancellationToken::new(),
@@ -353,6 +365,8 @@ fn log(work: &Work, results: &[v1::RecipientResult], hop: Option<&Hop>) {
         destination = work.destination(),
         host = hop.map_or(shown.remote_host.as_str(), |hop| &hop.host),
         address = shown.remote_address,
+        tls = shown.tls,
+        dkim = shown.dkim_selectors.join(","),
         delivered, deferred, failed,
         status = shown.enhanced,
         reply = format_args!("{} {}", shown.code, shown.text),

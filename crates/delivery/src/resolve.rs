@@ -30,10 +30,7 @@ pub(crate) async fn hops(
 ) -> Result<Vec<Hop>, NoRoute> {
     match via {
         Via::Mx(destination) => match route::literal(destination) {
-            Some(ip) => Ok(vec![Hop {
-                host: destination.clone(),
-                address: (ip, port).into(),
-            }]),
+            Some(ip) => Ok(vec![Hop::found(destination.clone(), (ip, port).into())]),
             None => by_mx(destination, resolver, own, port).await,
         },
         Via::Fixed(targets) => fixed(targets, resolver).await,
@@ -86,6 +83,7 @@ async fn fixed(targets: &[Target], resolver: &Resolver) -> Result<Vec<Hop>, NoRo
         hops.extend(ips.into_iter().map(|ip| Hop {
             host: host.clone(),
             address: SocketAddr::new(ip, target.port),
+            tls: target.tls,
         }));
     }
     hops.truncate(ADDRESSES_MAX);

@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use dns::{AddressAnswer, MxAnswer, MxHost};
+use resource::TlsPolicy;
 
 /// Addresses tried for one connection, over all hosts: "at least two" (RFC 5321 section 5.1), and few enough that a
 /// site of silent hosts is given up within minutes.
@@ -16,6 +17,16 @@ pub(crate) struct Hop {
     pub(crate) host: String,
     /// Where it listens.
     pub(crate) address: SocketAddr,
+    /// Whether mail goes there under TLS.
+    pub(crate) tls: TlsPolicy,
+}
+
+impl Hop {
+    /// A host that nobody declared: found by MX or by its address.
+    pub(crate) fn found(host: String, address: SocketAddr) -> Hop {
+        let tls = TlsPolicy::Opportunistic;
+        Hop { host, address, tls }
+    }
 }
 
 /// Why there is no hop, in the words of a recipient's result.
@@ -136,10 +147,8 @@ pub(crate) fn hops(
         }
         match answer {
             AddressAnswer::Found(ips) => {
-                hops.extend(ips.into_iter().map(|ip| Hop {
-                    host: host.host.clone(),
-                    address: (ip, port).into(),
-                }));
+                let found = |ip| Hop::found(host.host.clone(), (ip, port).into());
+                hops.extend(ips.into_iter().map(found));
             }
             AddressAnswer::TempFail(why) => lookup_failed = Some(why),
             AddressAnswer::NoAddress | AddressAnswer::NoDomain => {}

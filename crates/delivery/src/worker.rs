@@ -1,14 +1,16 @@
 //! One connection's task: finds a host of the site, then serves the site's items over the connection until none comes.
 
 use std::sync::Arc;
+use std::time::Instant;
 
+use mail::code::report::TLS_FAILED;
 use proto::v1;
 use resource::DeliverySettings;
-use smtp::client::{Answer, Config, Question, Timeouts, Verdict};
+use smtp::client::{Answer, Config, Question, Timeouts, Tls, Verdict};
 
 use crate::attempt::{self, At, Work};
 use crate::body::Body;
-use crate::connection::{Connection, Event, millis, now};
+use crate::connection::{Connection, Event, Unopened, millis, now};
 use crate::hand::Stop;
 use crate::node::Node;
 use crate::resolve;
@@ -158,37 +160,57 @@ impl Worker {
         }
     }
 
-    /// Connects and speaks until the first transaction could start.
+    /// Connects and speaks until the first transaction could start. A host with which opportunistic TLS fails is spoken to in
+    /// clear over a new connection: mail that TLS cannot protect from an attacker anyway must not wait for it.
     async fn dial(&self, hop: &Hop) -> Result<Connection, Box<v1::RecipientResult>> {
+        let starttls = self.node.tls.starttls(hop, now());
+        match self.dial_once(hop, starttls).await {
+            Err(Undialed::Tls(_, text)) if starttls == Tls::Opportunistic => {
+                tracing::warn!(host = hop.host, address = %hop.address, reason = text, "the host offers TLS and cannot do it: it is spoken to in clear for a while");
+                metrics::counter!("postroad_delivery_clear_fallbacks_total").increment(1);
+                self.node.tls.speak_clear(hop, now());
+                self.dial_once(hop, Tls::Off).await
+            }
+            outcome => outcome,
+        }
+        .map_err(|(Undialed::Tls(result, _) | Undialed::Other(result))| result)
+    }
+
+    async fn dial_once(&self, hop: &Hop, starttls: Tls) -> Result<Connection, Undialed> {
         let start = now();
-        let config = Arc::new(self.client_config());
-        let opened = Connection::open(hop.clone(), config, self.settings.connect_timeout).await;
-        let mut connection = opened.map_err(|text| {
-            let took = millis(now() - start);
-            metrics::counter!("postroad_connections_failed_total").increment(1);
-            tracing::debug!(hop = %hop.address, text, "no connection");
-            // RFC 3463 X.4.1: no answer from host.
-            let result = At::hop(hop, took, took).deferred("4.4.1", &text);
-            Box::new(v1::RecipientResult {
-                never_reached: true,
-                ..result
-            })
-        })?;
+        let config = Arc::new(self.client_config(starttls));
+        let patience = self.settings.connect_timeout;
+        let tls = &self.node.tls;
+        let reached = || At::hop(hop, 0, millis(now() - start));
+        let no_tls = |text: String| {
+            tracing::debug!(hop = %hop.address, text, "no TLS");
+            let result = reached().deferred(&TLS_FAILED.to_string(), &text);
+            Undialed::Tls(Box::new(result), text)
+        };
+        let opened = Connection::open(hop.clone(), config, patience, tls).await;
+        let mut connection = match opened {
+            Ok(connection) => connection,
+            Err(Unopened::Tls(text)) => return Err(no_tls(text)),
+            Err(Unopened::Unreached(text)) => return Err(unreached(hop, start, &text)),
+        };
         metrics::counter!("postroad_connections_total").increment(1);
-        let at =
-            |connection: &Connection| At::hop(hop, connection.connect_ms, millis(now() - start));
         loop {
             match connection.next(std::future::pending()).await {
                 Event::Ask(Question::Next) => return Ok(connection),
+                Event::StartTls => connection = connection.secure(tls).await.map_err(no_tls)?,
                 Event::Broken(failure) => {
                     tracing::debug!(hop = %hop.address, text = failure.text, stage = ?failure.stage, "no SMTP session");
                     connection.flush().await;
-                    return Err(Box::new(at(&connection).refused(&failure)));
+                    let result = Box::new(connection.at(start).refused(&failure));
+                    return Err(match connection.broke_by_tls(&failure) {
+                        true => Undialed::Tls(result, failure.text),
+                        false => Undialed::Other(result),
+                    });
                 }
                 Event::Closed => {
-                    return Err(Box::new(
-                        at(&connection).deferred("4.4.2", "the session ended at its start"),
-                    ));
+                    let at = connection.at(start);
+                    let result = at.deferred("4.4.2", "the session ended at its start");
+                    return Err(Undialed::Other(Box::new(result)));
                 }
                 _ => {}
             }
@@ -263,7 +285,12 @@ impl Worker {
         used: bool,
     ) -> Option<bool> {
         let start = now();
-        let transaction = match work.transaction() {
+        let signed = match self.node.signatures.sign(&self.node, &work).await {
+            Ok(signed) if signed.must_wait => return self.hold(work, "4.3.5", "dkim key missing"),
+            Ok(signed) => signed,
+            Err(text) => return self.hold(work, "4.3.0", &text),
+        };
+        let mut transaction = match work.transaction() {
             Ok(transaction) => transaction,
             Err(text) => {
                 tracing::error!(item = %work.item, text, "the queue's item cannot be sent; look at it with `postroad queue show`");
@@ -272,19 +299,22 @@ impl Worker {
                 return None;
             }
         };
+        transaction.size += signed.fields.len() as u64;
         connection.answer(Answer::Send(Box::new(transaction)));
         let mut body = Body::new(&work);
+        let mut fields = Some(signed.fields).filter(|fields| !fields.is_empty());
         let mut stopped: Option<Halt> = None;
         loop {
-            let at = |connection: &Connection| {
-                At::hop(
-                    &connection.hop,
-                    connection.connect_ms,
-                    millis(now() - start),
-                )
+            let at = |connection: &Connection| At {
+                selectors: signed.selectors.clone(),
+                ..connection.at(start)
             };
             match connection.next(std::future::pending()).await {
                 Event::Ask(Question::Next) => {}
+                Event::Ask(Question::Body) if fields.is_some() => {
+                    let bytes = fields.take().unwrap_or_default();
+                    connection.answer(Answer::Body { bytes, last: false });
+                }
                 Event::Ask(Question::Body) => match body.next(&self.node, &work).await {
                     Ok((bytes, last)) => connection.answer(Answer::Body { bytes, last }),
                     Err(text) => {
@@ -329,7 +359,7 @@ impl Worker {
                     }
                     return self.after(connection, used).await;
                 }
-                Event::Broken(_) | Event::Closed | Event::Interrupted => {
+                Event::Broken(_) | Event::Closed | Event::Interrupted | Event::StartTls => {
                     // The session says what became of a transaction before it ends; this is for a defect in it.
                     let results = work.all(
                         &at(connection).deferred("4.4.2", "the session ended without an outcome"),
@@ -339,6 +369,17 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// The item cannot be sent now, which is no host's doing: the connection may serve the next one.
+    fn hold(&self, work: Work, enhanced: &str, text: &str) -> Option<bool> {
+        let result = v1::RecipientResult {
+            never_reached: true,
+            ..At::default().deferred(enhanced, text)
+        };
+        let results = work.all(&result);
+        self.node.settle(work, results, None);
+        None
     }
 
     /// After an outcome: `None` when the connection may serve another item.
@@ -384,7 +425,7 @@ impl Worker {
         }
     }
 
-    fn client_config(&self) -> Config {
+    fn client_config(&self, tls: Tls) -> Config {
         let reply = self.settings.reply_timeout;
         let timeouts = Timeouts {
             greeting: reply,
@@ -398,9 +439,28 @@ impl Worker {
         };
         Config {
             timeouts,
+            tls,
             ..Config::new(self.node.host.clone())
         }
     }
+}
+
+/// No SMTP session with a host, and the result to report; with TLS as the cause, also a text about it.
+enum Undialed {
+    Tls(Box<v1::RecipientResult>, String),
+    Other(Box<v1::RecipientResult>),
+}
+
+fn unreached(hop: &Hop, start: Instant, text: &str) -> Undialed {
+    let took = millis(now() - start);
+    metrics::counter!("postroad_connections_failed_total").increment(1);
+    tracing::debug!(hop = %hop.address, text, "no connection");
+    // RFC 3463 X.4.1: no answer from host.
+    let result = At::hop(hop, took, took).deferred("4.4.1", text);
+    Undialed::Other(Box::new(v1::RecipientResult {
+        never_reached: true,
+        ..result
+    }))
 }
 
 /// Why the final dot was held back.

@@ -149,6 +149,10 @@ pub mod report {
     pub const BAD_CONNECTION: EnhancedCode = EnhancedCode::new(4, 4, 2);
     /// The name could not be looked up now (RFC 3463 3.5).
     pub const DIRECTORY_FAILED: EnhancedCode = EnhancedCode::new(4, 4, 3);
+    /// TLS is required and the next hop does not offer it (RFC 3463 3.8, X.7.4).
+    pub const NO_TLS: EnhancedCode = EnhancedCode::new(4, 7, 4);
+    /// The TLS handshake failed, or the certificate is not the next hop's (RFC 3463 3.8, X.7.5).
+    pub const TLS_FAILED: EnhancedCode = EnhancedCode::new(4, 7, 5);
     /// What came back was not SMTP (RFC 3463 3.6).
     pub const PROTOCOL: EnhancedCode = EnhancedCode::new(4, 5, 0);
 }

@@ -21,6 +21,12 @@ use crate::{health, shutdown, telemetry};
 /// What is declared, as it changes.
 pub type Declared = watch::Receiver<Option<Arc<Catalog>>>;
 
+/// The DKIM keys, as they change.
+pub type SigningKeys = watch::Receiver<Arc<delivery::SigningKeys>>;
+
+/// Directory in that of the resources where each Secret is a directory with its keys as files.
+const SECRETS: &str = "secrets";
+
 /// A role that runs as soon as its task is polled.
 pub struct Role {
     /// How it is.
@@ -90,8 +96,10 @@ pub async fn run_delivery(settings: settings::Delivery) -> Result<(), Failure> {
     let mut config = delivery::Config::new(name, hostname.to_string(), settings.data);
     config.own_addresses = settings.own_addresses;
     config.smtp_port = settings.resolver.smtp_port;
+    config.tls_ca = settings.resolver.tls_ca.clone();
     let resolver = resolver(&settings.resolver, &declared)?;
-    let role = delivery(config, queue, declared, resolver);
+    let keys = watch_keys(Some(&settings.node.files), &declared, &stop).await;
+    let role = delivery(config, queue, declared, resolver, keys);
     serve_alone(role, settings.admin, metrics).await
 }
 
@@ -159,6 +167,7 @@ pub fn delivery(
     queue: QueueClient,
     declared: Declared,
     resolver: Resolver,
+    keys: SigningKeys,
 ) -> Role {
     let (tell, ready) = watch::channel(false);
     let probe = Probe::of(
@@ -169,7 +178,7 @@ pub fn delivery(
     let stop = CancellationToken::new();
     let leaving = stop.clone();
     let task = Box::pin(async move {
-        delivery::run(config, queue, declared, resolver, tell, leaving)
+        delivery::run(config, queue, declared, resolver, keys, tell, leaving)
             .await
             .map_err(Failure::failed)
     });
@@ -311,6 +320,18 @@ pub async fn watch_files(
             .await
             .map_err(Failure::failed),
         None => Ok(watch::channel(Some(Arc::new(Catalog::default()))).1),
+    }
+}
+
+/// The DKIM keys that the resources of a directory name, from the files beside them.
+pub async fn watch_keys(
+    dir: Option<&Path>,
+    declared: &Declared,
+    stop: &CancellationToken,
+) -> SigningKeys {
+    match dir {
+        Some(dir) => delivery::watch_keys(dir.join(SECRETS), declared.clone(), stop.clone()).await,
+        None => watch::channel(Arc::default()).1,
     }
 }
 

@@ -224,7 +224,7 @@ pub struct MailName {
     pub hostname: Option<String>,
 }
 
-/// Where to ask the DNS.
+/// How next hops are found, and trusted.
 #[derive(Debug, Args)]
 pub struct ResolverFlags {
     /// Name servers [default: the resources', else the system's]
@@ -235,6 +235,9 @@ pub struct ResolverFlags {
         value_name = "ADDRESS:PORT"
     )]
     pub resolver: Vec<SocketAddr>,
+    /// CAs in PEM, beside the well-known ones, that servers may have where TLS is required
+    #[arg(long, env = "POSTROAD_TLS_CA", value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
     /// Port of mail hosts found by MX
     #[arg(long, env = "POSTROAD_SMTP_PORT", default_value_t = delivery::SMTP_PORT, hide = true)]
     pub smtp_port: u16,

@@ -45,12 +45,14 @@ pub async fn run(settings: settings::Up) -> Result<(), Failure> {
     let mut config = delivery::Config::new("up", hostname.to_string(), opened.delivery_dir());
     config.own_addresses = role::own_addresses(&addresses);
     config.smtp_port = settings.resolver.smtp_port;
+    config.tls_ca = settings.resolver.tls_ca.clone();
     let resolver = role::resolver(&settings.resolver, &declared)?;
     let delivery = role::delivery(
         config,
         client(&opened, proto::Role::Delivery)?,
         declared.clone(),
         resolver,
+        role::watch_keys(settings.files.as_deref(), &declared, &stop_watching).await,
     );
 
     let stages: Vec<Vec<Role>> = vec![vec![edge], vec![delivery], queues];

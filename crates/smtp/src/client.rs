@@ -8,6 +8,9 @@
 //!    └─────► Closed ◄──────────────────────────────┴────────────────────┘                  Idle
 //! ```
 //!
+//! Before the first Idle may come STARTTLS (RFC 3207): Securing until the handshake is done, then EHLO again, for nothing of what
+//! was said in clear counts (section 4.2), least of all what came behind the reply to the command (CVE-2011-0411).
+//!
 //! Commands wait in one queue, replies that are on their way in another; with PIPELINING (RFC 2920) the whole queue of
 //! commands goes out at once, without it one by one. That is the only difference.
 //!
@@ -33,7 +36,7 @@ mod types;
 
 use transaction::Current;
 pub use types::{
-    Answer, Config, Failure, Outcome, Output, Question, RecipientOutcome, Stage, Timeouts,
+    Answer, Config, Failure, Outcome, Output, Question, RecipientOutcome, Stage, Timeouts, Tls,
     Transaction, Verdict,
 };
 
@@ -55,6 +58,8 @@ pub struct Session {
     output: Vec<u8>,
     pending: VecDeque<Output>,
     extensions: Extensions,
+    /// The connection is secured by TLS.
+    tls: bool,
     current: Option<Current>,
     /// The next hop still holds a transaction that we gave up.
     wants_reset: bool,
@@ -70,6 +75,8 @@ enum State {
     Content,
     /// [`Question::PastDot`] is open; what is in `output` leaves together with the dot.
     AtDot,
+    /// The TLS handshake is under way. What arrives meanwhile is no SMTP.
+    Securing,
     /// Nothing is read or said any more.
     Closed,
 }
@@ -80,6 +87,7 @@ enum Step {
     Greeting,
     Ehlo,
     Helo,
+    StartTls,
     Reset,
     Mail,
     Rcpt(usize),
@@ -107,15 +115,24 @@ impl Session {
             output: Vec::new(),
             pending: VecDeque::new(),
             extensions: Extensions::default(),
+            tls: false,
             current: None,
             wants_reset: false,
+        }
+    }
+
+    /// The same over a connection whose TLS handshake is done: implicit TLS (RFC 8314 section 3).
+    pub fn over_tls(config: Arc<Config>, now: Instant) -> Session {
+        Session {
+            tls: true,
+            ..Session::new(config, now)
         }
     }
 
     /// What arrived, and when.
     pub fn feed(&mut self, bytes: Bytes, now: Instant) {
         self.now = now;
-        if self.state != State::Closed {
+        if !matches!(self.state, State::Closed | State::Securing) {
             line::append(&mut self.input, bytes);
         }
     }
@@ -142,6 +159,7 @@ impl Session {
             }
             (State::Content, Answer::Body { bytes, last }) => self.content(bytes, last),
             (State::AtDot, Answer::Proceed) => self.final_dot(),
+            (State::Securing, Answer::Secured) => self.secured(),
             (State::Content | State::AtDot, Answer::Abort) => {
                 self.output.clear();
                 self.broken(
@@ -189,6 +207,11 @@ impl Session {
     /// What the next hop offered in its reply to EHLO.
     pub fn extensions(&self) -> &Extensions {
         &self.extensions
+    }
+
+    /// Whether the connection is secured by TLS.
+    pub fn is_secured(&self) -> bool {
+        self.tls
     }
 
     /// Whether the session waits for a transaction.
@@ -258,7 +281,7 @@ impl Session {
         let time = match self.expected.front() {
             None => return,
             Some(Step::Greeting) => timeouts.greeting,
-            Some(Step::Ehlo | Step::Helo | Step::Reset) => timeouts.hello,
+            Some(Step::Ehlo | Step::Helo | Step::StartTls | Step::Reset) => timeouts.hello,
             Some(Step::Mail) => timeouts.mail,
             Some(Step::Rcpt(_)) => timeouts.rcpt,
             Some(Step::Data) => timeouts.data,
@@ -273,6 +296,7 @@ impl Session {
         match (self.expected.front(), self.state) {
             (Some(Step::Greeting), _) => Stage::Greeting,
             (Some(Step::Ehlo | Step::Helo), _) => Stage::Hello,
+            (Some(Step::StartTls), _) | (None, State::Securing) => Stage::StartTls,
             (Some(Step::Reset | Step::Mail), _) => Stage::Mail,
             (Some(Step::Rcpt(_)), _) => Stage::Rcpt,
             (Some(Step::Data), _) => Stage::Data,

@@ -10,12 +10,13 @@ use bytes::Bytes;
 use common::{World, play_all, unescaped, written};
 use mail::{Envelope, Host, Mailbox, ReversePath};
 use smtp::client::{
-    Answer, Config, Outcome, Output, Question, RecipientOutcome, Session, Transaction,
+    Answer, Config, Outcome, Output, Question, RecipientOutcome, Session, Tls, Transaction,
 };
 
 struct Client {
     session: Session,
     lmtp: bool,
+    tls: Tls,
     started: bool,
     deadline: Option<Instant>,
     closed: bool,
@@ -60,11 +61,22 @@ impl World for Client {
     fn input(&mut self, keyword: &str, rest: &str, now: Instant) -> Option<()> {
         match keyword.trim_end() {
             "lmtp" => self.lmtp = true,
-            "start" => {
+            "tls:" => {
+                self.tls = match rest {
+                    "opportunistic" => Tls::Opportunistic,
+                    "required" => Tls::Required,
+                    _ => panic!("{rest}"),
+                }
+            }
+            "start" | "start_over_tls" => {
                 self.started = true;
                 let mut config = Config::new(Host::parse("relay.example.org").unwrap());
                 config.lmtp = self.lmtp;
-                self.session = Session::new(Arc::new(config), now);
+                config.tls = self.tls;
+                self.session = match keyword.trim_end() {
+                    "start" => Session::new(Arc::new(config), now),
+                    _ => Session::over_tls(Arc::new(config), now),
+                };
             }
             "lost:" => self.session.lost(rest, now),
             "answer:" => {
@@ -77,6 +89,7 @@ impl World for Client {
                     "last" => Answer::Body { bytes, last: true },
                     "proceed" => Answer::Proceed,
                     "abort" => Answer::Abort,
+                    "secured" => Answer::Secured,
                     _ => panic!("{verb}"),
                 };
                 self.session.answer(answer, now);
@@ -139,6 +152,7 @@ fn dialogues_with_the_client_go_as_written() {
         Box::new(Client {
             session,
             lmtp: false,
+            tls: Tls::Off,
             started: false,
             deadline: None,
             closed: false,

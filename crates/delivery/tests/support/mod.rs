@@ -10,13 +10,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use delivery::Config;
+use delivery::{Config, SigningKeys};
 use dns::{Resolver, Scripted};
 use proto::client::{ClientConfig, QueueClient};
 use proto::{NodeTls, Role, pki};
 use resource::{Catalog, DeliverySettings};
+use rustls_pki_types::PrivateKeyDer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use queue::FakeQueue;
@@ -33,6 +35,10 @@ pub struct World {
     pub dns: Arc<Scripted>,
     /// The port of all next hops; each has an address of its own.
     pub port: u16,
+    /// DKIM keys of nodes that start.
+    pub keys: Arc<SigningKeys>,
+    /// What is declared to nodes that start.
+    pub catalog: Catalog,
     hosts: u8,
 }
 
@@ -56,6 +62,8 @@ impl World {
             queue,
             dns: Arc::new(Scripted::new()),
             port,
+            keys: Arc::default(),
+            catalog: Catalog::default(),
             hosts: 1,
         }
     }
@@ -92,7 +100,8 @@ impl World {
             tls: tls(self.dir.path(), Role::Delivery, "pool"),
             name: "d1".into(),
         });
-        let (_, catalog) = watch::channel(Some(Arc::new(Catalog::default())));
+        let (_, catalog) = watch::channel(Some(Arc::new(self.catalog.clone())));
+        let (_, keys) = watch::channel(self.keys.clone());
         let (tell, ready) = watch::channel(false);
         let shutdown = CancellationToken::new();
         let resolver = Resolver::scripted(self.dns.clone());
@@ -101,6 +110,7 @@ impl World {
             client,
             catalog,
             resolver,
+            keys,
             tell,
             shutdown.clone(),
         ));
@@ -125,6 +135,24 @@ impl World {
         remote
     }
 
+    /// `domain` has this one next hop, with STARTTLS and this certificate.
+    pub async fn tls_domain(
+        &mut self,
+        domain: &str,
+        certificate: &Certificate,
+        script: impl Fn(&str, usize) -> Action + Send + Sync + 'static,
+    ) -> Remote {
+        let host = format!("mx.{domain}");
+        self.mx(domain, &[(10, &host)]);
+        self.hosts += 1;
+        let ip = IpAddr::from([127, 0, 0, self.hosts]);
+        let address = SocketAddr::new(ip, self.port);
+        let remote = Remote::with(address, Some(certificate.acceptor()), script).await;
+        self.dns
+            .set_addresses(&host, dns::AddressAnswer::Found(vec![ip]));
+        remote
+    }
+
     /// `domain` has this one next hop.
     pub async fn domain(
         &mut self,
@@ -141,6 +169,26 @@ impl World {
             .iter()
             .map(|(preference, host)| (*preference, host.to_string()));
         self.dns.set_mx(domain, dns::MxAnswer::of_records(records));
+    }
+}
+
+/// A self-signed certificate with its key.
+pub struct Certificate(pub rcgen::CertifiedKey<rcgen::KeyPair>);
+
+impl Certificate {
+    pub fn of(name: &str) -> Certificate {
+        Certificate(rcgen::generate_simple_self_signed([name.to_owned()]).unwrap())
+    }
+
+    fn acceptor(&self) -> TlsAcceptor {
+        let key = PrivateKeyDer::try_from(self.0.signing_key.serialize_der()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![self.0.cert.der().clone()], key);
+        TlsAcceptor::from(Arc::new(config.unwrap()))
     }
 }
 

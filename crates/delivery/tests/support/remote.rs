@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 
-/// What happens at a verb: `CONNECT`, `EHLO`, `MAIL`, `RCPT`, `DATA`, `DOT`, `QUIT`.
+/// What happens at a verb: `CONNECT`, `EHLO`, `STARTTLS`, `TLS` (the handshake), `MAIL`, `RCPT`, `DATA`, `DOT`, `QUIT`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// What a good server does.
@@ -33,6 +34,8 @@ pub struct Taken {
     pub body: Vec<u8>,
     /// Which connection brought it, from 0.
     pub connection: usize,
+    /// Under TLS.
+    pub tls: bool,
 }
 
 #[derive(Default)]
@@ -52,6 +55,8 @@ pub struct Remote {
     pub address: SocketAddr,
     pub seen: Arc<Mutex<Seen>>,
     script: Arc<Script>,
+    /// STARTTLS is offered.
+    tls: Option<TlsAcceptor>,
 }
 
 impl Remote {
@@ -60,11 +65,21 @@ impl Remote {
         address: SocketAddr,
         script: impl Fn(&str, usize) -> Action + Send + Sync + 'static,
     ) -> Remote {
+        Remote::with(address, None, script).await
+    }
+
+    /// With STARTTLS.
+    pub async fn with(
+        address: SocketAddr,
+        tls: Option<TlsAcceptor>,
+        script: impl Fn(&str, usize) -> Action + Send + Sync + 'static,
+    ) -> Remote {
         let listener = TcpListener::bind(address).await.unwrap();
         let remote = Remote {
             address,
             seen: Arc::default(),
             script: Arc::new(script),
+            tls,
         };
         let accepting = remote.clone();
         tokio::spawn(async move {
@@ -101,7 +116,12 @@ impl Remote {
     }
 
     /// `None`: the connection is to end.
-    async fn act(&self, verb: &str, good: &str, socket: &mut BufReader<TcpStream>) -> Option<bool> {
+    async fn act<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        verb: &str,
+        good: &str,
+        socket: &mut BufReader<S>,
+    ) -> Option<bool> {
         let nth = {
             let mut seen = self.seen.lock().unwrap();
             let nth = seen.verbs.iter().filter(|seen| *seen == verb).count();
@@ -131,11 +151,33 @@ impl Remote {
         if !self.act("CONNECT", "220 remote.test", &mut socket).await? {
             return None;
         }
+        let plain = self.converse(socket, connection, false).await?;
+        // Ready, but the handshake does not come about.
+        if (self.script)("TLS", self.count("STARTTLS") - 1) != Action::Good {
+            return None;
+        }
+        let tls = self.tls.as_ref()?.accept(plain.into_inner()).await.ok()?;
+        self.converse(BufReader::new(tls), connection, true).await?;
+        None
+    }
+
+    /// Until the end, or until a handshake is to follow: gives the connection back.
+    async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        mut socket: BufReader<S>,
+        connection: usize,
+        tls: bool,
+    ) -> Option<BufReader<S>> {
+        let offer = match self.tls.is_some() && !tls {
+            true => "250-remote.test\r\n250-PIPELINING\r\n250-STARTTLS\r\n250 8BITMIME",
+            false => "250-remote.test\r\n250-PIPELINING\r\n250 8BITMIME",
+        };
         let empty = || Taken {
             from: String::new(),
             to: Vec::new(),
             body: Vec::new(),
             connection,
+            tls,
         };
         let mut taken = empty();
         loop {
@@ -147,14 +189,12 @@ impl Remote {
             let path =
                 |line: &str| line[line.find('<').unwrap() + 1..line.find('>').unwrap()].to_string();
             match line.split(' ').next().unwrap() {
-                "EHLO" => drop(
-                    self.act(
-                        "EHLO",
-                        "250-remote.test\r\n250-PIPELINING\r\n250 8BITMIME",
-                        &mut socket,
-                    )
-                    .await?,
-                ),
+                "EHLO" => drop(self.act("EHLO", offer, &mut socket).await?),
+                "STARTTLS" => {
+                    if self.act("STARTTLS", "220 go ahead", &mut socket).await? {
+                        return Some(socket);
+                    }
+                }
                 "HELO" => drop(self.act("HELO", "250 remote.test", &mut socket).await?),
                 "MAIL" => {
                     taken = empty();
@@ -191,6 +231,7 @@ impl Remote {
                 }
                 "QUIT" => {
                     self.act("QUIT", "221 bye", &mut socket).await?;
+                    let _ = socket.get_mut().shutdown().await;
                     return None;
                 }
                 _ => {
@@ -202,7 +243,7 @@ impl Remote {
 }
 
 /// Content to its final dot, as it was before dot-stuffing.
-async fn content(socket: &mut BufReader<TcpStream>) -> Option<Vec<u8>> {
+async fn content<S: AsyncRead + Unpin>(socket: &mut BufReader<S>) -> Option<Vec<u8>> {
     let mut body = Vec::new();
     loop {
         let mut line = Vec::new();

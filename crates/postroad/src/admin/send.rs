@@ -161,7 +161,7 @@ fn converse(
             Output::Done(done) => outcome = Some(done),
             Output::Broken(failure) if outcome.is_none() => return Err(plain(&failure.text)),
             Output::Broken(_) => {}
-            Output::StartTls => session.lost("TLS is not spoken yet", Instant::now()),
+            Output::StartTls => session.lost("TLS was not asked for", Instant::now()),
             Output::Close => return outcome.ok_or_else(|| "closed the connection".into()),
             Output::Wait(until) => {
                 // Zero would mean to wait for ever.

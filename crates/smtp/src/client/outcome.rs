@@ -10,6 +10,7 @@ impl Stage {
         match self {
             Stage::Greeting => "before the greeting",
             Stage::Hello => "after EHLO",
+            Stage::StartTls => "while TLS was set up",
             Stage::Idle => "while the connection stood idle",
             Stage::Mail => "after MAIL",
             Stage::Rcpt => "after RCPT",

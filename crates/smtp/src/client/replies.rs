@@ -1,9 +1,10 @@
 //! What each reply changes (RFC 5321 section 4.3.2; with PIPELINING, RFC 2920 section 3.1).
 
 use mail::Reply;
+use mail::code::report;
 
-use crate::client::types::{Failure, RecipientOutcome, Stage};
-use crate::client::{Session, Step};
+use crate::client::types::{Failure, Output, RecipientOutcome, Stage, Tls, Verdict};
+use crate::client::{Session, State, Step};
 use crate::extension::Extensions;
 
 impl Session {
@@ -22,6 +23,9 @@ impl Session {
         match step {
             Step::Greeting => self.greeted(reply),
             Step::Ehlo => self.hello(reply),
+            Step::StartTls => self.starttls_reply(reply),
+            // A server that knows no EHLO knows no STARTTLS.
+            Step::Helo if reply.is_success() && self.must_not_go_on() => self.no_tls(),
             Step::Helo if reply.is_success() => self.ready(),
             Step::Helo => self.end(Failure::of(reply, stage)),
             Step::Reset if !reply.is_success() => self.end(Failure::of(reply, stage)),
@@ -41,6 +45,13 @@ impl Session {
     fn hello(&mut self, reply: Reply) {
         if reply.is_success() {
             self.extensions = Extensions::parse(&reply);
+            if self.extensions.starttls && !self.tls && self.config.tls != Tls::Off {
+                self.commands.push_back(Step::StartTls);
+                return self.send_commands();
+            }
+            if self.must_not_go_on() {
+                return self.no_tls();
+            }
             return self.ready();
         }
         // RFC 5321 3.2: a server that does not know EHLO knows HELO.
@@ -49,6 +60,48 @@ impl Session {
             return self.send_commands();
         }
         self.end(Failure::of(reply, Stage::Hello));
+    }
+
+    fn must_not_go_on(&self) -> bool {
+        self.config.tls == Tls::Required && !self.tls
+    }
+
+    fn starttls_reply(&mut self, reply: Reply) {
+        if reply.code == 220 {
+            self.flush();
+            self.input.clear();
+            self.state = State::Securing;
+            return self.pending.push_back(Output::StartTls);
+        }
+        // RFC 3207 section 4: the client decides whether to go on without.
+        match self.must_not_go_on() {
+            true => self.end(Failure {
+                verdict: Verdict::Deferred,
+                enhanced: report::NO_TLS,
+                ..Failure::of(reply, Stage::StartTls)
+            }),
+            false => self.ready(),
+        }
+    }
+
+    /// TLS must be, and is not offered. The next attempt may find it.
+    fn no_tls(&mut self) {
+        self.end(Failure {
+            stage: Stage::StartTls,
+            verdict: Verdict::Deferred,
+            reply: None,
+            enhanced: report::NO_TLS,
+            text: "TLS is required for this next hop, and it does not offer STARTTLS".into(),
+        });
+    }
+
+    /// The handshake is done: all begins anew (RFC 3207 section 4.2).
+    pub(super) fn secured(&mut self) {
+        self.tls = true;
+        self.extensions = Extensions::default();
+        self.state = State::Talking;
+        self.commands.push_back(Step::Ehlo);
+        self.send_commands();
     }
 
     fn transaction_reply(&mut self, step: Step, reply: Reply, stage: Stage) {

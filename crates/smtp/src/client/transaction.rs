@@ -152,6 +152,7 @@ impl Session {
             (Step::Ehlo, _) if self.config.lmtp => Command::Lhlo(self.config.host.to_string()),
             (Step::Ehlo, _) => Command::Ehlo(self.config.host.to_string()),
             (Step::Helo, _) => Command::Helo(self.config.host.to_string()),
+            (Step::StartTls, _) => Command::StartTls,
             (Step::Reset, _) => Command::Rset,
             (Step::Mail, Some(envelope)) => {
                 Command::Mail(envelope.return_path.clone(), self.mail_parameters())

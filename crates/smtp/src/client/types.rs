@@ -16,8 +16,22 @@ pub struct Config {
     pub lmtp: bool,
     /// Send eight-bit content also where 8BITMIME is not offered.
     pub eight_bit_pass_through: bool,
+    /// Whether STARTTLS is used.
+    pub tls: Tls,
     /// How long each step may take.
     pub timeouts: Timeouts,
+}
+
+/// Whether STARTTLS (RFC 3207) is used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Tls {
+    /// Never.
+    #[default]
+    Off,
+    /// Where it is offered. A next hop that takes it back after that is spoken to in clear.
+    Opportunistic,
+    /// Nothing is sent without it.
+    Required,
 }
 
 impl Config {
@@ -27,6 +41,7 @@ impl Config {
             host,
             lmtp: false,
             eight_bit_pass_through: false,
+            tls: Tls::Off,
             timeouts: Timeouts::default(),
         }
     }
@@ -88,7 +103,8 @@ pub enum Output {
     Done(Outcome),
     /// The session ended while no transaction was on its way: what was to be sent over it was not tried.
     Broken(Failure),
-    /// Start the TLS handshake. Not asked for yet.
+    /// Start the TLS handshake, then tell with [`Answer::Secured`], or with [`super::Session::lost`] that it failed. What the
+    /// driver itself holds of the next hop's octets came in clear: it throws that away, as the session does.
     StartTls,
     /// Nothing more until input, an answer, or this moment.
     Wait(Instant),
@@ -128,6 +144,8 @@ pub enum Answer {
     /// To [`Question::Body`] and [`Question::PastDot`]: close the connection without the final dot, so that nothing is
     /// delivered (RFC 5321 4.1.1.10 bids the server to drop what is incomplete).
     Abort,
+    /// To [`Output::StartTls`]: the handshake is done.
+    Secured,
 }
 
 /// What became of a transaction.
@@ -172,6 +190,8 @@ pub enum Stage {
     Greeting,
     /// EHLO, HELO, LHLO.
     Hello,
+    /// STARTTLS and the handshake, or that it must be and cannot.
+    StartTls,
     /// The connection stood idle.
     Idle,
     /// MAIL, or what must hold before it (SIZE, 8BITMIME, SMTPUTF8).
