@@ -104,7 +104,7 @@ fn the_same_seed_twice_is_the_same_run() {
 #[test]
 fn bugs_outside_the_replica_are_found() {
     for bug in own_bugs() {
-        let found = hunt(&bug, 100);
+        let found = hunt(&bug, 600);
         let (seed, error) = found.unwrap_or_else(|| panic!("the simulator misses {}", bug.name));
         println!("{}: {} seed {seed}: {error}", bug.name, bug.profile.name());
     }
