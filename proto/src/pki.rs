@@ -67,12 +67,29 @@ pub enum PkiError {
     Make(#[from] rcgen::Error),
 }
 
+/// A certificate and its key, in PEM.
+#[derive(Clone)]
+pub struct Pair {
+    /// The certificate.
+    pub certificate: String,
+    /// The private key, PKCS#8.
+    pub key: String,
+}
+
 /// Makes a CA for the cluster: `ca.crt` and `ca.key` (mode 0600) in `dir`.
 pub fn init(cluster: &str, dir: &Path) -> Result<(), PkiError> {
-    check_name("cluster name", cluster).map_err(PkiError::Name)?;
     let (cert_path, key_path) = (dir.join(CA_CERTIFICATE), dir.join(CA_KEY));
+    check_name("cluster name", cluster).map_err(PkiError::Name)?;
     refuse_existing(&[&cert_path, &key_path])?;
+    let ca = make_ca(cluster, SystemTime::now(), CA_VALIDITY)?;
+    create_dir(dir)?;
+    write_new(&key_path, &ca.key, 0o600)?;
+    write_new(&cert_path, &ca.certificate, 0o644)
+}
 
+/// Makes a CA for the cluster: what [`init`] writes.
+pub fn make_ca(cluster: &str, now: SystemTime, validity: Duration) -> Result<Pair, PkiError> {
+    check_name("cluster name", cluster).map_err(PkiError::Name)?;
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -82,12 +99,10 @@ pub fn init(cluster: &str, dir: &Path) -> Result<(), PkiError> {
         .push(DnType::CommonName, format!("Postroad CA of {cluster}"));
     // `issue` reads the cluster's name from here, so that nobody types it twice.
     params.subject_alt_names = vec![SanType::URI(cluster_uri(cluster).try_into()?)];
-    valid_for(&mut params, CA_VALIDITY, SystemTime::now());
-    let cert = params.self_signed(&key)?;
-
-    create_dir(dir)?;
-    write_new(&key_path, &key.serialize_pem(), 0o600)?;
-    write_new(&cert_path, &cert.pem(), 0o644)
+    valid_for(&mut params, validity, now);
+    let certificate = params.self_signed(&key)?.pem();
+    let key = key.serialize_pem();
+    Ok(Pair { certificate, key })
 }
 
 /// Makes a node's certificate with the CA in `ca_dir`: `ca.crt`, `tls.crt`, `tls.key` (mode 0600) in `out`.
@@ -106,12 +121,55 @@ pub(crate) fn issue_until(
     validity: Duration,
 ) -> Result<Identity, PkiError> {
     let (ca_path, ca_key_path) = (ca_dir.join(CA_CERTIFICATE), ca_dir.join(CA_KEY));
-    let ca_pem = read(&ca_path)?;
-    let bad = |path: &Path, problem: String| PkiError::BadCa {
-        path: path.into(),
-        problem,
+    let certificate = read(&ca_path)?;
+    cluster_of(&certificate).map_err(|problem| bad_ca(&ca_path, problem))?;
+    let ca = Pair {
+        certificate,
+        key: read(&ca_key_path)?,
     };
-    let cluster = cluster_of(&ca_pem).map_err(|problem| bad(&ca_path, problem))?;
+    let (trust, cert_path, key_path) = (
+        out.join(CA_CERTIFICATE),
+        out.join(NODE_CERTIFICATE),
+        out.join(NODE_KEY),
+    );
+    let (identity, node) = make_leaf_in(&ca, ca_dir, role, name, now, validity)?;
+    refuse_existing(&[&cert_path, &key_path])?;
+    // The CA's own folder may be the output: the same trust is no overwriting.
+    let trust_is_there = fs::read_to_string(&trust).is_ok_and(|found| found == ca.certificate);
+    if !trust_is_there {
+        refuse_existing(&[&trust])?;
+    }
+    create_dir(out)?;
+    write_new(&key_path, &node.key, 0o600)?;
+    write_new(&cert_path, &node.certificate, 0o644)?;
+    if !trust_is_there {
+        write_new(&trust, &ca.certificate, 0o644)?;
+    }
+    Ok(identity)
+}
+
+/// Makes a node's certificate: what [`issue`] writes. The cluster is the CA's.
+pub fn make_leaf(
+    ca: &Pair,
+    role: Role,
+    name: &str,
+    now: SystemTime,
+    validity: Duration,
+) -> Result<Pair, PkiError> {
+    make_leaf_in(ca, Path::new(""), role, name, now, validity).map(|(_, leaf)| leaf)
+}
+
+/// [`make_leaf`] with a CA that was read from a folder, which an error names.
+fn make_leaf_in(
+    ca: &Pair,
+    ca_dir: &Path,
+    role: Role,
+    name: &str,
+    now: SystemTime,
+    validity: Duration,
+) -> Result<(Identity, Pair), PkiError> {
+    let (ca_path, ca_key_path) = (ca_dir.join(CA_CERTIFICATE), ca_dir.join(CA_KEY));
+    let cluster = cluster_of(&ca.certificate).map_err(|problem| bad_ca(&ca_path, problem))?;
     let identity = Identity::new(&cluster, role, name).map_err(PkiError::Name)?;
     if role == Role::Queue && !name.parse::<u32>().is_ok_and(|node| node > 0) {
         return Err(PkiError::Name(format!(
@@ -119,22 +177,10 @@ pub(crate) fn issue_until(
             u32::MAX
         )));
     }
-    let ca_key = KeyPair::from_pem(&read(&ca_key_path)?)
-        .map_err(|e| bad(&ca_key_path, format!("holds no private key ({e})")))?;
-    let issuer = Issuer::from_ca_cert_pem(&ca_pem, ca_key)
-        .map_err(|e| bad(&ca_path, format!("holds no CA certificate ({e})")))?;
-
-    let (trust, cert_path, key_path) = (
-        out.join(CA_CERTIFICATE),
-        out.join(NODE_CERTIFICATE),
-        out.join(NODE_KEY),
-    );
-    refuse_existing(&[&cert_path, &key_path])?;
-    // The CA's own folder may be the output: the same trust is no overwriting.
-    let trust_is_there = fs::read_to_string(&trust).is_ok_and(|found| found == ca_pem);
-    if !trust_is_there {
-        refuse_existing(&[&trust])?;
-    }
+    let ca_key = KeyPair::from_pem(&ca.key)
+        .map_err(|e| bad_ca(&ca_key_path, format!("holds no private key ({e})")))?;
+    let issuer = Issuer::from_ca_cert_pem(&ca.certificate, ca_key)
+        .map_err(|e| bad_ca(&ca_path, format!("holds no CA certificate ({e})")))?;
 
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let mut params = CertificateParams::default();
@@ -150,15 +196,16 @@ pub(crate) fn issue_until(
     params.subject_alt_names = vec![SanType::URI(identity.uri().try_into()?)];
     params.use_authority_key_identifier_extension = true;
     valid_for(&mut params, validity, now);
-    let cert = params.signed_by(&key, &issuer)?;
+    let certificate = params.signed_by(&key, &issuer)?.pem();
+    let key = key.serialize_pem();
+    Ok((identity, Pair { certificate, key }))
+}
 
-    create_dir(out)?;
-    write_new(&key_path, &key.serialize_pem(), 0o600)?;
-    write_new(&cert_path, &cert.pem(), 0o644)?;
-    if !trust_is_there {
-        write_new(&trust, &ca_pem, 0o644)?;
+fn bad_ca(path: &Path, problem: String) -> PkiError {
+    PkiError::BadCa {
+        path: path.into(),
+        problem,
     }
-    Ok(identity)
 }
 
 fn cluster_uri(cluster: &str) -> String {

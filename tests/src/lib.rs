@@ -2,6 +2,7 @@
 
 pub mod child;
 pub mod deliver;
+pub mod kubernetes;
 pub mod netns;
 pub mod postfix;
 pub mod process;

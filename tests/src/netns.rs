@@ -33,15 +33,20 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// A command that runs inside. Not `ip netns exec`, which remounts /sys and hides the control groups.
+    /// A command that runs inside.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        let file: PathBuf = ["/var/run/netns", &self.name].iter().collect();
-        let mut command = Command::new("nsenter");
-        command
-            .arg(format!("--net={}", file.display()))
-            .arg(program);
-        command
+        command_in(&self.name, program)
     }
+}
+
+/// A command that runs in a namespace that is there. Not `ip netns exec`, which remounts /sys and hides the control groups.
+pub fn command_in(namespace: &str, program: impl AsRef<OsStr>) -> Command {
+    let file: PathBuf = ["/var/run/netns", namespace].iter().collect();
+    let mut command = Command::new("nsenter");
+    command
+        .arg(format!("--net={}", file.display()))
+        .arg(program);
+    command
 }
 
 impl Drop for Namespace {

@@ -35,10 +35,11 @@ const GRAPH: &[Rule] = &[
         ],
         None,
     ),
+    ("operator", &["resource", "proto", "dns"], None),
 ];
 
 /// Packages that are in no program: they may use whatever they test.
-const TEST_PACKAGES: &[&str] = &["tests", "gen"];
+const TEST_PACKAGES: &[&str] = &["tests", "gen", "image"];
 
 /// Crates of values and bytes: none of them has a task, a socket, a clock or a random source of its own.
 const CORE_LIBRARIES: &[&str] = &[

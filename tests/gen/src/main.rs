@@ -103,7 +103,7 @@ fn definitions() -> Result<Vec<Generated>> {
             crd.spec.names.kind
         );
         files.push(Generated {
-            path: folder.join(format!("templates/crds/{}.yaml", crd.spec.names.plural)),
+            path: folder.join(format!("definitions/{}.yaml", crd.spec.names.plural)),
             text: yaml,
         });
     }

@@ -1,0 +1,151 @@
+//! What every controller has at hand.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use kube::runtime::events::{Event, EventType, Recorder};
+use kube::{Client, Resource};
+use proto::Role;
+use proto::client::{AdminClient, ClientConfig, QueueClient};
+use proto::pki::{self, Pair};
+use proto::tls::NodeTls;
+use tokio::time::Instant;
+
+use crate::error::{Backoff, Error};
+use crate::names;
+
+/// The operator's own certificates live so long, and are made anew at half of it.
+const OWN_CERTIFICATE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// See the module.
+pub struct Context {
+    /// The API server.
+    pub client: Client,
+    /// Image of the nodes of clusters that name none.
+    pub node_image: String,
+    /// Pauses after errors.
+    pub backoff: Backoff,
+    /// Writes events.
+    recorder: Recorder,
+    /// Where the operator's own certificates lie, a directory for each cluster.
+    state: PathBuf,
+    queues: Mutex<HashMap<String, Known>>,
+}
+
+/// A queue that was asked before.
+struct Known {
+    client: QueueClient,
+    ca: String,
+    address: String,
+    made: Instant,
+}
+
+impl Context {
+    /// With an empty directory for keys.
+    pub fn new(client: Client, node_image: String, recorder: Recorder, state: PathBuf) -> Context {
+        Context {
+            client,
+            node_image,
+            backoff: Backoff::default(),
+            recorder,
+            state,
+            queues: Mutex::new(HashMap::new()),
+        }
+    }
+
+    /// Asks a queue as its operator.
+    pub fn queue(
+        &self,
+        namespace: &str,
+        cluster: &str,
+        address: &str,
+        ca: &Pair,
+    ) -> Result<AdminClient, Error> {
+        let key = names::trust_domain(namespace, cluster);
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let good = |known: &&Known| {
+            known.ca == ca.certificate
+                && known.address == address
+                && known.made.elapsed() < OWN_CERTIFICATE / 2
+        };
+        if let Some(known) = queues.get(&key).filter(good) {
+            return Ok(known.client.admin());
+        }
+        let dir = self.state.join(&key);
+        let problem = |error: std::io::Error| {
+            Error::Queue(format!("cannot write {}: {error}", dir.display()))
+        };
+        std::fs::create_dir_all(&dir).map_err(problem)?;
+        let own = pki::make_leaf(
+            ca,
+            Role::Operator,
+            "operator",
+            SystemTime::now(),
+            OWN_CERTIFICATE,
+        )?;
+        for (file, text) in [
+            (pki::CA_CERTIFICATE, &ca.certificate),
+            (pki::NODE_CERTIFICATE, &own.certificate),
+            (pki::NODE_KEY, &own.key),
+        ] {
+            std::fs::write(dir.join(file), text).map_err(problem)?;
+        }
+        let tls = NodeTls::load(&dir).map_err(|error| Error::Queue(error.to_string()))?;
+        let client = QueueClient::new(ClientConfig {
+            endpoints: vec![address.to_owned()],
+            tls: Arc::new(tls),
+            name: "operator".into(),
+        });
+        let admin = client.admin();
+        let known = Known {
+            client,
+            ca: ca.certificate.clone(),
+            address: address.to_owned(),
+            made: Instant::now(),
+        };
+        queues.insert(key, known);
+        Ok(admin)
+    }
+
+    /// Tells people what was done, in the object's events.
+    pub async fn tell<K: Resource<DynamicType = ()>>(
+        &self,
+        object: &K,
+        reason: &str,
+        note: String,
+    ) {
+        self.event(object, EventType::Normal, reason, note).await;
+    }
+
+    /// Tells people what could not be done.
+    pub async fn warn<K: Resource<DynamicType = ()>>(
+        &self,
+        object: &K,
+        reason: &str,
+        note: String,
+    ) {
+        self.event(object, EventType::Warning, reason, note).await;
+    }
+
+    async fn event<K: Resource<DynamicType = ()>>(
+        &self,
+        object: &K,
+        type_: EventType,
+        reason: &str,
+        note: String,
+    ) {
+        let event = Event {
+            type_,
+            reason: reason.into(),
+            note: Some(note),
+            action: reason.into(),
+            secondary: None,
+        };
+        // An event that is lost loses nobody's mail.
+        if let Err(error) = self.recorder.publish(&event, &object.object_ref(&())).await {
+            tracing::warn!(%error, reason, "an event could not be written");
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! Who watches what. One controller for each kind; what they own, or what they look at, wakes them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service};
+use kube::api::{Api, ListParams};
+use kube::runtime::controller::{Action, Config, Controller};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::watcher;
+use kube::{Client, Resource, ResourceExt};
+use resource::{DeliveryPool, EdgePool, QueuePool, RelayCluster, RelayDomain};
+use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
+
+use crate::context::Context;
+use crate::error::Error;
+use crate::{cluster, config, names, node_pool, queue_pool};
+
+/// Objects of one kind that are worked on at once.
+const AT_ONCE: u16 = 8;
+/// Several changes in a row are one.
+const DEBOUNCE: Duration = Duration::from_millis(50);
+/// A watch is opened anew after this many seconds: load balancers drop connections that are silent for four minutes.
+const WATCH_SECONDS: u32 = 200;
+
+/// Runs all controllers until `stop`, then lets what is under way finish.
+pub async fn run(
+    context: Context,
+    namespace: Option<String>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let client = context.client.clone();
+    check_kinds(&client).await?;
+    let context = Arc::new(context);
+    let here = Watches { client, namespace };
+    let pool_of =
+        |pool: Option<&String>, namespace: Option<String>| Some((pool?.clone(), namespace?));
+
+    let clusters = here
+        .controller::<RelayCluster>()
+        .owns(here.api::<ConfigMap>(), here.ours())
+        .watches(here.api::<EdgePool>(), here.all(), |pool: EdgePool| {
+            reference(&pool.spec.cluster_ref.name, pool.namespace())
+        })
+        .watches(here.api::<QueuePool>(), here.all(), |pool: QueuePool| {
+            reference(&pool.spec.cluster_ref.name, pool.namespace())
+        })
+        .watches(
+            here.api::<DeliveryPool>(),
+            here.all(),
+            |pool: DeliveryPool| reference(&pool.spec.cluster_ref.name, pool.namespace()),
+        );
+    let clusters = work(clusters, &context, &stop, |object, context| {
+        Box::pin(cluster::reconcile(object, context))
+    });
+    let configs = here
+        .controller::<RelayCluster>()
+        .watches(
+            here.api::<RelayDomain>(),
+            here.all(),
+            |domain: RelayDomain| {
+                let (namespace, name) = config::cluster_of(&domain);
+                Some(ObjectRef::new(&name).within(&namespace))
+            },
+        )
+        .watches(here.api::<Pod>(), here.ours(), |pod: Pod| {
+            let cluster = pod.labels().get(names::CLUSTER)?.clone();
+            reference(&cluster, pod.namespace())
+        });
+    let configs = work(configs, &context, &stop, |object, context| {
+        Box::pin(config::reconcile(object, context))
+    });
+    let edges = here
+        .controller::<EdgePool>()
+        .owns(here.api::<Deployment>(), here.ours())
+        .owns(here.api::<Service>(), here.ours())
+        .owns(here.api::<Secret>(), here.ours());
+    let edges = work(edges, &context, &stop, |object, context| {
+        Box::pin(node_pool::reconcile_edge(object, context))
+    });
+    let deliveries = here
+        .controller::<DeliveryPool>()
+        .owns(here.api::<Deployment>(), here.ours())
+        .owns(here.api::<Secret>(), here.ours());
+    let deliveries = work(deliveries, &context, &stop, |object, context| {
+        Box::pin(node_pool::reconcile_delivery(object, context))
+    });
+    let queues = here
+        .controller::<QueuePool>()
+        .owns(here.api::<Pod>(), here.ours())
+        .owns(here.api::<Service>(), here.ours())
+        .watches(
+            here.api::<PersistentVolumeClaim>(),
+            here.ours(),
+            // Claims outlive their pool, so they have no owner.
+            move |claim: PersistentVolumeClaim| {
+                let found = pool_of(claim.labels().get(names::POOL), claim.namespace());
+                found.map(|(pool, namespace)| ObjectRef::new(&pool).within(&namespace))
+            },
+        );
+    let queues = work(queues, &context, &stop, |object, context| {
+        Box::pin(queue_pool::reconcile(object, context))
+    });
+    tokio::join!(clusters, configs, edges, deliveries, queues);
+    Ok(())
+}
+
+fn reference(cluster: &str, namespace: Option<String>) -> Option<ObjectRef<RelayCluster>> {
+    Some(ObjectRef::new(cluster).within(&namespace?))
+}
+
+/// Fails, with what to do, when the kinds are not there: a watch would only try again for ever.
+async fn check_kinds(client: &Client) -> anyhow::Result<()> {
+    let api: Api<RelayCluster> = Api::all(client.clone());
+    api.list(&ListParams::default().limit(1))
+        .await
+        .map(drop)
+        .context("the API server does not know RelayCluster, or does not let this account list it; install the kinds with: postroad-operator crds | kubectl apply --server-side -f -")
+}
+
+/// Where the controllers look.
+struct Watches {
+    client: Client,
+    namespace: Option<String>,
+}
+
+impl Watches {
+    fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    {
+        match &self.namespace {
+            Some(namespace) => Api::namespaced(self.client.clone(), namespace),
+            None => Api::all(self.client.clone()),
+        }
+    }
+
+    fn all(&self) -> watcher::Config {
+        watcher::Config::default().timeout(WATCH_SECONDS)
+    }
+
+    /// Only what the operator made itself: Secrets of others are nobody's business here.
+    fn ours(&self) -> watcher::Config {
+        let managed = format!("app.kubernetes.io/managed-by={}", names::MANAGED_BY);
+        self.all().labels(&managed)
+    }
+
+    fn controller<K>(&self) -> Controller<K>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + DeserializeOwned
+            + std::fmt::Debug
+            + Send
+            + Sync
+            + 'static,
+    {
+        let config = Config::default().concurrency(AT_ONCE).debounce(DEBOUNCE);
+        Controller::new(self.api::<K>(), self.all()).with_config(config)
+    }
+}
+
+/// Brings one object to what is declared.
+type Reconcile<K> = fn(Arc<K>, Arc<Context>) -> BoxFuture<'static, Result<Action, Error>>;
+
+/// Runs one controller to its end.
+async fn work<K>(
+    controller: Controller<K>,
+    context: &Arc<Context>,
+    stop: &CancellationToken,
+    reconcile: Reconcile<K>,
+) where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + std::fmt::Debug
+        + Send
+        + Sync
+        + 'static,
+{
+    let kind = K::kind(&()).into_owned();
+    let once = move |object: Arc<K>, context: Arc<Context>| async move {
+        let key = key(&*object);
+        let outcome = reconcile(object, context.clone()).await;
+        metrics::counter!("postroad_operator_reconciliations_total", "kind" => K::kind(&()).into_owned(), "outcome" => if outcome.is_ok() { "done" } else { "failed" }).increment(1);
+        if outcome.is_ok() {
+            context.backoff.worked(&key);
+        }
+        outcome
+    };
+    let failed = |object: Arc<K>, error: &Error, context: Arc<Context>| {
+        let key = key(&*object);
+        let pause = context.backoff.failed(&key, rand::random());
+        match error {
+            Error::NotYet(text) => tracing::info!(object = key, "{text}"),
+            error => {
+                tracing::warn!(object = key, %error, again_in = ?pause, "could not be brought to what is declared")
+            }
+        }
+        Action::requeue(pause)
+    };
+    let stop = stop.clone();
+    controller
+        .graceful_shutdown_on(async move { stop.cancelled().await })
+        .run(once, failed, context.clone())
+        .for_each(|outcome| {
+            if let Err(error) = outcome {
+                // What reconciling met was logged above; here are the watches.
+                tracing::debug!(kind, %error, "a controller's turn ended with an error");
+            }
+            std::future::ready(())
+        })
+        .await;
+}
+
+fn key<K: Resource<DynamicType = ()>>(object: &K) -> String {
+    let meta = object.meta();
+    format!(
+        "{} {}/{}",
+        K::kind(&()),
+        meta.namespace.as_deref().unwrap_or_default(),
+        meta.name.as_deref().unwrap_or_default()
+    )
+}

@@ -1,0 +1,24 @@
+//! Help texts of the operator's metrics. A test holds every metric that the crate uses against this file.
+
+const GAUGES: &[(&str, &str)] = &[
+    ("postroad_build_info", "The version of the program."),
+    (
+        "postroad_operator_leader",
+        "1 while this replica holds the Lease and works.",
+    ),
+];
+
+const COUNTERS: &[(&str, &str)] = &[(
+    "postroad_operator_reconciliations_total",
+    "How often an object was compared with what is declared, by kind and outcome.",
+)];
+
+/// Tells the recorder that is installed.
+pub fn describe_metrics() {
+    for (name, help) in GAUGES {
+        metrics::describe_gauge!(*name, *help);
+    }
+    for (name, help) in COUNTERS {
+        metrics::describe_counter!(*name, *help);
+    }
+}

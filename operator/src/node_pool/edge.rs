@@ -1,0 +1,176 @@
+//! EdgePool: nodes that accept.
+
+use resource::{EdgePool, RelayCluster, ServiceType, TlsMode, TrafficPolicy};
+use serde_json::{Value, json};
+
+use super::build::{Nodes, deployment};
+use crate::names::{ADMIN_PORT, CONFIG_DIR, Component, PKI_DIR, PoolName, TLS_DIR};
+use crate::ssa;
+use crate::template;
+
+/// Names and labels of a pool.
+pub fn name(pool: &EdgePool, namespace: &str) -> PoolName {
+    PoolName {
+        namespace: namespace.into(),
+        cluster: pool.spec.cluster_ref.name.clone(),
+        pool: pool.metadata.name.clone().unwrap_or_default(),
+        component: Component::Edge,
+    }
+}
+
+/// The Deployment of a pool.
+pub fn build(
+    pool: &EdgePool,
+    cluster: &RelayCluster,
+    name: &PoolName,
+    image: &str,
+    queue: &str,
+) -> Value {
+    let spec = &pool.spec;
+    let mut args: Vec<String> = ["edge", "--queue", queue, "--pki", PKI_DIR]
+        .map(Into::into)
+        .into();
+    args.extend(["--files".into(), CONFIG_DIR.into()]);
+    args.extend(["--admin-listen".into(), format!("0.0.0.0:{ADMIN_PORT}")]);
+    args.extend(["--log-format".into(), "json".into()]);
+    let host = format!("{}.{}.svc", name.object(), name.namespace);
+    args.extend(["--hostname".into(), spec.hostname.clone().unwrap_or(host)]);
+    let listen = |implicit: bool| {
+        let wanted = spec.listeners.iter();
+        let wanted =
+            wanted.filter(|listener| (listener.tls_mode() == TlsMode::Implicit) == implicit);
+        let addresses = wanted.map(|listener| format!("0.0.0.0:{}", listener.container_port()));
+        addresses.collect::<Vec<String>>().join(",")
+    };
+    for (flag, addresses) in [("--listen", listen(false)), ("--listen-tls", listen(true))] {
+        if !addresses.is_empty() {
+            args.extend([flag.into(), addresses]);
+        }
+    }
+    let secrets = certificates(pool);
+    if let Some(first) = secrets.first() {
+        args.extend([
+            "--tls".into(),
+            TLS_DIR.into(),
+            "--tls-default".into(),
+            first.clone(),
+        ]);
+        if spec
+            .listeners
+            .iter()
+            .any(|listener| listener.tls_mode() == TlsMode::Required)
+        {
+            args.push("--require-starttls".into());
+        }
+    }
+    let ports = spec
+        .listeners
+        .iter()
+        .map(|listener| (listener.name.clone(), listener.container_port()))
+        .collect();
+    deployment(Nodes {
+        name,
+        owners: ssa::owner(pool),
+        replicas: spec.replicas,
+        image,
+        args,
+        ports,
+        volumes: secrets.iter().enumerate().map(|(n, secret)| tls_volume(n, secret)).collect(),
+        mounts: secrets
+            .iter()
+            .enumerate()
+            .map(|(n, secret)| json!({"name": format!("tls-{n}"), "mountPath": format!("{TLS_DIR}/{secret}"), "readOnly": true}))
+            .collect(),
+        drain_seconds: spec.drain_seconds,
+        lingers: true,
+        template: template::merge(&cluster.spec.template, &spec.template),
+        cluster,
+    })
+}
+
+/// Secrets with certificates for clients, each once; the first is for clients that ask for no known name.
+pub fn certificates(pool: &EdgePool) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    let listeners = pool.spec.listeners.iter();
+    for secret in
+        listeners.flat_map(|listener| listener.tls.iter().flat_map(|tls| &tls.secret_names))
+    {
+        if !names.contains(secret) {
+            names.push(secret.clone());
+        }
+    }
+    names
+}
+
+/// Never by subPath: such a file is never updated. A Secret that is not there holds up no pod.
+fn tls_volume(number: usize, secret: &str) -> Value {
+    json!({"name": format!("tls-{number}"), "secret": {"secretName": secret, "defaultMode": 0o440, "optional": true, "items": [
+        {"key": "tls.crt", "path": "tls.crt"}, {"key": "tls.key", "path": "tls.key"},
+    ]}})
+}
+
+/// The Service in front of a pool.
+pub fn service(pool: &EdgePool, name: &PoolName) -> Value {
+    let wanted = &pool.spec.service;
+    let ports: Vec<Value> = pool
+        .spec
+        .listeners
+        .iter()
+        .map(|listener| {
+            json!({"name": listener.name, "port": listener.port, "targetPort": listener.name, "protocol": "TCP"})
+        })
+        .collect();
+    let mut spec = json!({
+        "type": wanted.type_,
+        "selector": name.selector(),
+        "ports": ports,
+    });
+    if wanted.type_ != ServiceType::ClusterIP {
+        spec["externalTrafficPolicy"] = json!(wanted.external_traffic_policy);
+    }
+    if wanted.type_ == ServiceType::LoadBalancer {
+        if let Some(class) = &wanted.load_balancer_class {
+            spec["loadBalancerClass"] = json!(class);
+        }
+        if !wanted.load_balancer_source_ranges.is_empty() {
+            spec["loadBalancerSourceRanges"] = json!(wanted.load_balancer_source_ranges);
+        }
+    }
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {
+            "name": name.object(), "labels": name.labels(), "annotations": wanted.annotations,
+            "ownerReferences": ssa::owner(pool),
+        },
+        "spec": spec,
+    })
+}
+
+/// Clients come with their own addresses, by which networks are recognised.
+pub fn source_address_is_reliable(pool: &EdgePool) -> bool {
+    let service = &pool.spec.service;
+    service.type_ == ServiceType::ClusterIP
+        || service.external_traffic_policy == TrafficPolicy::Local
+}
+
+/// Where a Service is reached: by load balancer if it has one, else by name.
+pub fn addresses(service: &k8s_openapi::api::core::v1::Service) -> Vec<String> {
+    let status = service
+        .status
+        .as_ref()
+        .and_then(|status| status.load_balancer.as_ref());
+    let ingress = status.and_then(|balancer| balancer.ingress.as_ref());
+    let outside: Vec<String> = ingress
+        .into_iter()
+        .flatten()
+        .filter_map(|one| one.hostname.clone().or_else(|| one.ip.clone()))
+        .collect();
+    let inside = service
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.cluster_ip.clone());
+    match outside.is_empty() {
+        true => inside.into_iter().collect(),
+        false => outside,
+    }
+}

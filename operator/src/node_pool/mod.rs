@@ -1,0 +1,291 @@
+//! Edge and delivery pools: nodes without a disk of their own, as Deployments that drain.
+//!
+//! The two differ in their arguments, ports and Services ([`edge`], [`delivery`]); what they have in common is here: the
+//! order of things, and in [`build`] the objects.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::{Api, DeleteParams};
+use kube::runtime::controller::Action;
+use proto::Role;
+use resource::{Condition, DeliveryPool, EdgePool, InternalTls, QueuePool, RelayCluster};
+use serde_json::{Value, json};
+
+use crate::cluster::{self, of_cluster};
+use crate::conditions::{Conditions, Reason};
+use crate::config;
+use crate::context::Context;
+use crate::error::Error;
+use crate::names::{self, PoolName};
+use crate::pki::{self, Leaf};
+use crate::place;
+use crate::ssa::{self, Controller};
+
+pub mod build;
+pub mod delivery;
+pub mod edge;
+#[cfg(test)]
+pub mod tests;
+
+/// A pool that cannot go on waits for a change, and looks by itself this often.
+const LOOK_AGAIN: Duration = Duration::from_secs(300);
+/// What waits for another controller looks again soon.
+const SOON: Duration = Duration::from_secs(2);
+
+/// What a pool needs of its cluster.
+struct Home {
+    cluster: RelayCluster,
+    image: String,
+    queue: String,
+}
+
+/// Brings one edge pool to what is declared.
+pub async fn reconcile_edge(pool: Arc<EdgePool>, context: Arc<Context>) -> Result<Action, Error> {
+    let (namespace, own) = place(&*pool)?;
+    let name = edge::name(&pool, namespace);
+    let before = pool.status.clone().unwrap_or_default();
+    let mut conditions = Conditions::new(
+        &before.conditions,
+        pool.metadata.generation,
+        Timestamp::now(),
+    );
+    if edge::source_address_is_reliable(&pool) {
+        conditions.set(
+            "SourceAddressReliable",
+            true,
+            Reason::AsDeclared,
+            "clients come with their own addresses",
+        );
+    } else {
+        conditions.set(
+            "SourceAddressReliable",
+            false,
+            Reason::SourceAddressHidden,
+            "externalTrafficPolicy: Cluster hides the clients' addresses, so no network is recognised; write Local",
+        );
+    }
+    let mut state = json!({});
+    if let Some(home) = home(&context, &name, &mut conditions).await? {
+        let objects = Objects {
+            controller: Controller::EdgePool,
+            role: Role::Edge,
+            owners: ssa::owner(&*pool),
+            replicas: pool.spec.replicas,
+            deployment: edge::build(&pool, &home.cluster, &name, &home.image, &home.queue),
+            resource: config::document("EdgePool", namespace, own, &json!(pool.spec)),
+        };
+        let deployment = objects
+            .apply(&context, &name, &home.cluster.spec.internal_tls)
+            .await?;
+        let services: Api<Service> = Api::namespaced(context.client.clone(), namespace);
+        let service = ssa::apply(
+            &services,
+            Controller::EdgePool,
+            &edge::service(&pool, &name),
+        )
+        .await?;
+        state = scaled(&deployment, pool.spec.replicas, &mut conditions);
+        state["addresses"] = json!(edge::addresses(&service));
+    }
+    state["selector"] = json!(name.selector_text());
+    let known = ["Ready", "Accepted", "Programmed", "SourceAddressReliable"];
+    write_status::<EdgePool>(
+        &context,
+        Controller::EdgePool,
+        &name,
+        pool.metadata.generation,
+        state,
+        conditions.finish(&known),
+    )
+    .await
+}
+
+/// Brings one delivery pool to what is declared.
+pub async fn reconcile_delivery(
+    pool: Arc<DeliveryPool>,
+    context: Arc<Context>,
+) -> Result<Action, Error> {
+    let (namespace, own) = place(&*pool)?;
+    let name = delivery::name(&pool, namespace);
+    let before = pool.status.clone().unwrap_or_default();
+    let mut conditions = Conditions::new(
+        &before.conditions,
+        pool.metadata.generation,
+        Timestamp::now(),
+    );
+    let mut state = json!({});
+    if let Some(home) = home(&context, &name, &mut conditions).await? {
+        let objects = Objects {
+            controller: Controller::DeliveryPool,
+            role: Role::Delivery,
+            owners: ssa::owner(&*pool),
+            replicas: pool.spec.replicas,
+            deployment: delivery::build(&pool, &home.cluster, &name, &home.image, &home.queue),
+            resource: config::document("DeliveryPool", namespace, own, &json!(pool.spec)),
+        };
+        let deployment = objects
+            .apply(&context, &name, &home.cluster.spec.internal_tls)
+            .await?;
+        state = scaled(&deployment, pool.spec.replicas, &mut conditions);
+    }
+    state["selector"] = json!(name.selector_text());
+    let known = ["Ready", "Accepted", "Programmed"];
+    write_status::<DeliveryPool>(
+        &context,
+        Controller::DeliveryPool,
+        &name,
+        pool.metadata.generation,
+        state,
+        conditions.finish(&known),
+    )
+    .await
+}
+
+/// The pool's cluster, once it is there with its CA, and the queue that its nodes belong to. Without them running pods run on.
+async fn home(
+    context: &Context,
+    name: &PoolName,
+    conditions: &mut Conditions<'_>,
+) -> Result<Option<Home>, Error> {
+    let clusters: Api<RelayCluster> = Api::namespaced(context.client.clone(), &name.namespace);
+    let Some(cluster) = clusters.get_opt(&name.cluster).await? else {
+        let text = format!(
+            "there is no RelayCluster {} in this namespace: apply one, or name another in clusterRef",
+            name.cluster
+        );
+        conditions.set("Accepted", false, Reason::ClusterNotFound, text.clone());
+        conditions.set("Ready", false, Reason::ClusterNotFound, text);
+        return Ok(None);
+    };
+    let queues = of_cluster(context, &name.namespace, |pool: &QueuePool| {
+        pool.spec.cluster_ref.name == name.cluster
+    })
+    .await?;
+    let Some(queue) = queues
+        .first()
+        .and_then(|pool| pool.metadata.name.as_deref())
+    else {
+        let text = format!(
+            "the RelayCluster {} has no QueuePool: apply one",
+            name.cluster
+        );
+        conditions.set("Accepted", false, Reason::QueuePoolNotFound, text.clone());
+        conditions.set("Ready", false, Reason::QueuePoolNotFound, text);
+        return Ok(None);
+    };
+    if cluster.spec.paused {
+        conditions.set(
+            "Accepted",
+            false,
+            Reason::Paused,
+            "the RelayCluster is paused: nothing is changed",
+        );
+        return Ok(None);
+    }
+    conditions.set("Accepted", true, Reason::AsDeclared, "the cluster is there");
+    Ok(Some(Home {
+        image: cluster::image(&cluster, &context.node_image),
+        queue: names::queue_service(queue, &name.namespace),
+        cluster,
+    }))
+}
+
+/// What both kinds of pool consist of.
+struct Objects {
+    controller: Controller,
+    role: Role,
+    owners: Value,
+    replicas: i32,
+    deployment: Value,
+    resource: String,
+}
+
+impl Objects {
+    /// States all of them, in the order in which pods need them.
+    async fn apply(
+        self,
+        context: &Context,
+        name: &PoolName,
+        tls: &InternalTls,
+    ) -> Result<Deployment, Error> {
+        let client = &context.client;
+        let ca = pki::find_ca(client, &name.namespace, &name.cluster).await?;
+        let ca = ca
+            .ok_or_else(|| Error::NotYet(format!("the CA of {} is not there yet", name.cluster)))?;
+        let leaf = Leaf {
+            namespace: &name.namespace,
+            secret: names::leaf_secret(&name.object()),
+            labels: json!(name.labels()),
+            owners: self.owners.clone(),
+            role: self.role,
+            name: name.pool.clone(),
+        };
+        pki::ensure_leaf(client, self.controller, &ca, tls, leaf).await?;
+        let files: Api<ConfigMap> = Api::namespaced(client.clone(), &name.namespace);
+        let file = build::pool_file(name, &self.owners, &self.resource);
+        ssa::apply(&files, self.controller, &file).await?;
+        let budgets: Api<PodDisruptionBudget> = Api::namespaced(client.clone(), &name.namespace);
+        match build::disruption_budget(name, &self.owners, self.replicas) {
+            Some(budget) => drop(ssa::apply(&budgets, self.controller, &budget).await?),
+            None => delete(&budgets, &name.object()).await?,
+        }
+        let deployments: Api<Deployment> = Api::namespaced(client.clone(), &name.namespace);
+        Ok(ssa::apply(&deployments, self.controller, &self.deployment).await?)
+    }
+}
+
+/// Deletes what may not be there.
+pub async fn delete<K>(api: &Api<K>, name: &str) -> Result<(), Error>
+where
+    K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+{
+    match api.delete(name, &DeleteParams::background()).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The fields of a scaled kind's status, and whether it is ready.
+fn scaled(deployment: &Deployment, desired: i32, conditions: &mut Conditions<'_>) -> Value {
+    let status = deployment.status.clone().unwrap_or_default();
+    let ready = status.ready_replicas.unwrap_or_default();
+    let updated = status.updated_replicas.unwrap_or_default();
+    let replicas = status.replicas.unwrap_or_default();
+    let seen = status.observed_generation >= deployment.metadata.generation;
+    let text = format!("{ready} of {desired} pods are ready, {updated} are as declared");
+    match seen && ready >= desired && updated >= desired && replicas == desired {
+        true => conditions.set("Ready", true, Reason::AsDeclared, text),
+        false => conditions.set("Ready", false, Reason::PodsNotReady, text),
+    }
+    json!({"replicas": replicas, "readyReplicas": ready, "updatedReplicas": updated})
+}
+
+async fn write_status<K>(
+    context: &Context,
+    controller: Controller,
+    name: &PoolName,
+    generation: Option<i64>,
+    mut state: Value,
+    conditions: Vec<Condition>,
+) -> Result<Action, Error>
+where
+    K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+        + Clone
+        + serde::de::DeserializeOwned
+        + std::fmt::Debug,
+{
+    state["observedGeneration"] = json!(generation);
+    state["conditions"] = json!(conditions);
+    let accepted = conditions.iter().any(|condition| {
+        condition.type_ == "Accepted" && condition.reason == Reason::AsDeclared.text()
+    });
+    let api: Api<K> = Api::namespaced(context.client.clone(), &name.namespace);
+    ssa::apply_status(&api, controller, &name.pool, &state).await?;
+    Ok(Action::requeue(if accepted { LOOK_AGAIN } else { SOON }))
+}

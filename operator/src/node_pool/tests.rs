@@ -1,0 +1,129 @@
+//! The objects of pools as the API server would get them.
+
+use resource::{DeliveryPool, EdgePool, RelayCluster, RelayClusterSpec};
+use serde_json::{Value, json};
+
+use super::{build, delivery, edge};
+use crate::names;
+
+fn edge_pool(spec: Value) -> EdgePool {
+    let mut pool = EdgePool::new("front", serde_json::from_value(spec).expect("a good spec"));
+    pool.metadata.namespace = Some("mail".into());
+    pool.metadata.uid = Some("u".into());
+    pool
+}
+
+fn cluster() -> RelayCluster {
+    RelayCluster::new("postroad", RelayClusterSpec::default())
+}
+
+fn argument(deployment: &Value, flag: &str) -> Option<String> {
+    let args = deployment["spec"]["template"]["spec"]["containers"][0]["args"].as_array()?;
+    let at = args.iter().position(|arg| arg == flag)?;
+    Some(args.get(at + 1)?.as_str()?.to_owned())
+}
+
+/// What pod security `restricted` asks of every pod.
+pub fn assert_restricted(pod: &Value) {
+    let spec = &pod["spec"];
+    assert_eq!(spec["securityContext"]["runAsNonRoot"], true);
+    assert_eq!(
+        spec["securityContext"]["seccompProfile"]["type"],
+        "RuntimeDefault"
+    );
+    assert_eq!(
+        spec["automountServiceAccountToken"], false,
+        "a node needs no API server"
+    );
+    for container in spec["containers"].as_array().expect("containers") {
+        let context = &container["securityContext"];
+        assert_eq!(context["allowPrivilegeEscalation"], false);
+        assert_eq!(context["readOnlyRootFilesystem"], true);
+        assert_eq!(context["capabilities"]["drop"], json!(["ALL"]));
+        let mounts = container["volumeMounts"].as_array().expect("mounts");
+        assert!(
+            mounts.iter().all(|mount| mount["subPath"].is_null()),
+            "a subPath is never updated"
+        );
+    }
+}
+
+#[test]
+fn an_edge_listens_where_it_may_and_drains_longer_than_clients_come() {
+    let pool = edge_pool(json!({
+        "replicas": 3, "drainSeconds": 30,
+        "listeners": [
+            {"name": "smtp", "protocol": "SMTP", "port": 25, "tls": {"secretNames": ["a", "b"]}},
+            {"name": "smtps", "protocol": "Submissions", "port": 465, "tls": {"secretNames": ["b"]}},
+        ],
+    }));
+    let name = edge::name(&pool, "mail");
+    let deployment = edge::build(&pool, &cluster(), &name, "image:1", "q:7100");
+    assert_eq!(deployment["metadata"]["name"], "front-edge");
+    assert_eq!(deployment["spec"]["replicas"], 3);
+    assert_eq!(
+        argument(&deployment, "--listen").as_deref(),
+        Some("0.0.0.0:2525")
+    );
+    assert_eq!(
+        argument(&deployment, "--listen-tls").as_deref(),
+        Some("0.0.0.0:2965")
+    );
+    assert_eq!(argument(&deployment, "--tls-default").as_deref(), Some("a"));
+    let pod = &deployment["spec"]["template"];
+    assert_restricted(pod);
+    assert_eq!(pod["spec"]["terminationGracePeriodSeconds"], 45);
+    let selector = &deployment["spec"]["selector"]["matchLabels"];
+    for (label, value) in selector.as_object().expect("labels") {
+        assert_eq!(&pod["metadata"]["labels"][label], value);
+    }
+    let service = edge::service(&pool, &name);
+    assert_eq!(service["spec"]["ports"][0]["port"], 25);
+    assert!(
+        service["spec"]["externalTrafficPolicy"].is_null(),
+        "a ClusterIP has none"
+    );
+}
+
+#[test]
+fn only_delivery_pods_get_the_sealing_key() {
+    let pool = edge_pool(json!({"listeners": [{"name": "smtp", "protocol": "SMTP", "port": 25}]}));
+    let name = edge::name(&pool, "mail");
+    let edges = edge::build(&pool, &cluster(), &name, "image:1", "q:7100").to_string();
+    assert!(!edges.contains(&names::seal_secret("postroad")));
+
+    let mut pool = DeliveryPool::new(
+        "out",
+        serde_json::from_value(json!({})).expect("all defaults"),
+    );
+    pool.metadata.uid = Some("u".into());
+    let name = delivery::name(&pool, "mail");
+    let deployment = delivery::build(&pool, &cluster(), &name, "image:1", "q:7100");
+    assert!(
+        deployment
+            .to_string()
+            .contains(&names::seal_secret("postroad"))
+    );
+    assert_restricted(&deployment["spec"]["template"]);
+}
+
+#[test]
+fn a_single_node_has_no_disruption_budget() {
+    let pool = edge_pool(json!({}));
+    let name = edge::name(&pool, "mail");
+    assert!(build::disruption_budget(&name, &json!([]), 1).is_none());
+    assert!(build::disruption_budget(&name, &json!([]), 2).is_some());
+}
+
+#[test]
+fn labels_of_people_do_not_replace_those_that_choose_the_pods() {
+    let pool =
+        edge_pool(json!({"template": {"podLabels": {(names::POOL): "other", "team": "mail"}}}));
+    let name = edge::name(&pool, "mail");
+    let deployment = edge::build(&pool, &cluster(), &name, "image:1", "q:7100");
+    let labels = &deployment["spec"]["template"]["metadata"]["labels"];
+    assert_eq!(
+        (&labels[names::POOL], &labels["team"]),
+        (&json!("front"), &json!("mail"))
+    );
+}

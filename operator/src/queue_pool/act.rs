@@ -1,0 +1,152 @@
+//! Does one step. Each may be done twice: what was done already is found so, or refused without harm.
+
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use proto::Role;
+use proto::pki::Pair;
+use resource::Retention;
+use serde_json::json;
+
+use super::build::{self, Parts};
+use super::observe::Seen;
+use super::plan::Step;
+use crate::context::Context;
+use crate::error::Error;
+use crate::names::{self, PoolName};
+use crate::node_pool::delete;
+use crate::pki::{self, Leaf};
+use crate::ssa::{self, Controller};
+
+/// Does it.
+pub async fn act(
+    context: &Context,
+    parts: &Parts<'_>,
+    seen: &Seen,
+    ca: &Pair,
+    step: &Step,
+) -> Result<(), Error> {
+    let namespace = &parts.name.namespace;
+    let pool = &parts.name.pool;
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), namespace);
+    match step {
+        Step::Done | Step::Wait(_) => Ok(()),
+        Step::CreateClaim { node, initial } => {
+            let claim = build::claim(parts, *node, initial.as_ref());
+            create(&claims, &claim).await
+        }
+        Step::CreatePod { node } => {
+            renew_leaf(context, parts, *node, ca).await?;
+            let initial = seen
+                .observed
+                .claims
+                .get(node)
+                .and_then(|claim| claim.initial.as_ref());
+            let joined = is_member(seen, *node);
+            create(&pods, &build::pod(parts, *node, initial, joined)).await
+        }
+        Step::AddNode { node } | Step::RemoveNode { node } => Err(Error::Refused(format!(
+            "node {node}: the nodes of a queue cannot be changed yet; restore its volume, or its pod"
+        ))),
+        // A queue node gives its leaderships away itself when it is told to end.
+        Step::MoveLeaders { node } => delete(&pods, &names::queue_pod(pool, *node)).await,
+        Step::DeletePod { node } => delete(&pods, &names::queue_pod(pool, *node)).await,
+        Step::Retire { node } => retire(parts, &claims, *node).await,
+    }
+}
+
+/// Creates what must not be there yet; that it is there is as good.
+async fn create<K>(api: &Api<K>, object: &serde_json::Value) -> Result<(), Error>
+where
+    K: Clone + serde::de::DeserializeOwned + serde::Serialize + std::fmt::Debug,
+{
+    let object: K = serde_json::from_value(object.clone())?;
+    match api.create(&PostParams::default(), &object).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The claim of a node that left: deleted, or marked, so that nobody takes it for one of a member.
+async fn retire(
+    parts: &Parts<'_>,
+    claims: &Api<PersistentVolumeClaim>,
+    node: u64,
+) -> Result<(), Error> {
+    let claim = names::queue_claim(&parts.name.pool, node);
+    if parts.pool.spec.storage.when_scaled == Retention::Delete {
+        return delete(claims, &claim).await;
+    }
+    let marked = json!({"metadata": {"annotations": {names::RETIRED: node.to_string()}}});
+    let merge = PatchParams::default();
+    claims.patch(&claim, &merge, &Patch::Merge(&marked)).await?;
+    Ok(())
+}
+
+fn is_member(seen: &Seen, node: u64) -> bool {
+    let queue = seen.observed.queue.as_ref();
+    queue.is_some_and(|queue| {
+        let member = queue.members.get(&node);
+        member.is_some_and(|member| !member.joining && !member.leaving)
+    })
+}
+
+/// The label by which the disruption budget counts follows what the queue says.
+pub async fn label_members(context: &Context, name: &PoolName, seen: &Seen) -> Result<(), Error> {
+    if seen.observed.queue.is_none() {
+        return Ok(());
+    }
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &name.namespace);
+    for (node, pod) in &seen.pods {
+        let labels = pod.metadata.labels.as_ref();
+        let labelled = labels.is_some_and(|labels| labels.contains_key(names::MEMBER));
+        let member = is_member(seen, *node);
+        if labelled == member {
+            continue;
+        }
+        let value = member.then_some("joined");
+        let patch = json!({"metadata": {"labels": {names::MEMBER: value}}});
+        let pod = names::queue_pod(&name.pool, *node);
+        match pods
+            .patch(&pod, &PatchParams::default(), &Patch::Merge(&patch))
+            .await
+        {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Certificates of all nodes that have a pod, made anew in time.
+pub async fn renew_leaves(
+    context: &Context,
+    parts: &Parts<'_>,
+    seen: &Seen,
+    ca: &Pair,
+) -> Result<(), Error> {
+    for node in seen.pods.keys() {
+        renew_leaf(context, parts, *node, ca).await?;
+    }
+    Ok(())
+}
+
+async fn renew_leaf(
+    context: &Context,
+    parts: &Parts<'_>,
+    node: u64,
+    ca: &Pair,
+) -> Result<(), Error> {
+    let leaf = Leaf {
+        namespace: &parts.name.namespace,
+        secret: names::leaf_secret(&names::queue_pod(&parts.name.pool, node)),
+        labels: json!(parts.name.labels()),
+        owners: ssa::owner(parts.pool),
+        role: Role::Queue,
+        name: node.to_string(),
+    };
+    let tls = &parts.cluster.spec.internal_tls;
+    pki::ensure_leaf(&context.client, Controller::QueuePool, ca, tls, leaf).await
+}

@@ -1,0 +1,126 @@
+//! What is there of a queue pool: volume claims, pods, and what the queue says of itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::ask::Answer;
+use super::plan::{self, Claim, Member, Observed, Queue};
+use crate::error::Error;
+use crate::names::{self, PoolName};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use kube::api::{Api, ListParams, ObjectMeta};
+use kube::{Client, ResourceExt};
+
+/// Everything that was seen.
+pub struct Seen {
+    /// As the planner wants it.
+    pub observed: Observed,
+    /// Id of the queue, from its claims.
+    pub cluster_id: Option<String>,
+    /// The pods themselves.
+    pub pods: BTreeMap<u64, Pod>,
+    /// The queue's whole answer.
+    pub answer: Option<Answer>,
+}
+
+/// Looks at claims and pods, and takes the queue's answer, if it gave one.
+pub async fn observe(
+    client: &Client,
+    name: &PoolName,
+    answer: Option<Answer>,
+) -> Result<Seen, Error> {
+    let selected = ListParams::default().labels(&name.selector_text());
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &name.namespace);
+    let pods: BTreeMap<u64, Pod> = by_node(pods.list(&selected).await?.items);
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &name.namespace);
+    let claims: BTreeMap<u64, PersistentVolumeClaim> = by_node(claims.list(&selected).await?.items);
+    let cluster_id = claims
+        .values()
+        .find_map(|claim| claim.labels().get(names::CLUSTER_ID).cloned());
+    let observed = Observed {
+        claims: claims
+            .iter()
+            // A claim on its way out stays until its pod is gone, and is of no use for another one.
+            .filter(|(node, claim)| {
+                claim.metadata.deletion_timestamp.is_none() || pods.contains_key(node)
+            })
+            .map(|(node, claim)| (*node, seen_claim(&claim.metadata)))
+            .collect(),
+        pods: pods
+            .iter()
+            .map(|(node, pod)| (*node, seen_pod(pod)))
+            .collect(),
+        queue: answer.as_ref().map(seen_queue),
+    };
+    Ok(Seen {
+        observed,
+        cluster_id,
+        pods,
+        answer,
+    })
+}
+
+fn by_node<K: ResourceExt>(objects: Vec<K>) -> BTreeMap<u64, K> {
+    objects
+        .into_iter()
+        .filter_map(|object| {
+            let node = object.labels().get(names::NODE_ID)?.parse().ok()?;
+            Some((node, object))
+        })
+        .collect()
+}
+
+fn seen_claim(metadata: &ObjectMeta) -> Claim {
+    let note = |name: &str| {
+        metadata
+            .annotations
+            .as_ref()
+            .and_then(|notes| notes.get(name))
+    };
+    let list = note(names::INITIAL_CLUSTER).map(|list| {
+        let ids = list.split(',').filter_map(|id| id.parse().ok());
+        ids.collect::<BTreeSet<u64>>()
+    });
+    Claim {
+        initial: list,
+        retired: note(names::RETIRED).is_some(),
+    }
+}
+
+fn seen_pod(pod: &Pod) -> plan::Pod {
+    plan::Pod {
+        hash: pod
+            .annotations()
+            .get(names::TEMPLATE_HASH)
+            .cloned()
+            .unwrap_or_default(),
+        ready: is_ready(pod),
+        leaving: pod.metadata.deletion_timestamp.is_some(),
+    }
+}
+
+/// Its Ready condition.
+pub fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref());
+    let mut conditions = conditions.into_iter().flatten();
+    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+fn seen_queue(answer: &Answer) -> Queue {
+    let member = |node: &super::ask::Node| Member {
+        leads: u32::try_from(node.leads).unwrap_or(u32::MAX),
+        ..Member::default()
+    };
+    Queue {
+        members: answer
+            .nodes
+            .iter()
+            .map(|(id, node)| (*id, member(node)))
+            .collect(),
+        highest_node: answer.nodes.keys().next_back().copied().unwrap_or_default(),
+        leaderless: answer.groups - answer.led,
+        settled: answer.groups == answer.in_step && answer.nodes.values().all(|node| node.answers),
+    }
+}

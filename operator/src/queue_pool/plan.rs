@@ -1,0 +1,315 @@
+//! What to do next with a queue pool. Pure: from what is declared and what was seen comes one [`Step`], and the next step
+//! is decided from what is seen then. So the operator may die anywhere and go on.
+//!
+//! The order of things, and why:
+//! * The first nodes are fixed by their volume claims, each of which carries the whole list; a list half made is completed.
+//! * A node comes as claim, pod, then AddNode: the queue hears of a node that is there.
+//! * A node goes as RemoveNode, then, when the queue has forgotten it, pod and claim. The queue refuses to let one go
+//!   that is needed, and its refusal is final here: the spec is never rewritten.
+//! * One change of membership at a time, and none while a group has no leader.
+//! * A lost node is replaced: another one is added first, then it is removed, under which the queue's own gate lies.
+//! * Pods are made anew one at a time, each after its leaderships were moved away and all copies are in step. A pod that
+//!   is not ready and out of date is made anew at once: it cannot get worse.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What is declared.
+#[derive(Clone, Debug)]
+pub struct Desired {
+    /// Queue nodes.
+    pub replicas: usize,
+    /// Copies of each group: so many nodes the queue begins with.
+    pub replication_factor: usize,
+    /// What pods are made from.
+    pub hash: String,
+    /// Silent for so long and without a pod, a node is lost; `None`: never.
+    pub replace_after_ms: Option<u64>,
+}
+
+/// What was seen.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// Volume claims by node id, retired ones as well.
+    pub claims: BTreeMap<u64, Claim>,
+    /// Pods by node id.
+    pub pods: BTreeMap<u64, Pod>,
+    /// What the queue says; `None`: it does not answer.
+    pub queue: Option<Queue>,
+}
+
+/// A volume claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Of one of the first nodes: their ids.
+    pub initial: Option<BTreeSet<u64>>,
+    /// Its node left the queue.
+    pub retired: bool,
+}
+
+/// A pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// What it was made from.
+    pub hash: String,
+    /// Its process says so.
+    pub ready: bool,
+    /// It is on its way out.
+    pub leaving: bool,
+}
+
+/// What the queue says of itself.
+#[derive(Clone, Debug, Default)]
+pub struct Queue {
+    /// Its nodes.
+    pub members: BTreeMap<u64, Member>,
+    /// No id up to this one may be given again.
+    pub highest_node: u64,
+    /// Groups without a leader.
+    pub leaderless: usize,
+    /// Every group is where it should be, with all copies in step.
+    pub settled: bool,
+}
+
+/// A node as the queue knows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Member {
+    /// It was told to go.
+    pub leaving: bool,
+    /// It was added and not heard of yet.
+    pub joining: bool,
+    /// Groups that it leads.
+    pub leads: u32,
+    /// It was not heard of for so long.
+    pub silent_ms: u64,
+}
+
+/// What to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing: all is as declared.
+    Done,
+    /// Something is under way, and this is what is waited for.
+    Wait(String),
+    /// Make a volume claim; `initial` is the list of the first nodes if it is one of them.
+    CreateClaim {
+        /// For this node.
+        node: u64,
+        /// See [`Claim::initial`].
+        initial: Option<BTreeSet<u64>>,
+    },
+    /// Make a pod for a claim.
+    CreatePod {
+        /// Of this node.
+        node: u64,
+    },
+    /// Tell the queue of a new node.
+    AddNode {
+        /// This one.
+        node: u64,
+    },
+    /// Tell the queue to do without a node.
+    RemoveNode {
+        /// This one.
+        node: u64,
+    },
+    /// Move leaderships away from a node whose pod is to be made anew.
+    MoveLeaders {
+        /// This one.
+        node: u64,
+    },
+    /// Delete a pod: it is made anew, or its node is gone.
+    DeletePod {
+        /// Of this node.
+        node: u64,
+    },
+    /// The claim's node left the queue: delete the claim, or mark it.
+    Retire {
+        /// Of this node.
+        node: u64,
+    },
+}
+
+/// Decides. See the module for the order.
+pub fn plan(desired: &Desired, seen: &Observed) -> Step {
+    first_nodes(desired, seen)
+        .or_else(|| missing_pod(seen))
+        .or_else(|| broken_pod(desired, seen))
+        .or_else(|| {
+            let Some(queue) = &seen.queue else {
+                return Some(Step::Wait("the queue does not answer yet".into()));
+            };
+            gone(seen, queue)
+                .or_else(|| membership(desired, seen, queue))
+                .or_else(|| roll(desired, seen, queue))
+        })
+        .unwrap_or(Step::Done)
+}
+
+/// The claims that the queue begins with: all of them, or there would never be a majority.
+fn first_nodes(desired: &Desired, seen: &Observed) -> Option<Step> {
+    let list = seen.claims.values().find_map(|claim| claim.initial.clone());
+    let initial = match list {
+        Some(list) => list,
+        None if seen.claims.is_empty() => {
+            // A queue that answers and has no claims has lost all its volumes; it is not begun anew.
+            if seen.queue.is_some() {
+                return Some(Step::Wait(
+                    "every volume claim is gone: restore them".into(),
+                ));
+            }
+            (1..=desired.replication_factor as u64).collect()
+        }
+        None => return None,
+    };
+    // Later a missing one is a lost one, not one that was never made.
+    if seen.queue.is_some() || seen.claims.values().any(|claim| claim.initial.is_none()) {
+        return None;
+    }
+    let node = initial
+        .iter()
+        .copied()
+        .find(|node| !seen.claims.contains_key(node))?;
+    // Some of the first nodes have pods: they began with all claims there, so this one was lost since.
+    if !seen.pods.is_empty() {
+        return None;
+    }
+    let initial = Some(initial);
+    Some(Step::CreateClaim { node, initial })
+}
+
+/// Every claim whose node is or will be in the queue has a pod.
+fn missing_pod(seen: &Observed) -> Option<Step> {
+    let live = seen.claims.iter().filter(|(_, claim)| !claim.retired);
+    let bare = |node: &u64| !seen.pods.contains_key(node);
+    let node = live.map(|(node, _)| *node).find(bare)?;
+    // A node that the queue has forgotten gets no pod any more: its claim is retired below.
+    let forgotten =
+        |queue: &Queue| node <= queue.highest_node && !queue.members.contains_key(&node);
+    if seen.queue.as_ref().is_some_and(forgotten) {
+        return None;
+    }
+    Some(Step::CreatePod { node })
+}
+
+/// A pod that is out of date and not ready.
+fn broken_pod(desired: &Desired, seen: &Observed) -> Option<Step> {
+    let mut pods = seen.pods.iter();
+    let (node, _) = pods.find(|(_, pod)| !pod.ready && !pod.leaving && pod.hash != desired.hash)?;
+    Some(Step::DeletePod { node: *node })
+}
+
+/// What is left of nodes that the queue has forgotten.
+fn gone(seen: &Observed, queue: &Queue) -> Option<Step> {
+    let forgotten = |node: &u64| *node <= queue.highest_node && !queue.members.contains_key(node);
+    if let Some((node, pod)) = seen.pods.iter().find(|(node, _)| forgotten(node)) {
+        return Some(match pod.leaving {
+            true => Step::Wait(format!("the pod of node {node} ends")),
+            false => Step::DeletePod { node: *node },
+        });
+    }
+    let mut claims = seen.claims.iter();
+    let (node, _) = claims.find(|(node, claim)| !claim.retired && forgotten(node))?;
+    Some(Step::Retire { node: *node })
+}
+
+/// Who comes and who goes.
+fn membership(desired: &Desired, seen: &Observed, queue: &Queue) -> Option<Step> {
+    if let Some((node, _)) = queue.members.iter().find(|(_, member)| member.leaving) {
+        return Some(Step::Wait(format!(
+            "node {node} hands its groups to the others"
+        )));
+    }
+    if queue.leaderless > 0 {
+        return Some(Step::Wait(format!(
+            "{} groups have no leader",
+            queue.leaderless
+        )));
+    }
+    let waiting = |node: &u64| {
+        let claim = &seen.claims[node];
+        !claim.retired && *node > queue.highest_node && !queue.members.contains_key(node)
+    };
+    let comer = seen.claims.keys().copied().find(|node| waiting(node));
+    let lost: Vec<u64> = lost(desired, seen, queue);
+    let healthy = queue.members.len() - lost.len();
+    if let Some(node) = comer {
+        return Some(match seen.pods.get(&node) {
+            Some(pod) if !pod.leaving => Step::AddNode { node },
+            _ => Step::Wait(format!("the pod of node {node} starts")),
+        });
+    }
+    if let Some((node, _)) = queue
+        .members
+        .iter()
+        .find(|(node, member)| member.joining && !lost.contains(node))
+    {
+        return Some(Step::Wait(format!("node {node} joins")));
+    }
+    if healthy < desired.replicas {
+        let node = next_id(seen, queue);
+        return Some(Step::CreateClaim {
+            node,
+            initial: None,
+        });
+    }
+    if queue.members.len() > desired.replicas {
+        // A lost one first, else the youngest.
+        let victim = lost.last().copied();
+        let node = victim.or_else(|| queue.members.keys().next_back().copied())?;
+        return Some(match queue.settled || victim.is_some() {
+            true => Step::RemoveNode { node },
+            false => Step::Wait("copies are brought in step before a node goes".into()),
+        });
+    }
+    None
+}
+
+/// Nodes that will not come back: their volume claim is gone, or they were silent for long and have no pod that is ready.
+fn lost(desired: &Desired, seen: &Observed, queue: &Queue) -> Vec<u64> {
+    let is_lost = |node: u64, member: &Member| {
+        let ready = seen.pods.get(&node).is_some_and(|pod| pod.ready);
+        let silent = desired
+            .replace_after_ms
+            .is_some_and(|limit| member.silent_ms > limit && !ready);
+        !seen.claims.contains_key(&node) || silent
+    };
+    let members = queue.members.iter();
+    members
+        .filter(|(node, member)| is_lost(**node, member))
+        .map(|(node, _)| *node)
+        .collect()
+}
+
+/// An id that no disk ever had.
+fn next_id(seen: &Observed, queue: &Queue) -> u64 {
+    let claimed = seen.claims.keys().next_back().copied().unwrap_or_default();
+    let running = seen.pods.keys().next_back().copied().unwrap_or_default();
+    claimed.max(running).max(queue.highest_node) + 1
+}
+
+/// Pods that are not as declared, one at a time.
+fn roll(desired: &Desired, seen: &Observed, queue: &Queue) -> Option<Step> {
+    let old = |(_, pod): &(&u64, &Pod)| pod.hash != desired.hash;
+    let (node, pod) = seen.pods.iter().find(old)?;
+    if pod.leaving {
+        return Some(Step::Wait(format!("the pod of node {node} ends")));
+    }
+    if let Some((other, _)) = seen.pods.iter().find(|(_, pod)| !pod.ready) {
+        return Some(Step::Wait(format!("node {other} is not ready")));
+    }
+    if !queue.settled {
+        return Some(Step::Wait(
+            "copies are brought in step before the next pod".into(),
+        ));
+    }
+    let leads = queue.members.get(node).map_or(0, |member| member.leads);
+    let alone = queue.members.len() < 2;
+    Some(match leads > 0 && !alone {
+        true => Step::MoveLeaders { node: *node },
+        false => Step::DeletePod { node: *node },
+    })
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

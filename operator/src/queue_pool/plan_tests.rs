@@ -1,0 +1,336 @@
+//! The planner against a model of Kubernetes and of the queue, with trouble: the operator dies between deciding and doing, pods
+//! are evicted, volumes are lost, people scale. Whatever happens, no id is given twice, nobody is removed who is needed, and
+//! when the trouble ends the pool becomes what is declared.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// More steps than any of these pools needs, with the model's own moves in between.
+const STEPS_MAX: usize = 400;
+
+#[derive(Clone, Debug)]
+enum Trouble {
+    /// Nothing; the model moves on.
+    None,
+    /// The operator dies before it does what it decided.
+    OperatorDies,
+    /// A pod goes away.
+    PodGone(u64),
+    /// A pod and its volume go away, when the queue would survive it.
+    VolumeGone(u64),
+    /// Somebody scales.
+    Scale(usize),
+    /// The image changes.
+    Image(u8),
+    /// The queue does not answer.
+    QueueSilent,
+}
+
+struct Model {
+    desired: Desired,
+    claims: BTreeMap<u64, Claim>,
+    pods: BTreeMap<u64, Pod>,
+    members: BTreeMap<u64, Member>,
+    highest: u64,
+    begun: bool,
+    ids: BTreeSet<u64>,
+}
+
+impl Model {
+    fn new(replicas: usize, factor: usize) -> Model {
+        Model {
+            desired: Desired {
+                replicas: replicas.max(factor),
+                replication_factor: factor,
+                hash: "a".into(),
+                replace_after_ms: Some(1000),
+            },
+            claims: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            members: BTreeMap::new(),
+            highest: 0,
+            begun: false,
+            ids: BTreeSet::new(),
+        }
+    }
+
+    /// A member answers when its pod is ready and its disk is there.
+    fn up(&self, node: u64) -> bool {
+        self.claims.contains_key(&node) && self.pods.get(&node).is_some_and(|pod| pod.ready)
+    }
+
+    fn answers(&self) -> bool {
+        let up = self.members.keys().filter(|node| self.up(**node)).count();
+        self.begun && up * 2 > self.members.len()
+    }
+
+    fn settled(&self) -> bool {
+        self.members
+            .iter()
+            .all(|(node, member)| self.up(*node) && !member.leaving && !member.joining)
+    }
+
+    fn observe(&self, silent: bool) -> Observed {
+        let queue = (self.answers() && !silent).then(|| Queue {
+            members: self.members.clone(),
+            highest_node: self.highest,
+            leaderless: 0,
+            settled: self.settled(),
+        });
+        Observed {
+            claims: self.claims.clone(),
+            pods: self.pods.clone(),
+            queue,
+        }
+    }
+
+    /// What happens by itself: pods start and end, the first nodes find each other, groups move.
+    fn live(&mut self) {
+        self.pods.retain(|_, pod| !pod.leaving);
+        for pod in self.pods.values_mut() {
+            pod.ready = true;
+        }
+        let first = self.claims.values().find_map(|claim| claim.initial.clone());
+        if let Some(first) = first
+            && !self.begun
+            && first.iter().all(|node| self.up(*node))
+        {
+            self.begun = true;
+            self.highest = *first.last().expect("at least one");
+            self.members = first
+                .iter()
+                .map(|node| (*node, Member::default()))
+                .collect();
+        }
+        let up: BTreeSet<u64> = self
+            .members
+            .keys()
+            .copied()
+            .filter(|node| self.up(*node))
+            .collect();
+        for (node, member) in &mut self.members {
+            if up.contains(node) {
+                member.joining = false;
+                member.silent_ms = 0;
+            } else {
+                member.silent_ms += 400;
+            }
+        }
+        // Groups are moved while a majority is there.
+        if self.answers() {
+            self.members.retain(|_, member| !member.leaving);
+        }
+        let leads = self.members.keys().next().copied();
+        for (node, member) in &mut self.members {
+            member.leads =
+                u32::from(Some(*node) == leads && up.contains(node) && member.leads != 99);
+        }
+    }
+
+    fn act(&mut self, step: &Step) {
+        match step {
+            Step::Done | Step::Wait(_) => {}
+            Step::CreateClaim { node, initial } => {
+                assert!(self.ids.insert(*node), "node id {node} was given twice");
+                assert!(
+                    *node > self.highest,
+                    "node id {node} belonged to another disk"
+                );
+                let claim = Claim {
+                    initial: initial.clone(),
+                    retired: false,
+                };
+                self.claims.insert(*node, claim);
+            }
+            Step::CreatePod { node } => {
+                assert!(self.claims.contains_key(node), "a pod without a disk");
+                let pod = Pod {
+                    hash: self.desired.hash.clone(),
+                    ready: false,
+                    leaving: false,
+                };
+                assert!(
+                    self.pods.insert(*node, pod).is_none(),
+                    "two pods of node {node}"
+                );
+            }
+            Step::AddNode { node } => {
+                assert!(self.pods.contains_key(node), "node {node} is not there");
+                self.highest = self.highest.max(*node);
+                let joins = Member {
+                    joining: true,
+                    ..Member::default()
+                };
+                self.members.entry(*node).or_insert(joins);
+            }
+            Step::RemoveNode { node } => self.remove(*node),
+            Step::MoveLeaders { node } => {
+                assert!(self.settled(), "leaders are moved while copies are behind");
+                self.members.get_mut(node).expect("a member").leads = 99;
+            }
+            Step::DeletePod { node } => {
+                let member = self.members.contains_key(node);
+                let others = self.pods.iter().filter(|(other, _)| *other != node);
+                let ready = self.pods[node].ready;
+                let sound = others.clone().all(|(_, pod)| pod.ready);
+                assert!(!member || !ready || sound, "a second pod was taken down");
+                self.pods.get_mut(node).expect("it is there").leaving = true;
+            }
+            Step::Retire { node } => {
+                assert!(
+                    !self.members.contains_key(node),
+                    "the disk of a member was given up"
+                );
+                self.claims.get_mut(node).expect("it is there").retired = true;
+            }
+        }
+    }
+
+    fn remove(&mut self, node: u64) {
+        let staying = self.members.keys().filter(|other| **other != node).count();
+        assert!(
+            staying >= self.desired.replication_factor,
+            "fewer nodes than copies would stay"
+        );
+        let up = self
+            .members
+            .keys()
+            .filter(|other| **other != node && self.up(**other))
+            .count();
+        assert!(
+            self.up(node) <= self.settled(),
+            "a sound node goes while copies are behind"
+        );
+        assert!(
+            up * 2 > self.members.len() - 1,
+            "a removal that no majority would survive"
+        );
+        let leaving = self
+            .members
+            .values()
+            .filter(|member| member.leaving)
+            .count();
+        assert_eq!(leaving, 0, "two removals at once");
+        self.members.get_mut(&node).expect("a member").leaving = true;
+    }
+
+    fn trouble(&mut self, trouble: &Trouble) {
+        match trouble {
+            Trouble::PodGone(node) => {
+                self.pods.remove(node);
+            }
+            Trouble::VolumeGone(node) => {
+                // One disk at a time, as the promise says: not while another node is away.
+                if self.begun && self.settled() && self.members.len() > 2 {
+                    self.pods.remove(node);
+                    self.claims.remove(node);
+                    // A disk that the queue never heard of was nobody's: its id may be given to another.
+                    if *node > self.highest {
+                        self.ids.remove(node);
+                    }
+                }
+            }
+            Trouble::Scale(replicas) => {
+                self.desired.replicas = (*replicas).max(self.desired.replication_factor);
+            }
+            Trouble::Image(image) => self.desired.hash = format!("{image}"),
+            Trouble::None | Trouble::OperatorDies | Trouble::QueueSilent => {}
+        }
+    }
+
+    fn as_declared(&self) -> bool {
+        let live = self.claims.values().filter(|claim| !claim.retired).count();
+        self.members.len() == self.desired.replicas
+            && self.pods.len() == self.desired.replicas
+            && live == self.desired.replicas
+            && self.pods.values().all(|pod| pod.hash == self.desired.hash)
+    }
+}
+
+fn troubles() -> impl Strategy<Value = Vec<Trouble>> {
+    let one = prop_oneof![
+        6 => Just(Trouble::None),
+        2 => Just(Trouble::OperatorDies),
+        1 => Just(Trouble::QueueSilent),
+        2 => (1..9_u64).prop_map(Trouble::PodGone),
+        1 => (1..9_u64).prop_map(Trouble::VolumeGone),
+        1 => (1..7_usize).prop_map(Trouble::Scale),
+        1 => (0..3_u8).prop_map(Trouble::Image),
+    ];
+    prop::collection::vec(one, 0..120)
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_the_pool_becomes_what_is_declared(
+        replicas in 1..7_usize,
+        factor in prop_oneof![Just(1_usize), Just(3), Just(5)],
+        troubles in troubles(),
+    ) {
+        let mut model = Model::new(replicas, factor);
+        for trouble in &troubles {
+            model.trouble(trouble);
+            let seen = model.observe(matches!(trouble, Trouble::QueueSilent));
+            let step = plan(&model.desired, &seen);
+            if !matches!(trouble, Trouble::OperatorDies) {
+                model.act(&step);
+            }
+            model.live();
+        }
+        let mut last = Step::Done;
+        for _ in 0..STEPS_MAX {
+            last = plan(&model.desired, &model.observe(false));
+            if last == Step::Done && model.as_declared() {
+                return Ok(());
+            }
+            model.act(&last);
+            model.live();
+        }
+        prop_assert!(false, "still {last:?} after {STEPS_MAX} steps");
+    }
+}
+
+#[test]
+fn a_lost_disk_is_replaced_under_a_new_id_before_the_lost_node_goes() {
+    let mut model = Model::new(3, 3);
+    let run = |model: &mut Model| {
+        let mut steps = Vec::new();
+        for _ in 0..60 {
+            let step = plan(&model.desired, &model.observe(false));
+            model.act(&step);
+            model.live();
+            if !matches!(step, Step::Done | Step::Wait(_)) {
+                steps.push(step);
+            }
+        }
+        steps
+    };
+    run(&mut model);
+    model.trouble(&Trouble::VolumeGone(2));
+    let steps = run(&mut model);
+    let expected = [
+        Step::CreateClaim {
+            node: 4,
+            initial: None,
+        },
+        Step::CreatePod { node: 4 },
+        Step::AddNode { node: 4 },
+        Step::RemoveNode { node: 2 },
+    ];
+    assert_eq!(steps, expected);
+}
+
+#[test]
+fn a_queue_whose_volumes_are_all_gone_is_not_begun_anew() {
+    let model = Model::new(3, 3);
+    let queue = Queue {
+        highest_node: 3,
+        ..Queue::default()
+    };
+    let seen = Observed {
+        queue: Some(queue),
+        ..Observed::default()
+    };
+    assert!(matches!(plan(&model.desired, &seen), Step::Wait(_)));
+}

@@ -1,0 +1,234 @@
+//! What people are told of a queue pool: its members, its groups, what is being done and what is in the way.
+
+use jiff::Timestamp;
+use kube::api::Api;
+use kube::runtime::controller::Action;
+use resource::{Groups, Member, MemberState, Operation, OperationType, QueuePool, QueuePoolStatus};
+use serde_json::json;
+
+use super::build::Parts;
+use super::observe::Seen;
+use super::plan::Step;
+use crate::conditions::{Conditions, Reason};
+use crate::context::Context;
+use crate::error::Error;
+use crate::names::{self, PoolName};
+use crate::ssa::{self, Controller};
+
+const CONDITIONS: [&str; 5] = [
+    "Ready",
+    "Accepted",
+    "QuorumHealthy",
+    "Progressing",
+    "ScaleBlocked",
+];
+/// A pool that is refused looks again this often; a change of what is in its way comes by no watch.
+const REFUSED: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Says that nothing is done with the pool. What runs, runs on; everything else of the status stays.
+pub async fn refuse(
+    context: &Context,
+    pool: &QueuePool,
+    name: &PoolName,
+    reason: Reason,
+    text: String,
+) -> Result<Action, Error> {
+    let mut status = pool.status.clone().unwrap_or_default();
+    let before = status.conditions.clone();
+    let mut conditions = Conditions::new(&before, pool.metadata.generation, Timestamp::now());
+    conditions.set("Accepted", false, reason, text.clone());
+    if reason != Reason::Paused {
+        conditions.set("Ready", false, reason, text);
+    }
+    status.observed_generation = pool.metadata.generation;
+    status.conditions = conditions.finish(&CONDITIONS);
+    status.selector = name.selector_text();
+    put(context, name, &status).await?;
+    Ok(Action::requeue(REFUSED))
+}
+
+/// Says what was seen and what is done.
+pub async fn write(
+    context: &Context,
+    parts: &Parts<'_>,
+    seen: &Seen,
+    step: &Step,
+    unreachable: Option<String>,
+    refusal: Option<String>,
+) -> Result<(), Error> {
+    let before = parts.pool.status.clone().unwrap_or_default();
+    let generation = parts.pool.metadata.generation;
+    let mut conditions = Conditions::new(&before.conditions, generation, Timestamp::now());
+    conditions.set("Accepted", true, Reason::AsDeclared, "the cluster is there");
+    let groups = groups(seen);
+    // First of all and whatever else: whether mail can be kept.
+    match (&groups, unreachable) {
+        (Some(groups), _) if groups.with_leader == groups.total => {
+            let text = format!("all {} groups have a leader", groups.total);
+            conditions.set("QuorumHealthy", true, Reason::EveryGroupHasALeader, text);
+        }
+        (Some(groups), _) => {
+            let missing = groups.total - groups.with_leader;
+            let text = format!("{missing} of {} groups have no leader", groups.total);
+            conditions.set("QuorumHealthy", false, Reason::GroupsWithoutLeader, text);
+        }
+        (None, why) => {
+            let text = why.unwrap_or_else(|| "not asked yet".into());
+            conditions.unknown("QuorumHealthy", Reason::QueueUnreachable, text);
+        }
+    }
+    match step {
+        Step::Done => conditions.set("Progressing", false, Reason::Settled, "all is as declared"),
+        step => conditions.set("Progressing", true, Reason::Working, told(step)),
+    }
+    let desired = usize::try_from(parts.pool.spec.replicas).unwrap_or_default();
+    let blocked = match &seen.observed.queue {
+        Some(queue) if queue.members.len() != desired => Some(format!(
+            "the queue has {} nodes, and the nodes of a queue cannot be changed yet",
+            queue.members.len()
+        )),
+        _ => refusal,
+    };
+    match blocked {
+        Some(text) => {
+            let mut old = before.conditions.iter();
+            if !old.any(|old| old.type_ == "ScaleBlocked" && old.message == text) {
+                context.warn(parts.pool, "ScaleBlocked", text.clone()).await;
+            }
+            conditions.set("ScaleBlocked", true, Reason::CannotChangeNodes, text);
+        }
+        None => conditions.set(
+            "ScaleBlocked",
+            false,
+            Reason::NotBlocked,
+            "nothing is in the way",
+        ),
+    }
+    let ready = seen.observed.pods.values().filter(|pod| pod.ready).count();
+    let text = format!("{ready} of {desired} nodes are ready");
+    match conditions.is("QuorumHealthy") && ready >= desired {
+        true => conditions.set("Ready", true, Reason::AsDeclared, text),
+        false => conditions.set("Ready", false, Reason::PodsNotReady, text),
+    }
+    let hash = super::build::hash(parts);
+    let updated = seen
+        .observed
+        .pods
+        .values()
+        .filter(|pod| pod.hash == hash)
+        .count();
+    let status = QueuePoolStatus {
+        observed_generation: generation,
+        conditions: conditions.finish(&CONDITIONS),
+        replicas: count(
+            seen.observed
+                .queue
+                .as_ref()
+                .map_or(0, |queue| queue.members.len()),
+        ),
+        ready_replicas: count(ready),
+        updated_replicas: count(updated),
+        selector: parts.name.selector_text(),
+        cluster_id: Some(parts.cluster_id.to_owned()),
+        // A queue that does not answer has the members that it had.
+        members: match &seen.answer {
+            Some(_) => members(parts, seen),
+            None => before.members.clone(),
+        },
+        groups,
+        operation: operation(step, before.operation.as_ref()),
+    };
+    put(context, parts.name, &status).await
+}
+
+async fn put(context: &Context, name: &PoolName, status: &QueuePoolStatus) -> Result<(), Error> {
+    let api: Api<QueuePool> = Api::namespaced(context.client.clone(), &name.namespace);
+    ssa::apply_status(&api, Controller::QueuePool, &name.pool, &json!(status)).await?;
+    Ok(())
+}
+
+fn count(number: usize) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+fn groups(seen: &Seen) -> Option<Groups> {
+    let answer = seen.answer.as_ref()?;
+    Some(Groups {
+        total: count(answer.groups),
+        with_leader: count(answer.led),
+        fully_replicated: count(answer.in_step),
+    })
+}
+
+fn members(parts: &Parts<'_>, seen: &Seen) -> Vec<Member> {
+    let nodes = seen.answer.iter().flat_map(|answer| &answer.nodes);
+    nodes
+        .map(|(id, node)| Member {
+            node_id: i64::try_from(*id).unwrap_or(i64::MAX),
+            pod_name: names::queue_pod(&parts.name.pool, *id),
+            pvc_name: names::queue_claim(&parts.name.pool, *id),
+            zone: None,
+            state: if node.answers {
+                MemberState::Ready
+            } else {
+                MemberState::Lost
+            },
+            groups: Some(count(node.groups)).filter(|_| node.answers),
+            leads: Some(count(node.leads)).filter(|_| node.answers),
+            version: Some(node.version.clone()).filter(|version| !version.is_empty()),
+            certificate_not_after: None,
+        })
+        .collect()
+}
+
+/// A step for people.
+pub fn told(step: &Step) -> String {
+    match step {
+        Step::Done => "all is as declared".into(),
+        Step::Wait(why) => why.clone(),
+        Step::CreateClaim { node, .. } => format!("node {node} gets a volume"),
+        Step::CreatePod { node } => format!("node {node} gets a pod"),
+        Step::AddNode { node } => format!("node {node} joins the queue"),
+        Step::RemoveNode { node } => format!("node {node} leaves the queue"),
+        Step::MoveLeaders { node } => format!("others lead what node {node} leads"),
+        Step::DeletePod { node } => format!("the pod of node {node} is taken away"),
+        Step::Retire { node } => format!("the volume of node {node} is retired"),
+    }
+}
+
+fn operation(step: &Step, before: Option<&Operation>) -> Option<Operation> {
+    let (type_, node) = match step {
+        Step::Done => return None,
+        // What is waited for belongs to what was begun.
+        Step::Wait(why) => {
+            let step = why.chars().take(64).collect();
+            return before.map(|old| Operation {
+                step,
+                ..old.clone()
+            });
+        }
+        Step::CreateClaim {
+            node,
+            initial: Some(_),
+        } => (OperationType::Bootstrap, node),
+        Step::CreateClaim {
+            node,
+            initial: None,
+        }
+        | Step::AddNode { node } => (OperationType::Add, node),
+        Step::CreatePod { node } => (before.map_or(OperationType::Roll, |old| old.type_), node),
+        Step::RemoveNode { node } | Step::Retire { node } => (OperationType::Remove, node),
+        Step::MoveLeaders { node } => (OperationType::Roll, node),
+        Step::DeletePod { node } => (before.map_or(OperationType::Roll, |old| old.type_), node),
+    };
+    let same = before.filter(|old| old.type_ == type_);
+    Some(Operation {
+        type_,
+        node_id: i64::try_from(*node).ok(),
+        step: told(step).chars().take(64).collect(),
+        start_time: match same {
+            Some(old) => old.start_time.clone(),
+            None => Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        },
+    })
+}

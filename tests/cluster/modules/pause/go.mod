@@ -1,0 +1,3 @@
+module postroad.dev/tests/cluster/pause
+
+go 1.26.0
