@@ -56,7 +56,7 @@ impl Store {
     /// all that it knows.
     ///
     /// # Errors
-    /// As [`Flush::run`].
+    /// As [`super::Flush::run`].
     pub fn create(&self, replica: u32, conf_state: &[u8], version: u64) -> Result<(), StoreError> {
         let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
         let key = |tag| fixed_tag(replica, tag);
@@ -70,7 +70,7 @@ impl Store {
     /// [`Store::sweep`].
     ///
     /// # Errors
-    /// As [`Flush::run`].
+    /// As [`super::Flush::run`].
     pub fn bury(&self, replica: u32) -> Result<(), StoreError> {
         let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
         let key = fixed_tag(replica, FIXED_REPLICA);
