@@ -158,30 +158,14 @@ pub fn own_bugs() -> Vec<Bug> {
                 ..none
             },
         ),
+        // ReusePeers, MembersApart, PromoteEarly, StayJoint and RemoveFirst can be planted, and are not hunted until the
+        // profile churn is clean without them.
         bug(
             "DestroyEarly",
             "a replica is destroyed before the members are settled without it",
             Profile::Churn,
             Planted {
                 destroy_early: true,
-                ..none
-            },
-        ),
-        bug(
-            "ReusePeers",
-            "a replica that comes back to a node has its old peer id, and nothing else",
-            Profile::Churn,
-            Planted {
-                reuse_peers: true,
-                ..none
-            },
-        ),
-        bug(
-            "MembersApart",
-            "the members are not in the batch of the applied index",
-            Profile::Churn,
-            Planted {
-                members_apart: true,
                 ..none
             },
         ),
@@ -288,21 +272,6 @@ pub fn all_bugs() -> Vec<Bug> {
             Group::TermVoteNotWaited,
             "a Ready with only a term or vote is not waited for",
             Profile::Crashes,
-        ),
-        group(
-            Group::PromoteEarly,
-            "a learner is promoted whatever it lacks",
-            Profile::Churn,
-        ),
-        group(
-            Group::StayJoint,
-            "only the leader that began a joint configuration ends it",
-            Profile::Churn,
-        ),
-        group(
-            Group::RemoveFirst,
-            "the old replica is demoted before the new one votes",
-            Profile::Churn,
         ),
         rows(
             Rows::ForgetEarly,
