@@ -167,7 +167,16 @@ impl Queue {
     pub async fn stop_node(&mut self, node: u64) -> Result<Result<(), spool::Error>> {
         let running = self.running.remove(&node).context("it does not run")?;
         running.stop.cancel();
-        Ok(running.task.await?)
+        let ended = running.task.await?;
+        // A call that was answered last may hold the directory for a moment longer than `run` does; a process that ends
+        // gives it back at once.
+        for _ in 0..100 {
+            if spool::identity::Lock::take(&self.data(node)).is_ok() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(ended)
     }
 
     /// Waits until a node ends by itself.
