@@ -6,13 +6,11 @@ use mail_parser::{Address, MessageParser};
 
 /// Fields that are signed with one more instance than there is (RFC 6376 section 8.15): whoever adds one later breaks the
 /// signature, and no reader can be shown another From or Subject than was signed.
-const OVERSIGNED: [&str; 12] = [
+const OVERSIGNED: [&str; 10] = [
     "From",
     "To",
     "Cc",
     "Subject",
-    "Date",
-    "Message-ID",
     "Reply-To",
     "In-Reply-To",
     "References",
@@ -20,6 +18,9 @@ const OVERSIGNED: [&str; 12] = [
     "Content-Type",
     "Content-Transfer-Encoding",
 ];
+/// Fields that are oversigned when they are there. A relay that finds none adds them (RFC 6409 section 8, and Postfix does so
+/// to mail that it takes from others): signed as absent, they would break the signature of mail that nobody changed.
+const OVERSIGNED_IF_THERE: [&str; 2] = ["Date", "Message-ID"];
 /// Fields that are signed as often as they are there: mailing lists add them, and may (RFC 6376 section 5.4.1; RFC 8058
 /// section 4 wants the last two signed).
 const SIGNED: [&str; 9] = [
@@ -143,13 +144,16 @@ impl Header {
     /// What `h=` lists, and the fields in that order, in their relaxed form (RFC 6376 section 3.4.2). `None`: too many.
     pub(super) fn signed(&self) -> Option<(Vec<String>, Vec<u8>)> {
         let (mut names, mut text) = (Vec::new(), Vec::new());
-        let wanted = OVERSIGNED.iter().map(|name| (name, true));
-        for (name, over) in wanted.chain(SIGNED.iter().map(|name| (name, false))) {
+        let always = OVERSIGNED.iter().map(|name| (name, Some(1)));
+        let if_there = OVERSIGNED_IF_THERE.iter().map(|name| (name, None));
+        let never = SIGNED.iter().map(|name| (name, Some(0)));
+        for (name, over) in always.chain(if_there).chain(never) {
             let instances = self.instances(name);
             if instances.len() > INSTANCES_MAX {
                 return None;
             }
-            let count = instances.len() + usize::from(over);
+            let over = over.unwrap_or(usize::from(!instances.is_empty()));
+            let count = instances.len() + over;
             names.extend(std::iter::repeat_n((*name).to_owned(), count));
             for field in instances {
                 relax(name, self.value(field), &mut text);
@@ -242,6 +246,20 @@ mod tests {
             String::from_utf8(text).unwrap(),
             "from:a@b.example\r\nto:two three\r\nto:one\r\nlist-id:l\r\n"
         );
+    }
+
+    /// Postfix adds both to mail without them, and the signature must still hold there.
+    #[test]
+    fn a_date_and_a_message_id_that_a_relay_may_add_are_not_signed_as_absent() {
+        let count = |text: &str, name: &str| {
+            let (names, _) = header(text).signed().unwrap();
+            names.iter().filter(|n| *n == name).count()
+        };
+        let without = "From: a@b.example\r\n";
+        let with = "From: a@b.example\r\nDate: now\r\nMessage-ID: <1@b>\r\n";
+        for name in ["Date", "Message-ID"] {
+            assert_eq!((count(without, name), count(with, name)), (0, 2), "{name}");
+        }
     }
 
     #[test]
