@@ -16,6 +16,10 @@ use super::{Disk, DiskFile, DiskUse, GONE, SegmentInfo};
 const OPEN_FILES: usize = 512;
 /// Less free space than this is full, unless the disk is small (queue.md 4.8).
 const RESERVE_BYTES: u64 = 256 << 20;
+/// More free space than this is never full. What the reserve is for does not grow with the disk: the reserved segments, a
+/// collection's copies, a flush of the metadata, and the seconds until new mail is refused. A twentieth of a shared 10 TB
+/// file system would refuse mail with 500 GB free.
+const RESERVE_BYTES_MAX: u64 = 2 << 30;
 
 /// The log's segments, shared by the writer, the readers and the owner of the live counters.
 #[derive(Clone)]
@@ -309,7 +313,7 @@ impl Shared {
         let (limit, free) = self.space(table);
         let used = limit.saturating_sub(free);
         let free_segments = free / self.capacity;
-        let reserve = (limit / 20).max(RESERVE_BYTES.min(limit / 8));
+        let reserve = reserve(limit);
         DiskUse {
             limit,
             used,
@@ -322,5 +326,28 @@ impl Shared {
     /// Counts a flush.
     pub fn count_flushed(&self, bytes: u64) {
         self.flushed.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Free bytes below which a disk of `limit` bytes takes no new mail: a twentieth, within bounds.
+fn reserve(limit: u64) -> u64 {
+    (limit / 20)
+        .max(RESERVE_BYTES.min(limit / 8))
+        .min(RESERVE_BYTES_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::reserve;
+
+    #[test]
+    fn the_reserve_is_a_twentieth_and_neither_too_small_nor_absurd() {
+        let (mib, gib) = (1_u64 << 20, 1_u64 << 30);
+        assert_eq!(reserve(64 * mib), 8 * mib);
+        assert_eq!(reserve(2 * gib), 256 * mib);
+        assert_eq!(reserve(20 * gib), gib);
+        // Found by a shared file system of 252 GB with 7 GB left, where every mail got 452.
+        assert_eq!(reserve(252 * gib), 2 * gib);
+        assert_eq!(reserve(10 << 40), 2 * gib);
     }
 }
