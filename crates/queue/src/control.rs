@@ -19,9 +19,9 @@ pub const NODE_MAX: u64 = u32::MAX as u64;
 /// that a replica which left and comes back is a new peer with nothing to remember.
 pub const PLACEMENTS_BITS: u32 = 20;
 
-/// How often a group may be placed on one node. The log and the metadata keep this number in 16 bits; a node that
+/// How often a group may be placed on one node. The log and the metadata keep this number in 15 bits; a node that
 /// reached it is replaced by another, which takes centuries of moving to and fro.
-pub const PLACEMENTS_MAX: u32 = u16::MAX as u32;
+pub const PLACEMENTS_MAX: u32 = (1 << 15) - 1;
 
 /// The Raft peer id of a node's replica of a group that was placed there `before` times.
 pub fn peer_id(node: u64, before: u32) -> u64 {

@@ -184,6 +184,11 @@ pub enum StateEvent {
         /// Its peer id.
         peer: u64,
     },
+    /// The Raft thread keeps a replica that should go, because a leader counts on it; the next order asks again.
+    Needed {
+        /// Which group.
+        group: u32,
+    },
     /// What a node said to the control group's leader.
     Heard {
         /// Which.

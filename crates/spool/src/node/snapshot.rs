@@ -349,6 +349,9 @@ impl Group {
             return self.act(SnapshotAction::Discard { id });
         }
         self.heard.insert(message.from, self.ticks);
+        if message.term >= self.raw.raft.term {
+            self.led_at = Some(self.ticks);
+        }
         let _ = self.raw.step(message);
         let taken = self.raw.snap().is_some_and(|snapshot| {
             snapshot.get_metadata().index == index

@@ -36,6 +36,12 @@ impl CacheBudget {
         self.used().saturating_sub(self.limit)
     }
 
+    /// So much is not on disk yet that no more may come: twice the limit. A follower whose disk stands still would else keep
+    /// 32 MiB for each of its groups, gigabytes on a node with many (cockroach#90314, etcd#14624, nats#7233).
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.used() >= 2 * self.limit
+    }
+
     pub(super) fn take(&self, octets: usize) {
         self.used.fetch_add(octets, Ordering::Relaxed);
     }

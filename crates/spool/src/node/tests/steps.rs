@@ -168,6 +168,31 @@ fn an_older_plan_is_not_listened_to() {
     assert!(arrived(&room, &[1, 2, 4]));
 }
 
+/// The control group's leader, cut off, says that the members were settled without a replica; a leader with an older plan
+/// has taken it back since. Destroyed, it would leave what only it and one other have on one disk.
+#[test]
+fn a_replica_that_a_leader_counts_on_is_needed_and_one_that_left_is_not() {
+    let mut room = room(4);
+    room.tick(12);
+    let there = Plan {
+        version: 2,
+        ..plan(&[1, 2, 4])
+    };
+    tell(&mut room, &there);
+    room.tick(150);
+    assert!(arrived(&room, &[1, 2, 4]));
+    let needed = |room: &Room| -> Vec<bool> { room.groups.iter().map(Group::is_needed).collect() };
+    assert_eq!(needed(&room), [true, true, false, true]);
+    let back = Plan {
+        version: 3,
+        ..plan(&[1, 2, 3])
+    };
+    tell(&mut room, &back);
+    room.tick(150);
+    assert!(arrived(&room, &[1, 2, 3]));
+    assert_eq!(needed(&room), [true, true, true, false]);
+}
+
 /// etcd#12136, redpanda#6798: stuck in a joint configuration when its leader died there.
 #[test]
 fn whoever_leads_next_finishes_what_a_leader_began_wherever_it_died() {

@@ -301,6 +301,7 @@ impl StateThread {
             }
             StateEvent::Orders(orders) => self.orders(orders),
             StateEvent::Destroyed { group, peer } => self.destroyed(group, peer),
+            StateEvent::Needed { group } => self.needed(group),
             StateEvent::Heard { node, report } => {
                 if let Some(control) = &mut self.control {
                     control.heard(node, report, Instant::now());

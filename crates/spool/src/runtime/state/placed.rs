@@ -93,6 +93,7 @@ impl StateThread {
         let mut config = GroupConfig::new(group, peer, members);
         config.log_group = replica;
         config.limits.silent_ticks = self.silent_ticks;
+        config.brings_mail = crate::wire::log::brings_mail;
         let log = GroupLog::new(self.budget.clone());
         let made = Group::new(config, log, HardState::default(), 0)?;
         if group == crate::CONTROL_GROUP {
@@ -106,13 +107,17 @@ impl StateThread {
 
     fn destroy(&mut self, group: u32, peer: u64) {
         if self.leaving.insert(group) {
-            tracing::info!(
-                group,
-                peer,
-                "this node gives up a replica: it is no member any more"
-            );
             let _ = self.to.raft.send(RaftEvent::Destroy { group, peer });
         }
+    }
+
+    /// A leader counts on a replica that was to go.
+    pub(super) fn needed(&mut self, group: u32) {
+        self.leaving.remove(&group);
+        tracing::debug!(
+            group,
+            "a replica that should go stays while a leader speaks to it"
+        );
     }
 
     /// The Raft thread has let a replica go: nothing of it comes any more, and nothing of it may come back.
@@ -131,6 +136,11 @@ impl StateThread {
             Some(Some(made)) => self.snapshots.discard(group, made.id),
             None => {}
         }
+        tracing::info!(
+            group,
+            peer,
+            "this node gave up a replica: it is no member any more"
+        );
         self.leaving.remove(&group);
         let replica = log_group(group, peer);
         if let Err(error) = self.store.bury(replica) {
