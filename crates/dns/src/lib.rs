@@ -5,9 +5,13 @@
 //! [`MxAnswer::TempFail`] or [`AddressAnswer::TempFail`], never "there is no such domain": mail is bounced on the
 //! latter and only deferred on the former.
 //!
+//! [`Authorities`] asks the servers of a zone themselves, for who must know whether a record is published everywhere.
+//!
 //! The types to know are [`Resolver`], [`MxAnswer`] and, in tests, [`Scripted`].
 
 mod answer;
+mod authority;
+mod exchange;
 mod network;
 mod scripted;
 
@@ -15,6 +19,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 pub use answer::{AddressAnswer, MxAnswer, MxHost, interleave, order};
+pub use authority::{Authorities, TxtAnswer};
 pub use network::{
     CACHE_ENTRIES_MAX, NEGATIVE_TTL_MAX, NEGATIVE_TTL_MIN, POSITIVE_TTL_MAX, POSITIVE_TTL_MIN,
 };
