@@ -133,24 +133,11 @@ fn created(domain: &RelayDomain) -> i64 {
 
 /// A resource as nodes read it from a file; JSON is YAML.
 pub fn document(kind: &str, namespace: &str, name: &str, spec: &Value) -> String {
-    let mut document = json!({
+    let document = json!({
         "apiVersion": resource::API_VERSION, "kind": kind,
         "metadata": {"name": name, "namespace": namespace}, "spec": spec,
     });
-    strip_nulls(&mut document);
-    document.to_string()
-}
-
-/// An absent field and `null` mean the same to us, and not to every reader.
-fn strip_nulls(value: &mut Value) {
-    match value {
-        Value::Object(map) => {
-            map.retain(|_, value| !value.is_null());
-            map.values_mut().for_each(strip_nulls);
-        }
-        Value::Array(list) => list.iter_mut().for_each(strip_nulls),
-        _ => {}
-    }
+    ssa::without_nulls(document).to_string()
 }
 
 /// Writes the documents; gives what tells this state from others.

@@ -1,10 +1,12 @@
 //! What every controller has at hand.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use dns::Authorities;
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Client, Resource};
 use proto::Role;
@@ -13,6 +15,7 @@ use proto::pki::{self, Pair};
 use proto::tls::NodeTls;
 use tokio::time::Instant;
 
+use crate::dkim_key::Looks;
 use crate::error::{Backoff, Error};
 use crate::names;
 
@@ -32,6 +35,10 @@ pub struct Context {
     /// Where the operator's own certificates lie, a directory for each cluster.
     state: PathBuf,
     queues: Mutex<HashMap<String, Known>>,
+    /// The last looks at the records of signing keys.
+    pub looks: Looks,
+    /// By the resolvers that a cluster names.
+    authorities: Mutex<HashMap<Vec<String>, Arc<Authorities>>>,
 }
 
 /// A queue that was asked before.
@@ -52,7 +59,32 @@ impl Context {
             recorder,
             state,
             queues: Mutex::new(HashMap::new()),
+            looks: Looks::default(),
+            authorities: Mutex::new(HashMap::new()),
         }
+    }
+
+    /// Who asks the DNS for a cluster: by the resolvers that it names, else by the system's.
+    pub fn authorities(&self, resolvers: &[String]) -> Result<Arc<Authorities>, Error> {
+        let mut known = self
+            .authorities
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.get(resolvers) {
+            return Ok(known.clone());
+        }
+        let parsed: Result<Vec<SocketAddr>, String> = resolvers
+            .iter()
+            .map(|text| resource::parse_resolver(text))
+            .collect();
+        let parsed = parsed.map_err(Error::Refused)?;
+        let made = match parsed.is_empty() {
+            true => Authorities::system(),
+            false => Authorities::with_name_servers(&parsed),
+        };
+        let made = Arc::new(made.map_err(|error| Error::Dns(error.to_string()))?);
+        known.insert(resolvers.to_vec(), made.clone());
+        Ok(made)
     }
 
     /// Asks a queue as its operator.

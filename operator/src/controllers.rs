@@ -14,16 +14,18 @@ use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher;
 use kube::{Client, Resource, ResourceExt};
-use resource::{DeliveryPool, EdgePool, QueuePool, RelayCluster, RelayDomain};
+use resource::{DeliveryPool, DkimKey, EdgePool, QueuePool, RelayCluster, RelayDomain};
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
 use crate::error::Error;
-use crate::{cluster, config, names, node_pool, queue_pool};
+use crate::{cluster, config, dkim_key, names, node_pool, queue_pool};
 
 /// Objects of one kind that are worked on at once.
 const AT_ONCE: u16 = 8;
+/// Domains whose keys are looked at at once: most of the time a look waits for name servers.
+const DOMAINS_AT_ONCE: u16 = 64;
 /// Several changes in a row are one.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 /// A watch is opened anew after this many seconds: load balancers drop connections that are silent for four minutes.
@@ -107,7 +109,18 @@ pub async fn run(
     let queues = work(queues, &context, &stop, |object, context| {
         Box::pin(queue_pool::reconcile(object, context))
     });
-    tokio::join!(clusters, configs, edges, deliveries, queues);
+    // More at once than elsewhere: one who waits for a dead name server must not hold up the others.
+    let keys = Config::default()
+        .concurrency(DOMAINS_AT_ONCE)
+        .debounce(DEBOUNCE);
+    let keys = here
+        .controller::<RelayDomain>()
+        .with_config(keys)
+        .owns(here.api::<DkimKey>(), here.all());
+    let keys = work(keys, &context, &stop, |object, context| {
+        Box::pin(dkim_key::reconcile(object, context))
+    });
+    tokio::join!(clusters, configs, edges, deliveries, queues, keys);
     Ok(())
 }
 

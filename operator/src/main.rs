@@ -8,6 +8,7 @@
 //! node_pool/      EdgePool and DeliveryPool: Deployments that drain
 //! queue_pool/     QueuePool: pods and volumes of the operator's own, one change at a time
 //! config.rs       RelayDomain: which count, and how they reach the nodes
+//! dkim_key/       signing keys of RelayDomains, from the making to the end
 //! pki.rs          certificates in Secrets
 //! names.rs        names, labels and annotations; template.rs: what people want of pods
 //! ssa.rs          how objects are written; conditions.rs: what is said of them; error.rs: when to try again
@@ -30,6 +31,7 @@ mod config;
 mod context;
 mod controllers;
 mod describe;
+mod dkim_key;
 mod error;
 mod http;
 mod lease;
