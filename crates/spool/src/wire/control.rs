@@ -147,6 +147,7 @@ pub fn state_to_bytes(state: &ControlState) -> Bytes {
         placed: state.placed.iter().map(placed_to_wire).collect(),
         placement_version: state.version,
         first_nodes: state.first_nodes.clone(),
+        state_machine: 0,
     };
     row.encode_to_vec().into()
 }
