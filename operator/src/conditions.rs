@@ -40,6 +40,8 @@ pub enum Reason {
     NotBlocked,
     /// Nodes did not say yet that they have it.
     NotAcknowledged,
+    /// A node cannot use it.
+    Rejected,
     /// Another RelayDomain has claimed the domain before.
     DomainConflict,
     /// The cluster does not admit domains of this namespace.

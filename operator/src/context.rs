@@ -10,11 +10,12 @@ use dns::Authorities;
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Client, Resource};
 use proto::Role;
-use proto::client::{AdminClient, ClientConfig, QueueClient};
+use proto::client::{ClientConfig, QueueClient};
 use proto::pki::{self, Pair};
 use proto::tls::NodeTls;
 use tokio::time::Instant;
 
+use crate::config::{Index, Pushes, SealedKeys};
 use crate::dkim_key::Looks;
 use crate::error::{Backoff, Error};
 use crate::names;
@@ -35,6 +36,12 @@ pub struct Context {
     /// Where the operator's own certificates lie, a directory for each cluster.
     state: PathBuf,
     queues: Mutex<HashMap<String, Known>>,
+    /// All RelayDomains and signing keys.
+    pub index: Index,
+    /// What the queues hold.
+    pub pushes: Pushes,
+    /// Signing keys that were sealed before.
+    pub sealed: SealedKeys,
     /// The last looks at the records of signing keys.
     pub looks: Looks,
     /// By the resolvers that a cluster names.
@@ -51,7 +58,13 @@ struct Known {
 
 impl Context {
     /// With an empty directory for keys.
-    pub fn new(client: Client, node_image: String, recorder: Recorder, state: PathBuf) -> Context {
+    pub fn new(
+        client: Client,
+        node_image: String,
+        recorder: Recorder,
+        state: PathBuf,
+        index: Index,
+    ) -> Context {
         Context {
             client,
             node_image,
@@ -59,6 +72,9 @@ impl Context {
             recorder,
             state,
             queues: Mutex::new(HashMap::new()),
+            index,
+            pushes: Pushes::default(),
+            sealed: SealedKeys::default(),
             looks: Looks::default(),
             authorities: Mutex::new(HashMap::new()),
         }
@@ -94,7 +110,7 @@ impl Context {
         cluster: &str,
         address: &str,
         ca: &Pair,
-    ) -> Result<AdminClient, Error> {
+    ) -> Result<QueueClient, Error> {
         let key = names::trust_domain(namespace, cluster);
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         let good = |known: &&Known| {
@@ -103,7 +119,7 @@ impl Context {
                 && known.made.elapsed() < OWN_CERTIFICATE / 2
         };
         if let Some(known) = queues.get(&key).filter(good) {
-            return Ok(known.client.admin());
+            return Ok(known.client.clone());
         }
         let dir = self.state.join(&key);
         let problem = |error: std::io::Error| {
@@ -130,15 +146,14 @@ impl Context {
             tls: Arc::new(tls),
             name: "operator".into(),
         });
-        let admin = client.admin();
         let known = Known {
-            client,
+            client: client.clone(),
             ca: ca.certificate.clone(),
             address: address.to_owned(),
             made: Instant::now(),
         };
         queues.insert(key, known);
-        Ok(admin)
+        Ok(client)
     }
 
     /// Tells people what was done, in the object's events.

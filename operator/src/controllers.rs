@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
 use crate::error::Error;
-use crate::{cluster, config, dkim_key, names, node_pool, queue_pool};
+use crate::{cluster, config, domain, names, node_pool, queue_pool};
 
 /// Objects of one kind that are worked on at once.
 const AT_ONCE: u16 = 8;
@@ -33,14 +33,15 @@ const WATCH_SECONDS: u32 = 200;
 
 /// Runs all controllers until `stop`, then lets what is under way finish.
 pub async fn run(
-    context: Context,
+    client: Client,
+    context: impl FnOnce(config::Index) -> Context,
     namespace: Option<String>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let client = context.client.clone();
     check_kinds(&client).await?;
-    let context = Arc::new(context);
     let here = Watches { client, namespace };
+    let (index, declared) = config::follow(here.api(), here.api(), here.all());
+    let context = Arc::new(context(index));
     let pool_of =
         |pool: Option<&String>, namespace: Option<String>| Some((pool?.clone(), namespace?));
 
@@ -63,14 +64,7 @@ pub async fn run(
     });
     let configs = here
         .controller::<RelayCluster>()
-        .watches(
-            here.api::<RelayDomain>(),
-            here.all(),
-            |domain: RelayDomain| {
-                let (namespace, name) = config::cluster_of(&domain);
-                Some(ObjectRef::new(&name).within(&namespace))
-            },
-        )
+        .reconcile_all_on(declared)
         .watches(here.api::<Pod>(), here.ours(), |pod: Pod| {
             let cluster = pod.labels().get(names::CLUSTER)?.clone();
             reference(&cluster, pod.namespace())
@@ -118,7 +112,7 @@ pub async fn run(
         .with_config(keys)
         .owns(here.api::<DkimKey>(), here.all());
     let keys = work(keys, &context, &stop, |object, context| {
-        Box::pin(dkim_key::reconcile(object, context))
+        Box::pin(domain::reconcile(object, context))
     });
     tokio::join!(clusters, configs, edges, deliveries, queues, keys);
     Ok(())

@@ -54,14 +54,10 @@ pub const PKI_DIR: &str = "/etc/postroad/pki";
 pub const SEAL_DIR: &str = "/etc/postroad/seal";
 /// Where certificates for clients are mounted, a directory for each Secret.
 pub const TLS_DIR: &str = "/etc/postroad/tls";
-/// Where the configuration is mounted: what holds for the cluster, and the pool's own resource.
-pub const CONFIG_DIR: &str = "/etc/postroad/config";
-/// The file with the cluster and its domains, in [`CONFIG_DIR`].
-pub const CONFIG_FILE: &str = "cluster.yaml";
-/// The file with the pool, in [`CONFIG_DIR`].
+/// Where the pool's own resource is mounted.
+pub const POOL_DIR: &str = "/etc/postroad/pool";
+/// Its file there.
 pub const POOL_FILE: &str = "pool.yaml";
-/// Annotation of what holds and what reads the configuration: digest of the state.
-pub const CONFIG_VERSION: &str = "postroad.dev/config-version";
 /// Where a node writes.
 pub const DATA_DIR: &str = "/var/lib/postroad";
 /// Port for clients of queue nodes.
@@ -158,11 +154,6 @@ pub fn ca_bundle(cluster: &str) -> String {
 /// Secret with the keys that seal DKIM keys on their way to the nodes.
 pub fn seal_secret(cluster: &str) -> String {
     format!("{cluster}-seal")
-}
-
-/// ConfigMap with what the nodes of a cluster are told.
-pub fn config(cluster: &str) -> String {
-    format!("{cluster}-config")
 }
 
 /// What tells one text from another in an annotation or a label.

@@ -22,6 +22,8 @@ pub enum Controller {
     QueuePool,
     /// Of the configuration that is sent to the nodes; it writes what became of RelayDomains and signing keys there.
     Config,
+    /// Of RelayDomains as such: who agreed to them.
+    Domain,
     /// Of signing keys; it writes their status, and what RelayDomains say of theirs.
     DkimKey,
 }
@@ -35,6 +37,7 @@ impl Controller {
             Controller::DeliveryPool => "delivery-pool",
             Controller::QueuePool => "queue-pool",
             Controller::Config => "config",
+            Controller::Domain => "domain",
             Controller::DkimKey => "dkim-key",
         }
     }

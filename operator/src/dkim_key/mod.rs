@@ -11,17 +11,13 @@
 //! status.rs     what is written: of each key, and of the domain
 //! ```
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use kube::ResourceExt;
-use kube::api::Api;
-use kube::runtime::controller::Action;
 use resource::{DkimMode, KeySource, RelayCluster, RelayDomain};
 
 use crate::conditions::is_true;
-use crate::config::cluster_of;
 use crate::context::Context;
 use crate::error::Error;
 use crate::names;
@@ -34,7 +30,7 @@ mod publish;
 mod status;
 mod verify;
 
-pub use keymaker::{private_key, public_key};
+pub use keymaker::private_key;
 pub use verify::Looks;
 
 use keymaker::Order;
@@ -48,51 +44,47 @@ const AT_REST: Duration = Duration::from_secs(600);
 /// The clock of a test runs at most so much faster: a year in six minutes.
 const DIVISOR_MAX: u32 = 86_400;
 
-/// Brings all keys of one domain a step on.
-pub async fn reconcile(domain: Arc<RelayDomain>, context: Arc<Context>) -> Result<Action, Error> {
-    let (namespace, name) = place(&*domain)?;
+/// Brings all keys of one domain a step on; says when to look again.
+pub async fn bring_on(
+    context: &Context,
+    domain: &RelayDomain,
+    cluster: &RelayCluster,
+) -> Result<Duration, Error> {
+    let (namespace, name) = place(domain)?;
     let accepted = domain
         .status
         .as_ref()
         .is_some_and(|status| is_true(&status.conditions, "Accepted"));
     if !accepted {
-        status::not_accepted(&context, &domain).await?;
-        return Ok(Action::requeue(SOON));
-    }
-    let (home, cluster) = cluster_of(&domain);
-    let clusters: Api<RelayCluster> = Api::namespaced(context.client.clone(), &home);
-    let Some(cluster) = clusters.get_opt(&cluster).await? else {
-        return Err(Error::NotYet(format!("there is no RelayCluster {cluster}")));
-    };
-    if cluster.spec.paused {
-        return Ok(Action::requeue(AT_REST));
+        status::not_accepted(context, domain).await?;
+        return Ok(AT_REST);
     }
     let order = Order {
-        domain: &domain,
+        domain,
         namespace,
         name,
         deletion: cluster.spec.deletion_policy,
     };
-    let wish = wish(&domain);
+    let wish = wish(domain);
     let now = Timestamp::now();
-    let mut seen = observe::observe(&context, &order, &cluster, &wish, now).await?;
-    if make_what_is_missing(&context, &order, &wish, &mut seen, now).await? {
-        seen = observe::observe(&context, &order, &cluster, &wish, now).await?;
+    let mut seen = observe::observe(context, &order, cluster, &wish, now).await?;
+    if make_what_is_missing(context, &order, &wish, &mut seen, now).await? {
+        seen = observe::observe(context, &order, cluster, &wish, now).await?;
     }
     let keys: Vec<lifecycle::Key> = seen.keys.iter().map(|one| one.key.clone()).collect();
     let next = lifecycle::step(&wish, &keys, now);
     for (one, next) in seen.keys.iter_mut().zip(next) {
-        status::move_on(&context, &order, one, next, now).await?;
+        status::move_on(context, &order, one, next, now).await?;
     }
     seen.keys.retain(|one| !one.gone);
-    status::write_domain(&context, &domain, &cluster, &wish, &seen, now).await?;
+    status::write_domain(context, domain, cluster, &wish, &seen, now).await?;
     let looks = seen
         .keys
         .iter()
         .map(|one| lifecycle::look_every(&wish, &one.key, now));
     let waits_for_a_person = (!seen.problems.is_empty()).then_some(SOON);
     let pause = looks.chain(waits_for_a_person).min().unwrap_or(AT_REST);
-    Ok(Action::requeue(pause))
+    Ok(pause)
 }
 
 /// What the domain asks for.

@@ -34,6 +34,8 @@ mod observe;
 mod plan;
 mod status;
 
+pub use observe::is_ready;
+
 use build::Parts;
 use plan::{Desired, Step};
 
@@ -82,7 +84,9 @@ pub async fn reconcile(pool: Arc<QueuePool>, context: Arc<Context>) -> Result<Ac
         ssa::apply(&services, Controller::QueuePool, &service).await?;
     }
     let address = names::queue_service(own, namespace);
-    let admin = context.queue(namespace, &name.cluster, &address, &ca)?;
+    let admin = context
+        .queue(namespace, &name.cluster, &address, &ca)?
+        .admin();
     let answer = match has_ready_pod(&context, &name).await? {
         true => ask::ask(&admin).await,
         false => Err("no queue node is ready".into()),
