@@ -35,7 +35,8 @@ mod topology;
 pub use admin::{AdminClient, Summary};
 pub use append::AppendResult;
 pub use config::{
-    ConfigClient, ConfigNews, ConfigStream, ConfigView, PUT_DOCUMENTS_MAX, PUT_OCTETS_MAX, PutChange, PutError,
+    ConfigClient, ConfigNews, ConfigStream, ConfigView, PUT_DOCUMENTS_MAX, PUT_OCTETS_MAX,
+    PutChange, PutError,
 };
 pub use lease::LeaseStream;
 pub use settle::SettleOutcome;

@@ -362,5 +362,6 @@ impl Drop for Control {
     fn drop(&mut self) {
         self.settings.orders.send_replace(None);
         self.settings.desk.set_open(false);
+        self.settings.desk.write(|all| *all = Default::default());
     }
 }
