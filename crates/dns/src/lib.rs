@@ -16,7 +16,7 @@ mod network;
 mod scripted;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 pub use answer::{AddressAnswer, MxAnswer, MxHost, interleave, order};
 pub use authority::{Authorities, TxtAnswer};
@@ -46,8 +46,19 @@ pub struct Resolver {
 
 #[derive(Clone, Debug)]
 enum Source {
-    Network(Arc<network::Network>),
+    Network(Arc<RwLock<Arc<network::Network>>>),
     Scripted(Arc<Scripted>),
+}
+
+impl Source {
+    fn of(network: network::Network) -> Source {
+        Source::Network(Arc::new(RwLock::new(Arc::new(network))))
+    }
+}
+
+fn now(network: &RwLock<Arc<network::Network>>) -> Arc<network::Network> {
+    let network = network.read().unwrap_or_else(PoisonError::into_inner);
+    network.clone()
 }
 
 impl Resolver {
@@ -58,7 +69,7 @@ impl Resolver {
     pub fn system() -> Result<Resolver, Error> {
         let network = network::Network::system()?;
         Ok(Resolver {
-            source: Source::Network(Arc::new(network)),
+            source: Source::of(network),
         })
     }
 
@@ -69,8 +80,24 @@ impl Resolver {
     pub fn with_name_servers(servers: &[SocketAddr]) -> Result<Resolver, Error> {
         let network = network::Network::with_name_servers(servers)?;
         Ok(Resolver {
-            source: Source::Network(Arc::new(network)),
+            source: Source::of(network),
         })
+    }
+
+    /// From now on this resolver and all its clones ask these name servers; none: those of the system. Nothing for a script.
+    ///
+    /// # Errors
+    /// As when one is made; the former ones stay.
+    pub fn use_name_servers(&self, servers: &[SocketAddr]) -> Result<(), Error> {
+        let Source::Network(network) = &self.source else {
+            return Ok(());
+        };
+        let new = match servers.is_empty() {
+            true => network::Network::system()?,
+            false => network::Network::with_name_servers(servers)?,
+        };
+        *network.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+        Ok(())
     }
 
     /// Answers from a script and sends no packet. Give an `Arc` to change the answers later.
@@ -83,7 +110,7 @@ impl Resolver {
     /// Who takes the mail of `domain` (an A-label without final dot; RFC 5321 section 5.1).
     pub async fn mx(&self, domain: &str) -> MxAnswer {
         match &self.source {
-            Source::Network(network) => network.mx(domain).await,
+            Source::Network(network) => now(network).mx(domain).await,
             Source::Scripted(script) => script.mx(domain),
         }
     }
@@ -91,7 +118,7 @@ impl Resolver {
     /// The addresses of `host`, IPv4 and IPv6 in turn.
     pub async fn addresses(&self, host: &str) -> AddressAnswer {
         match &self.source {
-            Source::Network(network) => network.addresses(host).await,
+            Source::Network(network) => now(network).addresses(host).await,
             Source::Scripted(script) => script.addresses(host),
         }
     }

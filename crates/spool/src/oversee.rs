@@ -36,6 +36,10 @@ const FAREWELL: Duration = Duration::from_secs(10);
 pub enum What {
     /// The cluster itself.
     Create,
+    /// The version of the state machine.
+    Version,
+    /// A digest of what is here.
+    Digest,
     /// What a node says of itself.
     Announce(u64),
     /// Where a group shall be.

@@ -92,7 +92,7 @@ pub fn decode(context: &[u8], known: u32) -> Result<Facts, WireError> {
     })
 }
 
-fn check_version(found: u32, known: u32) -> Result<(), WireError> {
+pub(super) fn check_version(found: u32, known: u32) -> Result<(), WireError> {
     if found == 0 || found > known {
         return Err(WireError::Version { found, known });
     }

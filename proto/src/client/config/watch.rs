@@ -20,6 +20,9 @@ const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// A new leader is found within this.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
+/// A change of the leader takes a try or two; what lasts longer is logged.
+const FAILURES_QUIET: u32 = 4;
+
 /// What came since the last news, or all.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ConfigNews {
@@ -42,6 +45,8 @@ pub struct ConfigStream {
     turn: usize,
     pause: Duration,
     hint: Option<String>,
+    /// Tries since the last news, and what was logged of them.
+    failures: u32,
     said: String,
     /// What this node says is in effect.
     ack: Option<AckConfigRequest>,
@@ -67,6 +72,7 @@ impl ConfigStream {
             turn: 0,
             pause: PAUSE_MIN,
             hint: None,
+            failures: 0,
             said: String::new(),
             ack: None,
             told: false,
@@ -77,29 +83,25 @@ impl ConfigStream {
     /// May be dropped and called again: what came in part is kept.
     pub async fn next(&mut self) -> ConfigNews {
         loop {
-            if self.open.is_none() {
-                match self.connect().await {
-                    Ok(open) => self.open = Some(open),
-                    Err(why) => {
-                        self.complain(why);
-                        let jitter = rand::random_range(0.5..1.5);
-                        tokio::time::sleep(self.pause.mul_f64(jitter)).await;
-                        self.pause = (self.pause * 2).min(PAUSE_MAX);
-                        continue;
-                    }
-                }
-            }
-            match self.frame().await {
+            let got = match self.open.is_some() {
+                true => self.frame().await,
+                false => self.connect().await.map(|()| None),
+            };
+            match got {
                 Ok(None) => self.tell().await,
                 Ok(Some(news)) => {
                     self.revision = news.revision;
                     self.pause = PAUSE_MIN;
                     self.said.clear();
+                    self.failures = 0;
                     return news;
                 }
                 Err(why) => {
                     self.open = None;
                     self.complain(why);
+                    let jitter = rand::random_range(0.5..1.5);
+                    tokio::time::sleep(self.pause.mul_f64(jitter)).await;
+                    self.pause = (self.pause * 2).min(PAUSE_MAX);
                 }
             }
         }
@@ -131,7 +133,8 @@ impl ConfigStream {
     }
 
     fn complain(&mut self, why: String) {
-        if why != self.said {
+        self.failures += 1;
+        if self.failures >= FAILURES_QUIET && why != self.said {
             tracing::warn!(
                 reason = why,
                 "cannot follow the configuration; what was declared before stays, trying again"
@@ -140,7 +143,7 @@ impl ConfigStream {
         }
     }
 
-    async fn connect(&mut self) -> Result<Open, String> {
+    async fn connect(&mut self) -> Result<(), String> {
         let address = match self.hint.take() {
             Some(address) => address,
             None => self.client.control_address(self.turn),
@@ -165,13 +168,14 @@ impl ConfigStream {
             }
         };
         self.told = false;
-        Ok(Open {
+        self.open = Some(Open {
             channel,
             frames,
             begun: false,
             whole: false,
             came: BTreeMap::new(),
-        })
+        });
+        Ok(())
     }
 
     /// One frame; news when it ends some. The error says why the stream is over.
