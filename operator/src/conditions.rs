@@ -34,8 +34,8 @@ pub enum Reason {
     GroupsWithoutLeader,
     /// The queue does not answer.
     QueueUnreachable,
-    /// The nodes of the queue cannot be changed.
-    CannotChangeNodes,
+    /// The queue does not let its nodes be changed so.
+    RefusedByQueue,
     /// Nothing stands in the way.
     NotBlocked,
     /// Nodes did not say yet that they have it.

@@ -136,6 +136,12 @@ impl Overseer {
         Some(now.saturating_duration_since(heard.at))
     }
 
+    /// How long a node has been silent at least: a leader that never heard of it knows only since when it looks.
+    pub fn silent_for(&self, node: u64, now: Instant) -> Duration {
+        let looked = now.saturating_duration_since(self.since);
+        self.silence(node, now).unwrap_or(looked)
+    }
+
     fn speaks(&self, node: u64, now: Instant) -> bool {
         self.silence(node, now)
             .is_some_and(|silence| silence < SILENT)
@@ -423,6 +429,17 @@ mod tests {
             made_at,
             leaving: false,
         })
+    }
+
+    #[test]
+    fn a_new_leader_counts_silence_from_when_it_began_to_look() {
+        let began = Instant::now();
+        let mut overseer = Overseer::new(began);
+        let later = |seconds| began + Duration::from_secs(seconds);
+        assert_eq!(overseer.silence(3, later(20)), None);
+        assert_eq!(overseer.silent_for(3, later(20)), Duration::from_secs(20));
+        overseer.hear(3, Ok(Box::default()), later(21));
+        assert_eq!(overseer.silent_for(3, later(25)), Duration::from_secs(4));
     }
 
     #[test]
