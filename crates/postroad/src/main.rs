@@ -3,10 +3,11 @@
 //! ```text
 //! settings.rs    what the command line and POSTROAD_* say
 //! first_start.rs the data directory of `up`: cluster id, ports, certificates
+//! declared.rs    what is declared: in a directory, or in the queue as documents; retry.rs takes the retry times out of it
 //! role.rs        edge, queue, delivery: each a task that can be asked whether it is ready, and told to leave
 //! shutdown.rs    waits, and leaves in order
 //! telemetry.rs   logs, metrics, panics; health.rs serves them over HTTP
-//! admin/         status, queue, send, check, pki
+//! admin/         status, queue, members, apply, get, config, send, check, pki
 //! ```
 
 use std::process::ExitCode;
@@ -14,10 +15,12 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod admin;
+mod declared;
 mod describe;
 mod failure;
 mod first_start;
 mod health;
+mod retry;
 mod role;
 mod settings;
 mod shutdown;
@@ -76,6 +79,9 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Status(settings) => admin::status::run(settings).await,
         Command::Members(command) => admin::members::run(command).await,
         Command::Send(settings) => admin::send::run(settings).await,
+        Command::Apply(settings) => admin::config::apply(settings).await,
+        Command::Get(settings) => admin::get::run(settings).await,
+        Command::Config(command) => admin::config::run(command).await,
         Command::Check(settings) => admin::check::run(settings),
         Command::Pki(command) => admin::pki::run(command),
     }

@@ -83,7 +83,7 @@ pub(crate) fn parse_network(text: &str) -> Result<IpNet, String> {
 }
 
 /// `ip` or `ip:port` of a DNS server.
-pub(crate) fn parse_resolver(text: &str) -> Result<SocketAddr, String> {
+pub fn parse_resolver(text: &str) -> Result<SocketAddr, String> {
     if let Ok(address) = text.parse::<SocketAddr>() {
         return Ok(address);
     }

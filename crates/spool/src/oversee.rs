@@ -39,6 +39,10 @@ const FAREWELL: Duration = Duration::from_secs(10);
 pub enum What {
     /// The cluster itself.
     Create,
+    /// The version of the state machine.
+    Version,
+    /// A digest of what is here.
+    Digest,
     /// What a node says of itself.
     Announce(u64),
     /// Where a group shall be.
@@ -138,6 +142,12 @@ impl Overseer {
     pub fn silence(&self, node: u64, now: Instant) -> Option<Duration> {
         let heard = self.heard.get(&node)?;
         Some(now.saturating_duration_since(heard.at))
+    }
+
+    /// How long a node has been silent at least: a leader that never heard of it knows only since when it looks.
+    pub fn silent_for(&self, node: u64, now: Instant) -> Duration {
+        let looked = now.saturating_duration_since(self.since);
+        self.silence(node, now).unwrap_or(looked)
     }
 
     fn speaks(&self, node: u64, now: Instant) -> bool {

@@ -25,6 +25,17 @@ fn hosted(peer: u64, made_at: u64) -> Option<Hosted> {
 }
 
 #[test]
+fn a_new_leader_counts_silence_from_when_it_began_to_look() {
+    let began = Instant::now();
+    let mut overseer = Overseer::new(began);
+    let later = |seconds| began + Duration::from_secs(seconds);
+    assert_eq!(overseer.silence(3, later(20)), None);
+    assert_eq!(overseer.silent_for(3, later(20)), Duration::from_secs(20));
+    overseer.hear(3, Ok(Box::default()), later(21));
+    assert_eq!(overseer.silent_for(3, later(25)), Duration::from_secs(4));
+}
+
+#[test]
 fn a_replica_goes_when_the_members_are_settled_without_it_and_never_by_an_order_from_before_it() {
     let (first, second) = (peer_id(4, 0), peer_id(4, 1));
     let others = [peer_id(1, 0), peer_id(2, 0), peer_id(3, 0)];

@@ -18,7 +18,6 @@ use serde_json::{Value, json};
 
 use crate::cluster::{self, of_cluster};
 use crate::conditions::{Conditions, Reason};
-use crate::config;
 use crate::context::Context;
 use crate::error::Error;
 use crate::names::{self, PoolName};
@@ -77,7 +76,7 @@ pub async fn reconcile_edge(pool: Arc<EdgePool>, context: Arc<Context>) -> Resul
             owners: ssa::owner(&*pool),
             replicas: pool.spec.replicas,
             deployment: edge::build(&pool, &home.cluster, &name, &home.image, &home.queue),
-            resource: config::document("EdgePool", namespace, own, &json!(pool.spec)),
+            resource: build::document("EdgePool", namespace, own, &json!(pool.spec)),
         };
         let deployment = objects
             .apply(&context, &name, &home.cluster.spec.internal_tls)
@@ -126,7 +125,7 @@ pub async fn reconcile_delivery(
             owners: ssa::owner(&*pool),
             replicas: pool.spec.replicas,
             deployment: delivery::build(&pool, &home.cluster, &name, &home.image, &home.queue),
-            resource: config::document("DeliveryPool", namespace, own, &json!(pool.spec)),
+            resource: build::document("DeliveryPool", namespace, own, &json!(pool.spec)),
         };
         let deployment = objects
             .apply(&context, &name, &home.cluster.spec.internal_tls)

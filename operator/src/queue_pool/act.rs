@@ -3,7 +3,9 @@
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use proto::Role;
+use proto::client::{AdminClient, CallError};
 use proto::pki::Pair;
+use proto::v1::AddNodeRequest;
 use resource::Retention;
 use serde_json::json;
 
@@ -12,7 +14,7 @@ use super::observe::Seen;
 use super::plan::Step;
 use crate::context::Context;
 use crate::error::Error;
-use crate::names::{self, PoolName};
+use crate::names::{self, CLIENT_PORT, PEER_PORT, PoolName};
 use crate::node_pool::delete;
 use crate::pki::{self, Leaf};
 use crate::ssa::{self, Controller};
@@ -23,6 +25,7 @@ pub async fn act(
     parts: &Parts<'_>,
     seen: &Seen,
     ca: &Pair,
+    admin: &AdminClient,
     step: &Step,
 ) -> Result<(), Error> {
     let namespace = &parts.name.namespace;
@@ -45,13 +48,32 @@ pub async fn act(
             let joined = is_member(seen, *node);
             create(&pods, &build::pod(parts, *node, initial, joined)).await
         }
-        Step::AddNode { node } | Step::RemoveNode { node } => Err(Error::Refused(format!(
-            "node {node}: the nodes of a queue cannot be changed yet; restore its volume, or its pod"
-        ))),
-        // A queue node gives its leaderships away itself when it is told to end.
-        Step::MoveLeaders { node } => delete(&pods, &names::queue_pod(pool, *node)).await,
+        Step::AddNode { node } => {
+            let host = names::queue_host(pool, namespace, *node);
+            let add = AddNodeRequest {
+                node: *node,
+                peer_address: format!("{host}:{PEER_PORT}"),
+                client_address: format!("{host}:{CLIENT_PORT}"),
+                zone: String::new(),
+            };
+            asked(admin.add_node(add).await)
+        }
+        Step::RemoveNode { node } => asked(admin.remove_node(*node).await),
+        Step::MoveLeaders { node } => asked(admin.move_leaders(*node).await),
         Step::DeletePod { node } => delete(&pods, &names::queue_pod(pool, *node)).await,
         Step::Retire { node } => retire(parts, &claims, *node).await,
+    }
+}
+
+/// The queue's no is an answer; that it gave none is a failure.
+fn asked(answer: Result<String, CallError>) -> Result<(), Error> {
+    match answer {
+        Ok(text) => {
+            tracing::info!("{text}");
+            Ok(())
+        }
+        Err(CallError::Declined { text }) => Err(Error::Refused(text)),
+        Err(error) => Err(Error::Queue(error.to_string())),
     }
 }
 

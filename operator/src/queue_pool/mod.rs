@@ -34,6 +34,8 @@ mod observe;
 mod plan;
 mod status;
 
+pub use observe::is_ready;
+
 use build::Parts;
 use plan::{Desired, Step};
 
@@ -82,7 +84,9 @@ pub async fn reconcile(pool: Arc<QueuePool>, context: Arc<Context>) -> Result<Ac
         ssa::apply(&services, Controller::QueuePool, &service).await?;
     }
     let address = names::queue_service(own, namespace);
-    let admin = context.queue(namespace, &name.cluster, &address, &ca)?;
+    let admin = context
+        .queue(namespace, &name.cluster, &address, &ca)?
+        .admin();
     let answer = match has_ready_pod(&context, &name).await? {
         true => ask::ask(&admin).await,
         false => Err("no queue node is ready".into()),
@@ -102,16 +106,12 @@ pub async fn reconcile(pool: Arc<QueuePool>, context: Arc<Context>) -> Result<Ac
         image: &cluster::image(&cluster, &context.node_image),
         cluster_id: &cluster_id,
     };
-    // The queue's set of nodes cannot be changed yet, neither by us nor by anyone: it stays what it began as.
-    let begun = match (&seen.observed.queue, seen.observed.claims.len()) {
-        (Some(queue), _) => queue.members.len(),
-        (None, _) => usize::try_from(pool.spec.replication_factor).unwrap_or(1),
-    };
+    let replace_after = u64::try_from(pool.spec.replace_after_seconds).unwrap_or_default();
     let desired = Desired {
-        replicas: begun,
+        replicas: usize::try_from(pool.spec.replicas).unwrap_or(1),
         replication_factor: usize::try_from(pool.spec.replication_factor).unwrap_or(1),
         hash: build::hash(&parts),
-        replace_after_ms: None,
+        replace_after_ms: (replace_after > 0).then_some(replace_after * 1000),
     };
     // The id of the queue is written down before the first claim is made: it must not be made twice.
     let noted = pool
@@ -141,7 +141,7 @@ pub async fn reconcile(pool: Arc<QueuePool>, context: Arc<Context>) -> Result<Ac
         Step::Done | Step::Wait(_) => Ok(()),
         step => {
             tracing::info!(pool = own, namespace, ?step, "acts");
-            act::act(&context, &parts, &seen, &ca, step).await
+            act::act(&context, &parts, &seen, &ca, &admin, step).await
         }
     };
     let refusal = match outcome {

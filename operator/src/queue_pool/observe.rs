@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::ask::Answer;
+use super::ask::{Answer, Node, Overview, Stage};
 use super::plan::{self, Claim, Member, Observed, Queue};
 use crate::error::Error;
 use crate::names::{self, PoolName};
@@ -49,7 +49,9 @@ pub async fn observe(
             .iter()
             .map(|(node, pod)| (*node, seen_pod(pod)))
             .collect(),
-        queue: answer.as_ref().map(seen_queue),
+        queue: answer
+            .as_ref()
+            .and_then(|answer| Some(seen_queue(answer, answer.overview?))),
     };
     Ok(Seen {
         observed,
@@ -108,19 +110,25 @@ pub fn is_ready(pod: &Pod) -> bool {
     conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
-fn seen_queue(answer: &Answer) -> Queue {
-    let member = |node: &super::ask::Node| Member {
+fn seen_queue(answer: &Answer, overview: Overview) -> Queue {
+    let member = |node: &Node| Member {
+        leaving: node.stage == Stage::Leaving,
+        joining: node.stage == Stage::Joining,
+        rests: node.rests,
         leads: u32::try_from(node.leads).unwrap_or(u32::MAX),
-        ..Member::default()
+        silent_ms: node.silent_ms,
     };
+    let speaks = |node: &Node| node.stage != Stage::Silent;
     Queue {
         members: answer
             .nodes
             .iter()
             .map(|(id, node)| (*id, member(node)))
             .collect(),
-        highest_node: answer.nodes.keys().next_back().copied().unwrap_or_default(),
+        highest_node: overview.highest_node,
         leaderless: answer.groups - answer.led,
-        settled: answer.groups == answer.in_step && answer.nodes.values().all(|node| node.answers),
+        settled: answer.groups == answer.in_step
+            && overview.moves_left == 0
+            && answer.nodes.values().all(speaks),
     }
 }

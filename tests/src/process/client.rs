@@ -2,6 +2,7 @@
 //! would, and writes down what came of every attempt.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -189,13 +190,19 @@ pub struct Client {
 impl Client {
     /// Sends to these ports on loopback.
     pub fn start(edges: &[u16], load: Load) -> Client {
+        let here = |port: &u16| SocketAddr::from((Ipv4Addr::LOCALHOST, *port));
+        Client::start_at(edges.iter().map(here).collect(), load)
+    }
+
+    /// Sends to these addresses.
+    pub fn start_at(edges: Vec<SocketAddr>, load: Load) -> Client {
         let ledger = Arc::new(Ledger::default());
         let stop = Arc::new(AtomicBool::new(false));
         let next = Arc::new(AtomicU64::new(0));
         let mut tasks = JoinSet::new();
         for n in 0..load.connections {
             let worker = Worker {
-                edges: edges.to_vec(),
+                edges: edges.clone(),
                 at: n,
                 load: load.clone(),
                 ledger: ledger.clone(),
@@ -243,7 +250,7 @@ impl Client {
 }
 
 struct Worker {
-    edges: Vec<u16>,
+    edges: Vec<SocketAddr>,
     at: usize,
     load: Load,
     ledger: Arc<Ledger>,
@@ -298,7 +305,10 @@ impl Worker {
         let attempt = async {
             let mut connection = match open {
                 Some(connection) => connection,
-                None => Connection::open(self.edges[self.at % self.edges.len()]).await?,
+                None => match Connection::open(self.edges[self.at % self.edges.len()]).await? {
+                    Ok(connection) => connection,
+                    Err(refused) => return Ok((None, Err(refused))),
+                },
             };
             let to = format!("r{id}@{}", self.load.domain(id));
             let answer = connection
@@ -307,11 +317,11 @@ impl Worker {
                     begun = Instant::now();
                 })
                 .await?;
-            anyhow::Ok((connection, answer))
+            anyhow::Ok((Some(connection), answer))
         };
         let result = tokio::time::timeout(REPLY, attempt).await;
         let (outcome, queued_as, connection) = match result {
-            Ok(Ok((connection, Ok(ulid)))) => (Outcome::Acked, Some(ulid), Some(connection)),
+            Ok(Ok((connection, Ok(ulid)))) => (Outcome::Acked, Some(ulid), connection),
             Ok(Ok((_, Err(refused)))) => (Outcome::Refused(refused), None, None),
             _ if dot_sent => (Outcome::Unknown, None, None),
             _ => (Outcome::Broken, None, None),
@@ -329,8 +339,9 @@ struct Connection {
 }
 
 impl Connection {
-    async fn open(port: u16) -> Result<Connection> {
-        let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    /// The inner error is what the other side said instead of taking the session.
+    async fn open(edge: SocketAddr) -> Result<Result<Connection, String>> {
+        let stream = TcpStream::connect(edge).await?;
         stream.set_nodelay(true)?;
         let (read, write) = stream.into_split();
         let mut connection = Connection {
@@ -339,11 +350,15 @@ impl Connection {
             sent: 0,
         };
         let greeting = connection.reply().await?;
-        anyhow::ensure!(greeting.starts_with("220"), "{greeting}");
+        if !greeting.starts_with("220") {
+            return Ok(Err(greeting));
+        }
         connection.write.write_all(b"EHLO client.test\r\n").await?;
         let hello = connection.reply().await?;
-        anyhow::ensure!(hello.starts_with("250"), "{hello}");
-        Ok(connection)
+        if !hello.starts_with("250") {
+            return Ok(Err(hello));
+        }
+        Ok(Ok(connection))
     }
 
     /// The id in the 250, or the reply that refuses. `dot` is called just before the first octet of the content's last piece

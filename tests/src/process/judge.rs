@@ -62,12 +62,22 @@ impl fmt::Display for Tally {
 }
 
 impl Tally {
-    /// Panics unless every acknowledged message arrived as it was sent, and every further copy has its reason.
-    pub fn must_hold(&self) {
+    /// `None` when every acknowledged message arrived as it was sent, every further copy has its reason, and nothing was
+    /// refused for good.
+    pub fn fault(&self) -> Option<String> {
         let clean = self.lost.is_empty() && self.damaged.is_empty() && self.unexplained.is_empty();
-        assert!(clean, "{self}\n{self:#?}");
+        if !clean {
+            return Some(format!("{self}\n{self:#?}"));
+        }
         let permanent = self.refusals.keys().find(|text| text.starts_with('5'));
-        assert_eq!(permanent, None, "nothing here is refused for good");
+        permanent.map(|text| format!("nothing here is refused for good, and was with {text}"))
+    }
+
+    /// Panics when there is a fault.
+    pub fn must_hold(&self) {
+        if let Some(fault) = self.fault() {
+            panic!("{fault}");
+        }
     }
 }
 

@@ -12,6 +12,8 @@ use crate::first_start;
 use crate::settings::Connection;
 
 pub mod check;
+pub mod config;
+pub mod get;
 pub mod members;
 pub mod pki;
 pub mod queue;

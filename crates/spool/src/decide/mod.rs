@@ -182,6 +182,11 @@ impl Leader {
         self.ready
     }
 
+    /// Decides by these retry times from now on.
+    pub fn set_retry(&mut self, retry: queue::retry::Policy) {
+        self.policy.retry = retry;
+    }
+
     /// Cluster time.
     pub fn time(&mut self, now: Instant) -> Timestamp {
         self.clock.now(now)

@@ -398,7 +398,10 @@ fn settles_leave_with_their_window_also_when_grants_leave_before() {
     };
     world.turn(|leader, turn| leader.run(outside, turn));
     world.apply();
-    assert!(granted(&mut world, &waits).is_some(), "its grant did not wait");
+    assert!(
+        granted(&mut world, &waits).is_some(),
+        "its grant did not wait"
+    );
     assert!(answers.try_recv().is_err(), "the window is not over");
     let wake = world.leader.next_wake(&world.streams, world.now);
     assert!(wake <= world.now + WINDOW, "{:?}", wake - world.now);

@@ -112,7 +112,7 @@ pub fn brings_mail(context: &[u8]) -> bool {
     true
 }
 
-fn check_version(found: u32, known: u32) -> Result<(), WireError> {
+pub(super) fn check_version(found: u32, known: u32) -> Result<(), WireError> {
     if found == 0 || found > known {
         return Err(WireError::Version { found, known });
     }

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 
 use queue::control::Placement;
 
-use super::super::control::{Control, not_leader};
+use super::super::control::{Control, not_leader, put_elsewhere};
 use super::super::recover::first_members;
 use super::{Shard, StateThread};
 use crate::config::Error;
 use crate::directory::{log_group, node_of, peer_of};
-use crate::event::{GroupOrder, LogEvent, MembersCall, RaftEvent, StateEvent};
+use crate::event::{GroupOrder, LogEvent, MembersCall, PutCall, RaftEvent, StateEvent};
 use crate::log::HardState;
 use crate::node::{Group, GroupConfig, Plan};
 use crate::oversee::{Deed, Hosted, deed};
@@ -208,6 +208,18 @@ impl StateThread {
             return not_leader(call, &leader);
         };
         let proposal = control.call(call, &leader, std::time::Instant::now());
+        self.propose_control(proposal.into_iter().collect());
+    }
+
+    pub(super) fn put_call(&mut self, call: PutCall) {
+        let leader = self.directory.leader_address(crate::CONTROL_GROUP);
+        let proposal = match &mut self.control {
+            Some(control) => control.put(call, leader),
+            None => {
+                put_elsewhere(call, leader);
+                None
+            }
+        };
         self.propose_control(proposal.into_iter().collect());
     }
 
