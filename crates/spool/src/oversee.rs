@@ -61,6 +61,14 @@ pub struct Heard {
     pub report: v1::SteerReport,
 }
 
+/// Where a group is on its way from and to.
+struct UnderWay {
+    /// Nodes that vote now.
+    voters: BTreeSet<u64>,
+    /// Nodes that shall vote and do not yet.
+    targets: Vec<u64>,
+}
+
 /// What the leader of the control group sees. All of it is gone with the leader: the next one looks for itself.
 pub struct Overseer {
     /// Since when it looks.
@@ -187,25 +195,26 @@ impl Overseer {
         self.settled.get(&group) == Some(&placement.version)
     }
 
-    /// The nodes that a group's replicas are on their way to, by the word of its leader; `None`: nobody leads it now.
-    fn targets(&self, group: u32, placement: &Placement, now: Instant) -> Option<Vec<u64>> {
+    /// The nodes that vote in a group now, and those that its replicas are on their way to, by the word of its leader;
+    /// `None`: nobody leads it now.
+    fn under_way(&self, group: u32, placement: &Placement, now: Instant) -> Option<UnderWay> {
         let (_, replica) = self.leader_of(group, now)?;
         let voters = &replica.members.as_ref()?.voters;
-        let missing = placement
-            .voters
-            .iter()
-            .filter(|peer| !voters.contains(peer));
-        Some(missing.map(|peer| node_of(*peer)).collect())
+        let wanted = placement.voters.iter();
+        Some(UnderWay {
+            voters: voters.iter().map(|peer| node_of(*peer)).collect(),
+            targets: wanted
+                .filter(|peer| !voters.contains(peer))
+                .map(|peer| node_of(*peer))
+                .collect(),
+        })
     }
 
-    /// On its way to a node that is to leave meanwhile, or that died: it may turn round.
-    fn is_in_vain(&self, targets: &[u64], map: &Map, now: Instant) -> bool {
-        targets.iter().any(|node| {
-            let lost = match self.silence(*node, now) {
-                Some(silence) => silence >= TARGET_LOST,
-                None => now >= self.since + TARGET_LOST,
-            };
-            lost || map.nodes.get(node).is_none_or(|node| !node.hosts)
+    /// On its way to a node that is to leave meanwhile, or that died: it turns round.
+    fn is_in_vain(&self, way: &UnderWay, map: &Map, now: Instant) -> bool {
+        way.targets.iter().any(|node| {
+            self.silent_for(*node, now) >= TARGET_LOST
+                || map.nodes.get(node).is_none_or(|node| !node.hosts)
         })
     }
 
@@ -237,21 +246,28 @@ impl Overseer {
         // Only what copies now counts against [`MOVES_AT_ONCE`]: a group without a leader or with a dead target would
         // otherwise keep all others from being repaired.
         let mut moving = 0;
+        let mut moved = BTreeSet::new();
         for (id, placement) in &state.groups {
             let proposed = pending(What::Place(*id));
             if self.is_settled(*id, placement) && !proposed {
                 continue;
             }
-            let targets = self.targets(*id, placement, now);
-            let known = targets.as_deref().unwrap_or_default();
-            if !proposed && self.is_in_vain(known, &map, now) {
+            let way = self.under_way(*id, placement, now);
+            if !proposed
+                && let Some(way) = &way
+                && self.is_in_vain(way, &map, now)
+            {
+                // Back to what it is; from there the planner finds another way.
+                if let Some(group) = map.groups.get_mut(id) {
+                    group.voters = way.voters.clone();
+                }
+                moved.insert(*id);
                 continue;
             }
             busy.insert(*id);
-            let copies = targets.is_some() && known.iter().all(|node| self.speaks(*node, now));
-            moving += usize::from(proposed || copies);
+            let answers = |way: &UnderWay| way.targets.iter().all(|node| self.speaks(*node, now));
+            moving += usize::from(proposed || way.as_ref().is_some_and(answers));
         }
-        let mut moved = BTreeSet::new();
         while moving < MOVES_AT_ONCE
             && let Some((group, change)) = map.next(&busy)
         {

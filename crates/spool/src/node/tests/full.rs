@@ -192,8 +192,8 @@ fn followers_see_that_a_settle_with_a_report_is_no_mail() {
 /// memory. All groups of a node share one budget, and what is not on disk yet cannot be evicted.
 #[test]
 fn trap_7_a_follower_whose_disk_stands_still_keeps_a_bounded_number_of_octets() {
-    const LIMIT: usize = 64 << 10;
-    const OCTETS: usize = 16 << 10;
+    const LIMIT: usize = 1 << 20;
+    const OCTETS: usize = 128 << 10;
     let budgets: Vec<_> = (0..3).map(|_| CacheBudget::new(LIMIT)).collect();
     let groups = (1..=3).zip(&budgets).map(|(peer, budget)| {
         let log = GroupLog::new(budget.clone());
