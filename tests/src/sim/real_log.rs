@@ -9,8 +9,8 @@ use bytes::Bytes;
 use spool::collect::Move;
 use spool::identity::ClusterId;
 use spool::log::{
-    GONE, Location, Log, LogConfig, LogReader, LogWriter, OpenError, RecoveredGroup, SimDisk, WriteError,
-    WriteTask,
+    GONE, Location, Log, LogConfig, LogReader, LogWriter, OpenError, RecoveredGroup, SimDisk,
+    WriteError, WriteTask,
 };
 
 use crate::sim::churn::GROUP;

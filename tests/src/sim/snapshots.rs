@@ -155,13 +155,7 @@ impl World {
     }
 
     /// What became of a snapshot reaches its sender.
-    pub fn hear_sent(
-        &mut self,
-        from: u64,
-        to: u64,
-        id: u64,
-        staged: bool,
-    ) -> Result<(), String> {
+    pub fn hear_sent(&mut self, from: u64, to: u64, id: u64, staged: bool) -> Result<(), String> {
         let k = slot_of(from);
         if self.replicas[k].peer != from {
             return Ok(());
