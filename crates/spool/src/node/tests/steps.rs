@@ -65,6 +65,38 @@ fn a_leader_that_goes_hands_over_when_the_new_one_is_whole_and_never_removes_its
     );
 }
 
+/// Two copies moved at once, and the disk of the only one that was to stay was lost: the leader, which was to go, waited for it
+/// for ever. Found by the simulation (churn).
+#[test]
+fn a_leader_that_goes_does_not_wait_for_an_heir_that_is_lost() {
+    let wanted = plan(&[2, 5, 7]);
+    let ask = |own, members: &Membership| {
+        let sight = Sight {
+            own,
+            ready: &|_| true,
+            alive: &|peer| peer != 2,
+        };
+        next_step(members, Some(&wanted), &sight)
+    };
+    let swap = |promote: &[u64], demote: &[u64]| {
+        let (promote, demote) = (promote.to_vec(), demote.to_vec());
+        Some(Step::Swap { promote, demote })
+    };
+    let now = members(&[1, 2, 3], &[5, 7], &[]);
+    assert_eq!(ask(3, &now), swap(&[5, 7], &[]));
+    let all = members(&[1, 2, 3, 5, 7], &[], &[]);
+    assert_eq!(ask(3, &all), Some(Step::Lead(5)));
+    assert_eq!(ask(5, &all), swap(&[], &[1, 3]));
+    // Without anybody to promote there is nothing to do but to wait.
+    let sight = Sight {
+        own: 1,
+        ready: &|_| true,
+        alive: &|peer| peer == 1,
+    };
+    let last = members(&[1, 2], &[], &[]);
+    assert_eq!(next_step(&last, Some(&plan(&[2])), &sight), None);
+}
+
 #[test]
 fn one_copy_moves_too() {
     let wanted = plan(&[2]);
