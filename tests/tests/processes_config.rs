@@ -86,6 +86,21 @@ async fn arrived(sink: &Sink, id: u64) -> String {
     }
 }
 
+/// Waits until so many nodes watch and have all that is declared.
+async fn all_have_it(cluster: &Cluster, count: usize) -> Value {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let asked = cluster.postroad(&["config", "status", "-o", "json"]).await;
+        let status = json(&asked.unwrap());
+        let nodes = status["nodes"].as_array().unwrap();
+        if nodes.len() == count && nodes.iter().all(|node| node["current"] == true) {
+            return status;
+        }
+        assert!(Instant::now() < until, "{status:#}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 fn message(id: u64, from: &str) -> String {
     format!("From: {from}\r\nSubject: {id}\r\nX-Id: {id}\r\n\r\nhello")
 }
@@ -105,6 +120,7 @@ async fn what_is_applied_is_in_effect_everywhere_and_outlives_the_queue_nodes() 
     let dir = files.to_str().unwrap().to_owned();
     let refused = send(edges[0], "a@b.test", "x@shop.test", "").await;
     assert!(refused.starts_with("550 5.7.1"), "{refused}");
+    all_have_it(&cluster, 7).await;
 
     write(&files, &inbound("shop", "shop.test", sink.port));
     let begun = Instant::now();
@@ -122,18 +138,7 @@ async fn what_is_applied_is_in_effect_everywhere_and_outlives_the_queue_nodes() 
         begun.elapsed() - took,
         String::from_utf8_lossy(&applied.stdout).trim()
     );
-    let status = json(
-        &cluster
-            .postroad(&["config", "status", "-o", "json"])
-            .await
-            .unwrap(),
-    );
-    let nodes = status["nodes"].as_array().unwrap();
-    assert_eq!(nodes.len(), 7, "{status:#}");
-    assert!(
-        nodes.iter().all(|node| node["current"] == true),
-        "{status:#}"
-    );
+    all_have_it(&cluster, 7).await;
 
     // How long a change takes to every node: from the answer to the Put to the last acknowledgement.
     let mut effective: Vec<u64> = Vec::new();

@@ -180,10 +180,12 @@ impl Follower {
 
 /// Until a pool's resources change; without any, or when nobody tells any more: for ever.
 async fn changed(pool: &mut Option<Declared>) {
-    match pool {
-        Some(pool) if pool.changed().await.is_ok() => {}
-        _ => std::future::pending().await,
+    if let Some(pool) = pool
+        && pool.changed().await.is_ok()
+    {
+        return;
     }
+    std::future::pending().await
 }
 
 /// The documents that came, those that cannot be used too: what is wrong with them may go away with another document.
