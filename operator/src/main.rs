@@ -10,6 +10,7 @@
 //! config/         RelayDomain: which count, and how they reach the nodes
 //! domain.rs       RelayDomain: who agreed to it
 //! dkim_key/       signing keys of RelayDomains, from the making to the end
+//! network.rs       who reaches which pool
 //! pki.rs          certificates in Secrets
 //! names.rs        names, labels and annotations; template.rs: what people want of pods
 //! ssa.rs          how objects are written; conditions.rs: what is said of them; error.rs: when to try again
@@ -38,9 +39,12 @@ mod error;
 mod http;
 mod lease;
 mod names;
+mod network;
 mod node_pool;
 mod pki;
 mod queue_pool;
+#[cfg(test)]
+mod rbac;
 mod settings;
 mod ssa;
 mod telemetry;

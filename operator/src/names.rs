@@ -18,6 +18,8 @@ pub const MEMBER: &str = "postroad.dev/member";
 pub const INITIAL_CLUSTER: &str = "postroad.dev/initial-cluster";
 /// Annotation of a volume claim whose node left the queue: its data is of no use any more, and its node id is never used again.
 pub const RETIRED: &str = "postroad.dev/retired-node-id";
+/// Annotation of a QueuePool on its way out: its mail may go with it.
+pub const FORCE_FORGET: &str = "postroad.dev/force-forget";
 /// Annotation of a pod: what it was made from. A pod with another one is replaced.
 pub const TEMPLATE_HASH: &str = "postroad.dev/template-hash";
 /// Annotation of a Secret with a certificate: when to make the next one (RFC 3339).

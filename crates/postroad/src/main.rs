@@ -12,7 +12,7 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
 mod admin;
 mod declared;
@@ -35,7 +35,7 @@ use settings::{Cli, Command, Queue};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = cli();
     telemetry::start_logs(&cli.logs, cli.command.is_node());
     if cli.command.is_node() {
         // The allocator gives memory back and takes it again; with huge pages each taking clears 2 MiB. Measured: 4 %
@@ -64,6 +64,19 @@ fn main() -> ExitCode {
     }
 }
 
+/// What the command line says. Under the name `kubectl-postroad` this is kubectl's plugin: the same commands, called
+/// `kubectl postroad`.
+fn cli() -> Cli {
+    let called = std::env::args_os().next();
+    let called = called.as_deref().map(std::path::Path::new);
+    let name = called.and_then(|path| path.file_stem());
+    let command = match name.and_then(|name| name.to_str()) {
+        Some("kubectl-postroad") => Cli::command().bin_name("kubectl postroad"),
+        _ => Cli::command(),
+    };
+    Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+}
+
 async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Up(settings) => up::run(settings).await,
@@ -82,6 +95,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Apply(settings) => admin::config::apply(settings).await,
         Command::Get(settings) => admin::get::run(settings).await,
         Command::Config(command) => admin::config::run(command).await,
+        Command::Dns(settings) => admin::dns::run(settings).await,
         Command::Check(settings) => admin::check::run(settings),
         Command::Pki(command) => admin::pki::run(command),
     }

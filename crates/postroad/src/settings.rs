@@ -81,6 +81,8 @@ pub enum Command {
     /// Who declared how much, and which nodes have it
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// The records that a domain needs, on Kubernetes: asks the kubectl in PATH
+    Dns(DomainRecords),
     /// Check a directory of resources without using it
     Check(Check),
     /// Make certificates for the nodes of a cluster

@@ -55,4 +55,4 @@ pub use pem::{private_key, private_pem};
 #[cfg(feature = "kube")]
 pub use schema::{crds, reference};
 pub use table::{Documents, Key};
-pub use validate::{DOMAIN_OCTETS_MAX, parse_domain, parse_resolver};
+pub use validate::{DOMAIN_OCTETS_MAX, parse_domain, parse_quantity, parse_resolver};

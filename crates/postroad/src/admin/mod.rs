@@ -13,6 +13,7 @@ use crate::settings::Connection;
 
 pub mod check;
 pub mod config;
+pub mod dns;
 pub mod get;
 pub mod members;
 pub mod pki;
