@@ -28,6 +28,9 @@ use crate::worker;
 /// A site where nothing happens is forgotten after this, and with it what its window had learned.
 const SITE_FORGOTTEN_AFTER: Duration = Duration::from_secs(900);
 
+/// How often that is looked at.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
+
 /// What the lease side is told.
 #[derive(Debug)]
 pub(crate) enum Said {
@@ -64,6 +67,8 @@ pub(crate) struct Node {
     first: Mutex<HashSet<ItemId>>,
     connections: AtomicU32,
     starved: AtomicBool,
+    /// When sites and destinations without use were last forgotten.
+    forgotten_at: Mutex<Instant>,
     said: mpsc::UnboundedSender<Said>,
     settles: mpsc::UnboundedSender<v1::SettleRequest>,
 }
@@ -117,6 +122,7 @@ impl Node {
             first: Mutex::default(),
             connections: AtomicU32::new(0),
             starved: AtomicBool::new(false),
+            forgotten_at: Mutex::new(now()),
             said,
             settles,
         };
@@ -158,7 +164,8 @@ impl Node {
         }
         let destination = work.destination();
         let site = self.site(destination);
-        if let Some(items) = site.news(destination, self.shards.load(Ordering::Relaxed)) {
+        let shards = self.shards.load(Ordering::Relaxed);
+        if let Some(items) = site.news(destination, shards, now()) {
             self.say(Said::Window(destination.to_string(), items));
         }
         match site.enqueue(work, now()) {
@@ -223,8 +230,25 @@ impl Node {
                 self.connect(site);
             }
         }
+        let mut forgotten_at = lock(&self.forgotten_at);
+        if now < *forgotten_at + FORGET_EVERY {
+            return;
+        }
+        *forgotten_at = now;
+        drop(forgotten_at);
         if let Some(since) = now.checked_sub(SITE_FORGOTTEN_AFTER) {
-            lock(&self.sites).retain(|_, site| !site.unused_since(since));
+            self.forget_unused(since);
+        }
+    }
+
+    fn forget_unused(&self, since: Instant) {
+        let mut destinations = Vec::new();
+        lock(&self.sites).retain(|_, site| {
+            destinations.append(&mut site.forget_unused(since));
+            !site.unused_since(since)
+        });
+        for destination in destinations {
+            self.say(Said::Window(destination, crate::lease::WINDOW_DEFAULT));
         }
     }
 
