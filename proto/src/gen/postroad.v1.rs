@@ -1778,13 +1778,16 @@ pub struct DiskStatus {
     #[prost(uint64, tag = "8")]
     pub collecting_bytes: u64,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SummaryRequest {
     #[prost(uint32, tag = "1")]
     pub shard: u32,
-    /// destinations; 0: 1,000
+    /// destinations, at most 1,000; 0: as many
     #[prost(uint32, tag = "2")]
     pub limit: u32,
+    /// the first destination; empty: from the beginning
+    #[prost(string, tag = "3")]
+    pub from: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SummaryResponse {
@@ -1798,10 +1801,14 @@ pub struct SummaryResponse {
     pub leased: u64,
     #[prost(uint64, tag = "5")]
     pub held: u64,
+    /// in the order of their names
     #[prost(message, repeated, tag = "6")]
     pub destinations: ::prost::alloc::vec::Vec<DestinationSummary>,
     #[prost(uint64, tag = "7")]
     pub cluster_time_ms: u64,
+    /// give it as `from`; empty: this was the last page
+    #[prost(string, tag = "8")]
+    pub next: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DestinationSummary {
