@@ -169,7 +169,6 @@ impl At {
 /// The result when there is nowhere to go.
 pub(crate) fn unroutable(no: &NoRoute) -> v1::RecipientResult {
     let mut result = v1::RecipientResult {
-        code: no.code,
         never_reached: true,
         ..Default::default()
     };

@@ -19,8 +19,8 @@ use crate::dkim::Signatures;
 use crate::hand::{FENCE, Hand, Stop};
 use crate::item::ItemId;
 use crate::journal::Journal;
-use crate::resolve::Via;
-use crate::route::{Hop, Own};
+use crate::resolve::{Own, Via};
+use crate::route::Hop;
 use crate::site::{Enqueued, Site};
 use crate::tls::NextHopTls;
 use crate::worker;
@@ -46,7 +46,6 @@ pub(crate) enum Said {
 pub(crate) struct Node {
     pub(crate) config: Config,
     pub(crate) host: mail::Host,
-    pub(crate) own: Own,
     pub(crate) queue: QueueClient,
     pub(crate) resolver: Resolver,
     pub(crate) tls: NextHopTls,
@@ -97,15 +96,10 @@ impl Node {
         // Bounded by the items in hand: each has one request at a time.
         let ((said, said_to), (settles, settles_to)) =
             (mpsc::unbounded_channel(), mpsc::unbounded_channel());
-        let own = Own {
-            names: vec![config.hostname.to_ascii_lowercase()],
-            addresses: config.own_addresses.clone(),
-        };
         let hand = Mutex::new(Hand::new(config.fence_after.min(FENCE)));
         let node = Node {
             config,
             host,
-            own,
             queue,
             resolver,
             tls,
@@ -155,6 +149,26 @@ impl Node {
             .clone()
             .or_else(declared)
             .unwrap_or_default()
+    }
+
+    /// Where mail of ours would come back: as this node was told, and as is declared.
+    pub(crate) fn own(&self) -> Own {
+        let config = &self.config;
+        let mut names = vec![config.hostname.to_ascii_lowercase()];
+        names.extend(
+            config
+                .own_names
+                .iter()
+                .map(|name| name.to_ascii_lowercase()),
+        );
+        if let Some(catalog) = self.catalog.borrow().as_ref() {
+            names.extend(catalog.own_names().map(str::to_ascii_lowercase));
+        }
+        Own {
+            names,
+            addresses: config.own_addresses.clone(),
+            listen: config.own_listen.clone(),
+        }
     }
 
     /// Takes a leased item in. It is in the hand already.

@@ -72,7 +72,7 @@ impl Worker {
         let found = resolve::hops(
             &self.site.via,
             &self.node.resolver,
-            &self.node.own,
+            &self.node.own(),
             config.smtp_port,
         )
         .await;

@@ -241,6 +241,8 @@ pub struct Catalog {
     pub(crate) retry: Retry,
     pub(crate) dkim: Vec<Dkim>,
     pub(crate) edge: Option<EdgeSettings>,
+    /// What its nodes at the edge are called.
+    pub(crate) own_names: Vec<Arc<str>>,
     pub(crate) delivery: Option<DeliverySettings>,
 }
 
@@ -302,6 +304,11 @@ impl Catalog {
     /// Bounds of an edge node, when an EdgePool was declared.
     pub fn edge(&self) -> Option<&EdgeSettings> {
         self.edge.as_ref()
+    }
+
+    /// What the relay's nodes at the edge are called in SMTP, as declared: an MX record that names one leads back here.
+    pub fn own_names(&self) -> impl Iterator<Item = &str> {
+        self.own_names.iter().map(|name| &**name)
     }
 
     /// Settings of a delivery node: of the DeliveryPool that was declared, else the defaults.
