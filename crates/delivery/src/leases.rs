@@ -210,6 +210,7 @@ impl Driver {
                             item,
                             shard,
                             handout,
+                            decided: Vec::new(),
                             lost: 0,
                             signature: self.node.signatures.of(item.message),
                         });
