@@ -627,7 +627,7 @@ pub struct AppendRequest {
     pub request: u64,
     #[prost(uint32, tag = "2")]
     pub shard: u32,
-    #[prost(oneof = "append_request::What", tags = "3, 4")]
+    #[prost(oneof = "append_request::What", tags = "3, 4, 5")]
     pub what: ::core::option::Option<append_request::What>,
 }
 /// Nested message and enum types in `AppendRequest`.
@@ -638,6 +638,8 @@ pub mod append_request {
         Append(super::AppendMessage),
         #[prost(message, tag = "4")]
         Chunk(super::AppendChunk),
+        #[prost(message, tag = "5")]
+        Abandon(super::AppendAbandon),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -658,6 +660,13 @@ pub struct AppendChunk {
     /// at most 1 MiB
     #[prost(bytes = "bytes", tag = "3")]
     pub data: ::prost::bytes::Bytes,
+}
+/// No more chunks of this message come, and no AppendMessage: what is there of it makes room for others. The answer is
+/// UPLOAD_GONE. A message that was appended is not touched.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AppendAbandon {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub message: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AppendAnswers {
