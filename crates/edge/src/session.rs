@@ -43,6 +43,8 @@ pub(crate) struct Conversation {
     tls: Option<TlsFacts>,
     who: Who,
     smtp: Session,
+    /// Octets of a message.
+    message_bytes_max: u64,
     transaction: Transaction,
     input: BytesMut,
     /// Replies of one batch go out in one write (RFC 2920 section 3.2).
@@ -71,8 +73,7 @@ enum Pause {
 
 impl Conversation {
     pub fn new(node: Arc<Node>, socket: TcpStream, who: Who) -> Conversation {
-        let smtp = Session::new(node.smtp_config(), Instant::now());
-        Conversation::with(node, Either::Left(socket), smtp, None, who)
+        Conversation::with(node, Either::Left(socket), None, who)
     }
 
     /// TLS began with the connection.
@@ -82,23 +83,23 @@ impl Conversation {
         tls: TlsFacts,
         who: Who,
     ) -> Conversation {
-        let smtp = Session::over_tls(node.smtp_config(), Instant::now());
-        Conversation::with(node, Either::Right(socket), smtp, Some(tls), who)
+        Conversation::with(node, Either::Right(socket), Some(tls), who)
     }
 
-    fn with(
-        node: Arc<Node>,
-        socket: Wire,
-        smtp: Session,
-        tls: Option<TlsFacts>,
-        who: Who,
-    ) -> Conversation {
+    fn with(node: Arc<Node>, socket: Wire, tls: Option<TlsFacts>, who: Who) -> Conversation {
+        let config = node.smtp_config();
+        let message_bytes_max = config.message_bytes_max;
+        let smtp = match tls {
+            None => Session::new(config, Instant::now()),
+            Some(_) => Session::over_tls(config, Instant::now()),
+        };
         Conversation {
             node,
             socket,
             tls,
             who,
             smtp,
+            message_bytes_max,
             transaction: Transaction::default(),
             input: BytesMut::new(),
             output: Vec::new(),
@@ -276,7 +277,9 @@ impl Conversation {
             listener: self.who.listener.clone(),
             tls: self.tls.clone(),
         };
-        self.transaction.incoming = Some(self.node.appender.begin(envelope, admission, client));
+        let appender = &self.node.appender;
+        let incoming = appender.begin(envelope.into(), admission, client, self.message_bytes_max);
+        self.transaction.incoming = Some(incoming);
         Ok(())
     }
 
@@ -287,7 +290,7 @@ impl Conversation {
             return Answer::Refuse(Reply::try_again());
         };
         let began = Instant::now();
-        let outcome = incoming.finish(commit.header).await;
+        let outcome = incoming.finish(&commit).await;
         let seconds = began.elapsed().as_secs_f64();
         let (id, word, answer) = match outcome {
             Outcome::Queued(id) => (
