@@ -205,7 +205,10 @@ impl Conversation {
 
     async fn decide(&mut self, question: Question) -> io::Result<Answer> {
         let answer = match question {
-            Question::Connect => self.connect(),
+            Question::Connect => {
+                self.pause().await?;
+                self.connect()
+            }
             Question::Mail(facts) => {
                 self.transaction = Transaction {
                     return_path: Some(facts.return_path),
@@ -229,6 +232,27 @@ impl Conversation {
         })
     }
 
+    /// Lets the client wait for its greeting, as far as that is declared. Programs that send mail without speaking SMTP do
+    /// not wait (RFC 5321 section 3.1 says that clients must); what they say goes to the session, which refuses them.
+    async fn pause(&mut self) -> io::Result<()> {
+        let pause = self.node.settings().greeting_pause;
+        if pause.is_zero() {
+            return Ok(());
+        }
+        self.input.reserve(READ_BYTES);
+        tokio::select! {
+            read = self.socket.read_buf(&mut self.input) => {
+                if read? == 0 {
+                    return Err(io::Error::other("the client left before the greeting"));
+                }
+                self.smtp.feed(self.input.split().freeze(), Instant::now());
+            }
+            () = tokio::time::sleep(pause) => {}
+            () = self.node.draining.cancelled() => {}
+        }
+        Ok(())
+    }
+
     fn connect(&self) -> Result<(), Reply> {
         if self.node.draining.is_cancelled() {
             return Err(Reply::shutting_down());
@@ -244,15 +268,18 @@ impl Conversation {
             Some(ReversePath::Mailbox(mailbox)) => Some(mailbox.destination()),
             _ => None,
         };
+        let postmaster = self.node.postmaster(recipient);
+        let taker = postmaster.as_ref().unwrap_or(recipient);
         let question = policy::Question {
             client: self.who.client.ip(),
             sender: sender.as_ref().map(|domain| domain.as_str()),
-            recipient: &recipient.destination(),
+            recipient: &taker.destination(),
+            postmaster: postmaster.is_some(),
             admitted: self.transaction.admission.as_ref(),
         };
         let admission = policy::decide(self.node.catalog().as_deref(), question);
         let result = admission.and_then(|admission| {
-            if !self.transaction.room.take(recipient) {
+            if !self.transaction.room.take(taker) {
                 return Err(Reply::too_many_recipients());
             }
             self.transaction.admission = Some(admission);
@@ -270,6 +297,12 @@ impl Conversation {
         let Some(admission) = self.transaction.admission.clone() else {
             return Err(Reply::try_again());
         };
+        let mut envelope = Arc::unwrap_or_clone(envelope);
+        for recipient in &mut envelope.recipients {
+            if let Some(postmaster) = self.node.postmaster(recipient) {
+                *recipient = postmaster;
+            }
+        }
         let client = Client {
             address: self.who.client.ip(),
             helo: self.smtp.helo().unwrap_or_default().into(),

@@ -134,6 +134,10 @@ pub struct EdgeSettings {
     pub recipients: usize,
     /// How long a leaving node waits for its SMTP sessions.
     pub drain: Duration,
+    /// Who gets the mail to `Postmaster`; `None`: it is refused.
+    pub postmaster: Option<Arc<str>>,
+    /// How long a client waits for the greeting, and may not talk; zero: neither.
+    pub greeting_pause: Duration,
 }
 
 /// Settings of one delivery node.
@@ -182,6 +186,8 @@ impl EdgeSettings {
             message_size,
             recipients: limits.recipients as usize,
             drain: Duration::from_secs(drain_seconds.into()),
+            postmaster: None,
+            greeting_pause: Duration::ZERO,
         }
     }
 }
