@@ -66,6 +66,8 @@ pub enum AppendWhat {
         /// Octets.
         data: Bytes,
     },
+    /// What came of this message is not wanted any more.
+    Abandon(mail::Ulid),
 }
 
 /// Results that want to be settled.
