@@ -19,6 +19,12 @@ const LOOK: Duration = Duration::from_millis(100);
 const PARKED: u64 = 10_000_000;
 /// More messages than anybody waits for.
 const ENDLESS: u64 = 1_000_000;
+/// Of what passes one in so many is parked: some in each segment of the log.
+const PARKED_ONE_OF: usize = 200;
+/// The same, for small segments.
+const PARKED_ONE_OF_SMALL: usize = 12;
+/// Bodies that rot on each sender: of the first ones, which are parked.
+const ROTTEN: usize = 6;
 
 /// What the leaders say of node 3, group by group: (group, state, entries behind).
 async fn third(admin: &QueueClient) -> Vec<(u32, String, u64)> {
@@ -81,7 +87,18 @@ async fn a_replica_comes_back_by_snapshot_and_then_the_others_die() {
         false => Verdict::Defer,
     };
     let sink = Sink::with(Box::new(parked), Duration::ZERO).await.unwrap();
-    let mut spec = Spec::full(&[("live.test", sink.port), ("parked.test", sink.port)]);
+    // Of what passes while it is away some is parked as well, in each segment of the log: so none of them dies as a whole.
+    let seen = open.clone();
+    let later = move |_| match seen.load(Ordering::SeqCst) {
+        true => Verdict::Accept,
+        false => Verdict::Defer,
+    };
+    let slow = Sink::with(Box::new(later), Duration::ZERO).await.unwrap();
+    let mut spec = Spec::full(&[
+        ("live.test", sink.port),
+        ("parked.test", sink.port),
+        ("slow.test", slow.port),
+    ]);
     for id in 1..=3 {
         let keep = size("2MiB", "64MiB");
         let segment = size("1MiB", "16MiB");
@@ -107,6 +124,8 @@ async fn a_replica_comes_back_by_snapshot_and_then_the_others_die() {
         .unwrap();
     let load = Load {
         octets: (10_000, 40_000),
+    let mut domains = vec!["live.test"; size(PARKED_ONE_OF_SMALL, PARKED_ONE_OF) - 1];
+    domains.push("slow.test");
         ..Load::new(ENDLESS, &["live.test"])
     };
     let mut client = Client::start(&cluster.edges, load);
@@ -180,7 +199,7 @@ async fn a_replica_comes_back_by_snapshot_and_then_the_others_die() {
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     for client in [&waiting, &client] {
-        let tally = judge(client, &[&sink], &[]);
+        let tally = judge(client, &[&sink, &slow], &[]);
         println!("{tally}");
         tally.must_hold();
     }

@@ -141,6 +141,33 @@ impl Segments {
 
     /// All segments that hold records, oldest first.
     pub fn list(&self) -> Vec<SegmentInfo> {
+    /// Octets of log that are kept for followers that lag, and for nothing else: of sealed segments of the Raft log whose
+    /// entries are all applied durably (`applied`, the index of each group) and not all truncated, what does not live.
+    /// `lives` says how many octets of a segment do; a few parked messages in each segment must not hide the rest.
+    pub fn kept_for_followers(
+        &self,
+        applied: &BTreeMap<u32, u64>,
+        lives: impl Fn(u64) -> u64,
+    ) -> u64 {
+        let table = self.0.lock();
+        let done = |segment: &Segment| {
+            let of = |group: &u32| match table.wanted.get(group) {
+                // Of a replica that is gone nothing will ever be applied again.
+                Some(&GONE) => u64::MAX,
+                _ => applied.get(group).copied().unwrap_or(0),
+            };
+            segment.last.iter().all(|(group, last)| of(group) >= *last)
+        };
+        let kept = table.segments.iter().filter(|(id, segment)| {
+            segment.generation == 0
+                && table.active != Some(**id)
+                && done(segment)
+                && !covers(&table.wanted, segment)
+        });
+        kept.map(|(id, _)| self.0.capacity.saturating_sub(lives(*id)))
+            .sum()
+    }
+
         let table = self.0.lock();
         let info = |(id, segment): (&u64, &Segment)| SegmentInfo {
             id: *id,

@@ -39,7 +39,6 @@ pub struct Recovered {
     pub groups: BTreeMap<u32, Group>,
     pub voters: BTreeMap<u32, Vec<u64>>,
     pub state: State,
-    pub live: BTreeMap<u64, u64>,
     /// Entries whose octets must come from another replica if anything needs them.
     pub damaged: Vec<Damaged>,
 }
@@ -158,11 +157,6 @@ fn open(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
         .map(|(id, _)| *id)
         .filter(|id| *id != NO_REPLICA)
         .collect();
-    let live = store
-        .segments_live()
-        .into_iter()
-        .map(|(segment, live)| (segment, live.count))
-        .collect();
     Ok(Recovered {
         writer,
         reader,
@@ -176,7 +170,6 @@ fn open(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
             gone,
             budget,
         },
-        live,
         damaged: found.damaged,
     })
 }

@@ -227,6 +227,11 @@ impl Store {
         for (segment, live) in self.durable().segments.values().flatten() {
             let total = sum.entry(*segment).or_default();
             total.bytes += live.bytes;
+    /// [`Store::durable_applied`] of every replica that has rows.
+    pub fn all_applied(&self) -> BTreeMap<u32, u64> {
+        self.durable().applied.clone()
+    }
+
             total.count += live.count;
         }
         sum

@@ -60,9 +60,11 @@ impl StateThread {
     pub(super) fn tell_what_is_durable(&mut self) {
         // First what lives, then what may be truncated: the log thread releases a segment by both, and what was
         // truncated by this flush must not meet what lived at the flush before.
-        let live = self.store.segments_live();
-        let counts = live.iter().map(|(s, l)| (*s, l.count)).collect();
-        let _ = self.log.send(LogEvent::Live(counts));
+        let (live, applied) = (self.store.segments_live(), self.store.all_applied());
+        let _ = self.log.send(LogEvent::Durable {
+            live: live.clone(),
+            applied,
+        });
         self.moved.durable(&self.log, live);
         let shards = self
             .shards
