@@ -159,6 +159,10 @@ impl Store {
         self.durable().slot(group)
     }
 
+    pub(super) fn is_flushing(&self, group: u32) -> bool {
+        self.durable().flushing.contains(&group)
+    }
+
     /// What the bodies of one group need of each segment, as of its last flush.
     pub(super) fn segments_of(&self, group: u32) -> BTreeMap<u64, SegmentLive> {
         let durable = self.durable();
@@ -188,6 +192,8 @@ impl Store {
             .iter_mut()
             .filter_map(|group| group.freeze())
             .collect();
+        let frozen = groups.iter().map(|group| group.group);
+        self.durable().flushing.extend(frozen);
         let (database, keyspaces) = (self.database.clone(), self.keyspaces.clone());
         (!groups.is_empty()).then_some(Flush {
             database,
@@ -206,6 +212,7 @@ impl Store {
         let mut durable = self.durable();
         for (group, applied, segments) in flushed.groups {
             done.insert(group);
+            durable.flushing.remove(&group);
             durable.applied.insert(group, applied);
             durable.segments.insert(group, segments);
         }

@@ -339,3 +339,32 @@ fn bodies_are_found_after_a_snapshot_and_in_the_order_of_groups() {
     assert_eq!(live.count, sent.len() as u64);
     assert_eq!(live.bytes, 100 * sent.len() as u64);
 }
+
+/// The rows of a flush are visible before the store is told that they are durable: an export in between would pin the
+/// segments of the flush before, and a body that was moved could be recycled while it is sent.
+#[test]
+fn nothing_is_exported_while_a_flush_is_under_way() {
+    let mut sender = sender();
+    let group = &mut sender.groups[1];
+    let from = group.locate(3).unwrap();
+    assert!(group.relocate(3, from, location(9)));
+    let flush = sender.freeze().expect("a row moved");
+    assert!(sender.store().export(2).unwrap().is_none(), "frozen");
+    let flushed = flush.run().unwrap();
+    assert!(sender.store().export(2).unwrap().is_none(), "visible");
+    let (store, groups) = (sender.store.as_ref().unwrap(), &mut sender.groups);
+    store.flushed(flushed, groups);
+    let export = sender.store().export(2).unwrap().unwrap();
+    assert!(export.segments.contains(&9), "{:?}", export.segments);
+    // A group that had nothing to flush is not held up by the others.
+    let group = &mut sender.groups[1];
+    let from = group.locate(7).unwrap();
+    assert!(group.relocate(7, from, location(9)));
+    apply_to(&mut sender.groups[0], 1, &append(1));
+    sender.flush();
+    apply_to(&mut sender.groups[0], 2, &append(2));
+    let flush = sender.freeze().expect("group 1 changed");
+    assert!(sender.store().export(2).unwrap().is_some());
+    assert!(sender.store().export(1).unwrap().is_none());
+    sender.finish(flush);
+}
