@@ -280,8 +280,7 @@ impl LogThread {
         // A thread of its own: the flush of everybody's mail must not wait for one follower's reads. There is one
         // fetch a follower at a time, so their count is bounded by the peers.
         let nothing = raft.clone();
-        let helper = std::thread::Builder::new().name("fetch".to_owned());
-        let spawned = helper.spawn(move || {
+        let spawned = super::helpers::spawn("fetch", &self.health, move || {
             let mut read = Vec::new();
             for entry in entries {
                 let whole = reader

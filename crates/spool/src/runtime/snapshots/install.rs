@@ -7,11 +7,12 @@ use std::sync::mpsc::{self, Sender};
 
 use bytes::Bytes;
 
-use super::{Helper, Snapshots};
+use super::Snapshots;
 use crate::directory::group_of;
 use crate::event::LogEvent;
 use crate::log::{Location, WriteError};
 use crate::node::Made;
+use crate::runtime::Helper;
 use crate::snapshot::Record;
 use crate::state::{Import, Importer, StoreError, Switched};
 
@@ -41,13 +42,14 @@ pub enum Failed {
 /// [`Failed`]: nothing has changed.
 pub fn install(
     hub: &Snapshots,
+    helper: &Helper,
     replica: u32,
     made: &Made,
     importer: &Importer,
     log: &Sender<LogEvent>,
 ) -> Result<Switched, Failed> {
     let mut bodies = Bodies {
-        helper: hub.helper(),
+        helper,
         log,
         replica,
         id: made.id,
@@ -77,7 +79,7 @@ pub fn install(
 
 /// Bodies on their way into the log.
 struct Bodies<'a> {
-    helper: Helper,
+    helper: &'a Helper,
     log: &'a Sender<LogEvent>,
     replica: u32,
     id: u64,

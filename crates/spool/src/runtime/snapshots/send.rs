@@ -17,6 +17,7 @@ use crate::directory::node_of;
 use crate::log::LogReader;
 use crate::node::SnapshotInput;
 use crate::snapshot::{CHUNK_BYTES, Encoder};
+use crate::runtime::Helper;
 use crate::state::{Export, StoreError};
 
 /// Octets a second that one snapshot takes at most: the disk and the network belong to mail first (queue.md 4.5).

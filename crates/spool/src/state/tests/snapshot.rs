@@ -220,7 +220,7 @@ fn a_replica_that_comes_back_and_the_rows_of_a_snapshot_never_share_keys() {
     assert_eq!(contents(&mut rows), nothing, "none of the first one's");
     assert_eq!(&rows.conf_state()[..], b"first members");
     import_as(again, sender.store(), store, |_| {}).unwrap();
-    assert!(store.sweep(2).run().unwrap() > 0);
+    assert!(store.sweep(2).run(|| false).unwrap() > 0);
     let both = BTreeMap::from([(2, None), (again, Some(9))]);
     for open_again in [false, true] {
         let opened = open_again.then(|| {
@@ -367,4 +367,27 @@ fn nothing_is_exported_while_a_flush_is_under_way() {
     assert!(sender.store().export(2).unwrap().is_some());
     assert!(sender.store().export(1).unwrap().is_none());
     sender.finish(flush);
+}
+
+/// A node that closes while the rows of a replica are removed must let go of the store, and the rest goes the next time.
+#[test]
+fn a_sweep_ends_when_it_is_told_to_and_goes_on_the_next_time() {
+    let mut bench = Bench::new(1);
+    for m in 0..200_u8 {
+        apply_to(&mut bench.groups[0], u64::from(m) + 1, &append(m));
+    }
+    bench.flush();
+    bench.store().create(1, b"members", 0).unwrap();
+    bench.store().bury(1).unwrap();
+    let looks = std::cell::Cell::new(0);
+    let must_end = || {
+        looks.set(looks.get() + 1);
+        looks.get() > 2
+    };
+    let some = bench.store().sweep(1).run(must_end).unwrap();
+    assert_eq!(looks.get(), 3, "nothing more is looked at");
+    bench.crash();
+    let rest = bench.store().sweep(1).run(|| false).unwrap();
+    assert!(some > 0 && rest > 0, "{some} {rest}");
+    assert_eq!(bench.store().sweep(1).run(|| false).unwrap(), 0);
 }
