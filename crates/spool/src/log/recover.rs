@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::error::is_unreadable;
 use super::planted::{Mutation, planted};
 use super::record::{
     BLOCK, HeaderRead, Position, RecordType, STATE_PAYLOAD, SegmentHeader, VERSION, segment_id,
@@ -53,6 +54,8 @@ pub(super) struct Recovery<'a> {
     pub disk: &'a dyn Disk,
     pub dir: &'a Path,
     pub config: &'a LogConfig,
+    /// Why there is no header.
+    flaw: &'static str,
     pub capacity: u64,
 }
 
@@ -66,8 +69,7 @@ impl Recovery<'_> {
         };
         for (at, candidate) in candidates.iter().enumerate() {
             let Some(header) = &candidate.header else {
-                let flaw = "the segment's header fails its checksum";
-                self.refuse_if_durable(&candidates[at..], 0, &flaw)?;
+                self.refuse_if_durable(&candidates[at..], 0, &candidate.flaw)?;
                 found.unused = candidates[at..]
                     .iter()
                     .map(|unused| (unused.id, unused.file.clone()))
@@ -120,9 +122,14 @@ impl Recovery<'_> {
             file.drop_cache()
                 .map_err(self.io("drop cached pages of", &name))?;
             let mut block = vec![0; BLOCK as usize];
-            let read = file
-                .read_at(&mut block, 0)
-                .map_err(self.io("read", &name))?;
+            let mut flaw = "the segment's header fails its checksum";
+            let read = match file.read_at(&mut block, 0) {
+                Err(error) if is_unreadable(&error) => {
+                    flaw = "the device refuses to read the segment's header (EIO)";
+                    0
+                }
+                read => read.map_err(self.io("read", &name))?,
+            };
             let header = match SegmentHeader::decode(&block[..read]) {
                 HeaderRead::Valid(header) if header.segment == id => Some(header),
                 HeaderRead::Valid(_) | HeaderRead::Invalid => None,
@@ -137,7 +144,12 @@ impl Recovery<'_> {
                 }
             };
             self.check_owner(&name, header.as_ref())?;
-            candidates.push(Candidate { id, file, header });
+            candidates.push(Candidate {
+                id,
+                file,
+                header,
+                flaw,
+            });
         }
         self.disk
             .sync_dir(self.dir)
@@ -352,7 +364,7 @@ impl Recovery<'_> {
                     )
                 };
                 let what = format!(
-                    "the payload of entry {} of group {} fails its checksum, and {why}",
+                    "the payload of entry {} of group {} fails its checksum or cannot be read, and {why}",
                     it.index, it.group
                 );
                 return Err(self.corrupt(it.location.segment, it.location.offset.into(), what));

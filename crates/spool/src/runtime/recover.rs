@@ -8,7 +8,7 @@ use queue::control::{Placement, first_peers};
 use crate::config::{Config, Error, InitialState};
 use crate::directory::{group_of, log_group, node_of, peer_of};
 use crate::log::{
-    Damaged, Log, LogConfig, LogReader, LogWriter, OpenError, RecoveredGroup, WriteError, WriteTask,
+    Damaged, Log, LogConfig, LogReader, LogWriter, RecoveredGroup, WriteError, WriteTask,
 };
 use crate::node::{Group, GroupConfig, Membership};
 use crate::state::{GroupState, Store, StoreConfig, StoreError};
@@ -71,13 +71,9 @@ fn log_config(config: &Config, incarnation: u128) -> LogConfig {
 /// [`Error::Damaged`]: what this node promised is damaged or gone; the text says what and where.
 pub fn recover(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
     open(config, incarnation).map_err(|error| match error {
-        // Names the node: whoever reads this has several, and one of them is to be replaced.
-        Error::Log(OpenError::Corrupt { .. })
-        | Error::Store(StoreError::Lost { .. })
-        | Error::Group(_)
-        | Error::Recovered(_) => Error::Damaged {
+        Error::Log(error) if error.is_damage() => Error::Damaged {
             node: config.node,
-            source: Box::new(error),
+            source: Box::new(Error::Log(error)),
         },
         other => other,
     })
@@ -87,6 +83,13 @@ pub fn recover(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
 pub fn panicked(config: &Config, how: &str) -> Error {
     let text = format!(
         "recovery of {} failed ({how}; its message stands above): what is on the disk cannot be used. Keep the directory for \
+        // Names the node: whoever reads this has several, and one of them is to be replaced.
+        Error::Store(StoreError::Lost { .. }) | Error::Group(_) | Error::Recovered(_) => {
+            Error::Damaged {
+                node: config.node,
+                source: Box::new(error),
+            }
+        }
          inspection, remove this node from the cluster and add a new node id on an empty directory; the other replicas \
          have the mail and keep serving",
         config.dir.display()
