@@ -209,6 +209,9 @@ impl CollectedWriter {
         self.segments.pin(copies.pin, [open.id]);
         open.file.sync_data()?;
         open.tail = start + bytes.len() as u64;
+        if let Some(segment) = self.segments.0.lock().segments.get_mut(&open.id) {
+            segment.end = Some(open.tail);
+        }
         self.next_batch += 1;
         self.segments.0.count_flushed(bytes.len() as u64);
         copies.locations.append(buffered);

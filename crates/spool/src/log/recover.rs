@@ -22,7 +22,7 @@ use super::{
 #[derive(Debug, Default)]
 pub(super) struct Found {
     pub replays: BTreeMap<u32, Replay>,
-    /// Segments that count, with the highest index of each group.
+    /// Segments that count.
     pub segments: BTreeMap<u64, Read>,
     /// Begun, but nothing in them was ever acknowledged.
     pub unused: Vec<(u64, Arc<dyn DiskFile>)>,
@@ -39,14 +39,23 @@ pub(super) struct Found {
     pub damaged: Vec<Damaged>,
 }
 
-/// A segment that counts, with the highest index of each group in it.
-pub(super) type Read = (Arc<dyn DiskFile>, BTreeMap<u32, u64>);
+/// A segment that counts.
+#[derive(Debug)]
+pub(super) struct Read {
+    pub file: Arc<dyn DiskFile>,
+    /// Highest index of each group in it.
+    pub last: BTreeMap<u32, u64>,
+    /// Where its last batch ends.
+    pub end: u64,
+}
 
 /// One segment file and its header.
 struct Candidate {
     id: u64,
     file: Arc<dyn DiskFile>,
     header: Option<SegmentHeader>,
+    /// Why there is no header.
+    flaw: &'static str,
 }
 
 /// Reads the segments of a log.
@@ -54,8 +63,6 @@ pub(super) struct Recovery<'a> {
     pub disk: &'a dyn Disk,
     pub dir: &'a Path,
     pub config: &'a LogConfig,
-    /// Why there is no header.
-    flaw: &'static str,
     pub capacity: u64,
 }
 
@@ -220,9 +227,13 @@ impl Recovery<'_> {
                 }
             }
         }
-        found
-            .segments
-            .insert(candidate.id, (candidate.file.clone(), last));
+        let file = candidate.file.clone();
+        let read = Read {
+            file,
+            last,
+            end: at,
+        };
+        found.segments.insert(candidate.id, read);
         Ok((at, flaw))
     }
 

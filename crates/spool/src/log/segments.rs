@@ -75,6 +75,8 @@ pub(super) struct Segment {
     pub generation: u32,
     /// The collector still writes into it.
     pub open: bool,
+    /// Where its last batch ends; `None`: a segment of the collector from before the last start, which nobody has read.
+    pub end: Option<u64>,
 }
 
 impl fmt::Debug for Segments {
@@ -139,8 +141,6 @@ impl Segments {
             .collect()
     }
 
-    /// All segments that hold records, oldest first.
-    pub fn list(&self) -> Vec<SegmentInfo> {
     /// Octets of log that are kept for followers that lag, and for nothing else: of sealed segments of the Raft log whose
     /// entries are all applied durably (`applied`, the index of each group) and not all truncated, what does not live.
     /// `lives` says how many octets of a segment do; a few parked messages in each segment must not hide the rest.
@@ -168,6 +168,8 @@ impl Segments {
             .sum()
     }
 
+    /// All segments that hold records, oldest first.
+    pub fn list(&self) -> Vec<SegmentInfo> {
         let table = self.0.lock();
         let info = |(id, segment): (&u64, &Segment)| SegmentInfo {
             id: *id,
@@ -312,6 +314,14 @@ impl Shared {
             segment.file = Some(file.clone());
         }
         Ok(Some(file))
+    }
+
+    /// See [`Segment::end`].
+    pub fn end(&self, id: u64) -> Option<u64> {
+        self.lock()
+            .segments
+            .get(&id)
+            .and_then(|segment| segment.end)
     }
 
     /// Is the segment still one that holds records?

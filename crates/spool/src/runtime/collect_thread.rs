@@ -141,15 +141,16 @@ impl CollectThread {
         }
         if turn.scrub.wait(now_us).is_zero() {
             let segment_bytes = self.segments.segment_bytes();
-            match turn.scrub.step(&self.segments, segment_bytes, now_us) {
-                Ok(Some(segment)) => {
-                    tracing::warn!(segment, "the scrubber met damage; its bodies are looked at");
-                    metrics::counter!("postroad_scrub_damaged_segments_total").increment(1);
-                    self.collector.suspect(segment);
-                    turn.idle = false;
-                }
-                Ok(None) => {}
-                Err(error) => tracing::error!(%error, "the scrubber cannot read the log"),
+            if let Some(segment) = turn.scrub.step(&self.segments, segment_bytes, now_us) {
+                tracing::error!(
+                    segment,
+                    "the scrubber met damage in a segment of the log: bodies that live in it are looked at, and it is given \
+                     back as soon as the log needs it no longer. If this node is stopped before, it may not start again; \
+                     then replace it"
+                );
+                metrics::counter!("postroad_scrub_damaged_segments_total").increment(1);
+                self.collector.suspect(segment);
+                turn.idle = false;
             }
             let read = turn.scrub.read_bytes - turn.scrubbed;
             turn.scrubbed = turn.scrub.read_bytes;
