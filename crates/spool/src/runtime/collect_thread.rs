@@ -16,6 +16,7 @@ use crate::collect::{
 use crate::directory::group_of;
 use crate::event::{Mailboxes, RaftEvent, StateEvent};
 use crate::log::Segments;
+use crate::state::StoredBodies;
 
 /// How long an idle collector sleeps: what makes a segment worth collecting comes with a flush of the state, which wakes
 /// it, or with age.
@@ -54,9 +55,10 @@ impl CollectThread {
         to: Mailboxes,
         health: super::Health,
         mender: Mender,
+        index: Arc<StoredBodies>,
     ) -> (CollectThread, BodyReader) {
         let store = &recovered.state.store;
-        let index: Arc<dyn BodyIndex> = Arc::new(store.bodies());
+        let index: Arc<dyn BodyIndex> = index;
         let reader = recovered.reader.clone();
         let bodies = BodyReader::new(reader.clone(), &index);
         let (config, live) = (CollectConfig::default(), store.segments_live());

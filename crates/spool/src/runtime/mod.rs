@@ -264,7 +264,14 @@ impl Threads {
                 .await;
         let recovered = recovered.map_err(|e| recover::panicked(config, &e.to_string()))??;
         let helpers = Helpers::new(health.clone());
-        let mender = Mender::new(introducer.clone(), config.clone());
+        let stored = Arc::new(recovered.state.store.bodies());
+        let mender = Mender::new(
+            introducer.clone(),
+            config.clone(),
+            recovered.reader.clone(),
+            &stored,
+            helpers.clone(),
+        );
         for it in &recovered.damaged {
             mender.report(group_of(it.group), it.index, it.location);
         }
@@ -291,6 +298,7 @@ impl Threads {
             mail.clone(),
             health.clone(),
             mender.clone(),
+            stored,
         );
         let snapshots = Snapshots::new(
             &config.dir,
@@ -299,6 +307,7 @@ impl Threads {
             peers.clone(),
             health.clone(),
             helpers.clone(),
+            mender.clone(),
         );
         let snapshots = snapshots.map_err(|source| Error::System {
             what: format!(

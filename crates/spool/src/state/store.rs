@@ -227,6 +227,11 @@ impl Store {
         self.durable().applied.get(&group).copied().unwrap_or(0)
     }
 
+    /// [`Store::durable_applied`] of every replica that has rows.
+    pub fn all_applied(&self) -> BTreeMap<u32, u64> {
+        self.durable().applied.clone()
+    }
+
     /// What the bodies of all groups need of each segment, as of each group's last flush. A segment that is not named
     /// holds nothing live among entries up to the groups' [`Store::durable_applied`]; later entries may lie in it.
     pub fn segments_live(&self) -> BTreeMap<u64, SegmentLive> {
@@ -234,11 +239,6 @@ impl Store {
         for (segment, live) in self.durable().segments.values().flatten() {
             let total = sum.entry(*segment).or_default();
             total.bytes += live.bytes;
-    /// [`Store::durable_applied`] of every replica that has rows.
-    pub fn all_applied(&self) -> BTreeMap<u32, u64> {
-        self.durable().applied.clone()
-    }
-
             total.count += live.count;
         }
         sum
@@ -248,6 +248,7 @@ impl Store {
     pub fn bodies(&self) -> StoredBodies {
         StoredBodies {
             kept: self.keyspaces.kept.clone(),
+            messages: self.keyspaces.messages.clone(),
             durable: self.durable.clone(),
         }
     }
@@ -334,7 +335,7 @@ impl Keyspaces {
     /// change, and a new table gets a new one. The small values (`fixed`) are table 0.
     pub(super) fn replicated(&self) -> [(u8, &Keyspace); 12] {
         [
-            (1, &self.messages),
+            (MESSAGES, &self.messages),
             (2, &self.items),
             (3, &self.recipients),
             (4, &self.due),
@@ -381,6 +382,9 @@ impl Keyspaces {
         })
     }
 }
+
+/// Number of the table of messages in snapshots.
+pub const MESSAGES: u8 = 1;
 
 pub(super) const FIXED_APPLIED: u8 = b'a';
 const FIXED_BLOB: u8 = b'b';

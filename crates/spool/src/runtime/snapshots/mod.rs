@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use install::{Failed, install};
 
-use super::{Health, Helper, Helpers};
+use super::{Health, Helper, Helpers, Mender};
 use crate::event::RaftEvent;
 use crate::log::LogReader;
 use crate::node::SnapshotInput;
@@ -59,6 +59,7 @@ struct Inner {
     outgoing: Mutex<BTreeMap<u64, Outgoing>>,
     incoming: Mutex<BTreeMap<u32, Incoming>>,
     helpers: Helpers,
+    mender: Mender,
 }
 
 /// The hub. Cheap to clone.
@@ -66,7 +67,8 @@ struct Inner {
 pub struct Snapshots(Arc<Inner>);
 
 impl Snapshots {
-    /// For a node that starts, in its runtime. What an earlier life staged is removed.
+    /// For a node that starts, in its runtime. What an earlier life staged is removed. `mender` brings what this disk does not
+    /// give back of a body that is to be sent.
     ///
     /// # Errors
     /// The staging directory cannot be emptied.
@@ -77,6 +79,7 @@ impl Snapshots {
         peers: Peers,
         health: Health,
         helpers: Helpers,
+        mender: Mender,
     ) -> std::io::Result<Snapshots> {
         let staging = Staging::new(data);
         staging.clear()?;
@@ -90,6 +93,7 @@ impl Snapshots {
             outgoing: Mutex::default(),
             incoming: Mutex::default(),
             helpers,
+            mender,
         })))
     }
 
@@ -109,6 +113,11 @@ impl Snapshots {
 
     fn helper(&self) -> Helper {
         self.0.helpers.helper()
+    }
+
+    /// Where snapshots are staged.
+    pub fn staging(&self) -> &Staging {
+        &self.0.staging
     }
 
     /// Ends all sends.

@@ -74,7 +74,7 @@ impl StateThread {
             let (log, state) = (self.log.clone(), self.to.state.clone());
             let spawned = self.helpers.spawn("install", move |helper| {
                 let outcome =
-                    snapshots::install(&hub, helper, replica, &made, &importer, &log);
+                    snapshots::install(hub.staging(), helper, replica, &made, &importer, &log);
                 let work = SnapshotWork::Installed(made, Box::new(outcome));
                 let _ = state.send(StateEvent::Snapshot { group, work });
             });

@@ -391,3 +391,25 @@ fn a_sweep_ends_when_it_is_told_to_and_goes_on_the_next_time() {
     assert!(some > 0 && rest > 0, "{some} {rest}");
     assert_eq!(bench.store().sweep(1).run(|| false).unwrap(), 0);
 }
+
+/// For repairs: which messages an entry is of, also in a replica whose rows came with a snapshot.
+#[test]
+fn messages_are_found_by_the_entries_that_they_consist_of() {
+    let sender = sender();
+    let receiver = Bench::new(2);
+    let all = |store: &Store, replica: u32, wanted: &[u64]| {
+        let wanted = wanted.iter().map(|index| (replica, *index)).collect();
+        let found = store.bodies().sworn(&wanted, || false).unwrap();
+        let of = found.get(&replica).cloned().unwrap_or_default();
+        let entries = of.iter().flat_map(|sworn| &sworn.extents);
+        entries.map(|extent| extent.index).collect::<Vec<_>>()
+    };
+    let (store, into) = (sender.store(), receiver.store());
+    assert_eq!(all(store, 2, &[1, 3, 999]), [3], "the first is gone");
+    assert_eq!(all(store, 1, &[3]), [] as [u64; 0]);
+    assert_eq!(all(into, 2, &[3]), [] as [u64; 0]);
+    import(store, into, |_| {}).unwrap();
+    assert_eq!(all(into, 2, &[3, 7]), [3, 7]);
+    let found = store.bodies().sworn(&[(2, 3)].into(), || true).unwrap();
+    assert!(found.is_empty(), "it ends when it is told to");
+}
