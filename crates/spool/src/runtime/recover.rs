@@ -1,10 +1,15 @@
 //! Opens what a node has on disk and makes its groups from it.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use queue::control::{Placement, first_peers};
 
+use super::mend::DAMAGED_MAX;
+use crate::collect::BodyIndex as _;
 use crate::config::{Config, Error, InitialState};
 use crate::directory::{group_of, log_group, node_of, peer_of};
 use crate::log::{
@@ -16,6 +21,9 @@ use crate::storage::{CacheBudget, GroupLog, Hole};
 
 /// Octets of entries that all groups of a node keep in memory (queue.md 3.3).
 const CACHE_BYTES: usize = 64 << 20;
+
+/// Rows that are looked at at once for what lay in a segment that is missing.
+const ROWS_AT_ONCE: usize = 4_096;
 
 /// Stands among the replicas that are gone as a sign that this directory has started before. No group has this number.
 const NO_REPLICA: u32 = u32::MAX;
@@ -75,6 +83,13 @@ pub fn recover(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
             node: config.node,
             source: Box::new(Error::Log(error)),
         },
+        // Names the node: whoever reads this has several, and one of them is to be replaced.
+        Error::Store(StoreError::Lost { .. }) | Error::Group(_) | Error::Recovered(_) => {
+            Error::Damaged {
+                node: config.node,
+                source: Box::new(error),
+            }
+        }
         other => other,
     })
 }
@@ -83,13 +98,6 @@ pub fn recover(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
 pub fn panicked(config: &Config, how: &str) -> Error {
     let text = format!(
         "recovery of {} failed ({how}; its message stands above): what is on the disk cannot be used. Keep the directory for \
-        // Names the node: whoever reads this has several, and one of them is to be replaced.
-        Error::Store(StoreError::Lost { .. }) | Error::Group(_) | Error::Recovered(_) => {
-            Error::Damaged {
-                node: config.node,
-                source: Box::new(error),
-            }
-        }
          inspection, remove this node from the cluster and add a new node id on an empty directory; the other replicas \
          have the mail and keep serving",
         config.dir.display()
@@ -131,6 +139,7 @@ fn open(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
         )));
     }
     report(&found);
+    found.damaged.extend(lost(&store, &writer)?);
     let budget = CacheBudget::new(CACHE_BYTES);
     let mut groups = BTreeMap::new();
     let mut voters = BTreeMap::new();
@@ -175,6 +184,49 @@ fn open(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
         },
         damaged: found.damaged,
     })
+}
+
+/// Bodies whose segment is not there: the log does not miss one of which all entries are truncated, or one of the
+/// collector, but the rows do. There is no table of rows by segment, so all are passed by, where something is missing.
+fn lost(store: &Store, writer: &LogWriter) -> Result<Vec<Damaged>, StoreError> {
+    let there: BTreeSet<u64> = writer.segments().list().iter().map(|it| it.id).collect();
+    let mut lost = store.segments_live();
+    lost.retain(|segment, _| !there.contains(segment));
+    let mut damaged = Vec::new();
+    if lost.is_empty() {
+        return Ok(damaged);
+    }
+    for (segment, live) in &lost {
+        tracing::error!(
+            segment,
+            bodies = live.count,
+            octets = live.bytes,
+            "a segment of the log is missing, and mail that lives lies in it: its bodies come from the other replicas. \
+             Who or what removed it? Look at the disk"
+        );
+    }
+    let bodies = store.bodies();
+    let mut from = (0, 0);
+    loop {
+        let rows = bodies.rows(from, ROWS_AT_ONCE)?;
+        let Some(&(replica, index, _)) = rows.last() else {
+            return Ok(damaged);
+        };
+        from = (replica, index.saturating_add(1));
+        let of_lost = rows
+            .iter()
+            .filter(|(.., location)| lost.contains_key(&location.segment));
+        damaged.extend(of_lost.map(|&(group, index, location)| Damaged {
+            group,
+            index,
+            term: 0,
+            location,
+            copy: true,
+        }));
+        if damaged.len() >= DAMAGED_MAX {
+            return Ok(damaged);
+        }
+    }
 }
 
 fn report(found: &crate::log::Recovered) {

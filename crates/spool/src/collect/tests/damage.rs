@@ -248,3 +248,33 @@ fn what_the_device_does_not_give_back_is_found_by_the_scrubber() -> Outcome {
     assert_eq!(there.count(), 1);
     Ok(())
 }
+
+/// A file is gone, and the rows name it: that is damage, and not a segment that was recycled.
+#[test]
+fn a_segment_that_somebody_deleted_is_damage_to_whoever_reads_or_looks() -> Outcome {
+    use crate::collect::{BodyReader, Unread};
+    use crate::log::{Disk as _, ReadError};
+    let mut world = world(eager())?;
+    world.collect_all()?;
+    let copied = world.rows.iter().find(|(_, at)| at.segment >= 1 << 31);
+    let (&id, &at) = copied.ok_or("nothing was copied")?;
+    world.disk.unlink(&path(at.segment, 1))?;
+    world.disk.sync_dir("/log".as_ref())?;
+    world.disk.restart();
+    world.reopen()?;
+    let (bodies, _index) = world.bodies();
+    let read = |bodies: &BodyReader| bodies.read_data(at, id.0, id.1, 0, 10);
+    let Err(Unread { location, error }) = read(&bodies) else {
+        return Err("it was read".into());
+    };
+    assert_eq!(location, at);
+    assert!(matches!(error, ReadError::Corrupt { .. }), "{error}");
+    assert!(error.to_string().contains("missing"), "{error}");
+    // A row by row look names all that lay there.
+    world.collector.suspect(at.segment);
+    while world.collect()? {}
+    let lay_there = world.rows.values().filter(|it| it.segment == at.segment);
+    assert_eq!(world.damages.len(), lay_there.count());
+    assert!(world.damages.iter().all(|it| it.what.contains("missing")));
+    Ok(())
+}
