@@ -352,7 +352,7 @@ fn chunks_of_many_uploads_take_turns_and_few_are_in_flight() {
 fn an_abandoned_upload_makes_room_at_once_and_a_message_is_not_touched() {
     let mut world = World::new();
     let message = Ulid::from_parts(WALL, 1 << 8);
-    let mut ask = |world: &mut World, what| {
+    let ask = |world: &mut World, what| {
         let (reply, mut answers) = reply();
         world.turn(|leader, turn| leader.append(what, reply, false, turn));
         world.apply();
