@@ -6,6 +6,8 @@ checkout=$(cd "$here/../.." && pwd)
 # Everything that a cluster leaves on the disk is below this directory. It must not be a tmpfs (container images lie in it),
 # and its path must stay short: a Unix socket's may have 107 octets.
 dir=${POSTROAD_CLUSTER_DIR:-/var/tmp/postroad-cluster}
+# What stays between clusters: programs that were built or fetched.
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/postroad/cluster
 # Names on this machine. The node's network namespace holds the whole control plane; a second one is the world outside.
 node_ns=postroad-node
 world_ns=postroad-world
@@ -52,3 +54,16 @@ wait_for() {
 
 kubectl() { "$bin/kubectl" --kubeconfig "$dir/admin.conf" "$@"; }
 ctr() { command ctr -a "$dir/containerd.sock" -n k8s.io "$@"; }
+
+start_apiserver() {
+    start apiserver "$bin/kube-apiserver" --etcd-servers http://127.0.0.1:2379 \
+        --advertise-address "$node_ip" --secure-port 6443 --service-cluster-ip-range "$services" \
+        --authorization-mode Node,RBAC --enable-admission-plugins NodeRestriction --allow-privileged=true \
+        --client-ca-file "$dir/pki/ca.crt" --tls-cert-file "$dir/pki/apiserver.crt" --tls-private-key-file "$dir/pki/apiserver.key" \
+        --kubelet-client-certificate "$dir/pki/admin.crt" --kubelet-client-key "$dir/pki/admin.key" \
+        --kubelet-certificate-authority "$dir/pki/ca.crt" --kubelet-preferred-address-types InternalIP \
+        --service-account-issuer https://kubernetes.default.svc \
+        --service-account-key-file "$dir/pki/service-accounts.key" \
+        --service-account-signing-key-file "$dir/pki/service-accounts.key"
+    wait_for "API server" 60 kubectl get --raw /readyz
+}

@@ -1,8 +1,10 @@
 //! The test cluster that `tests/cluster/up` brought up, and the world outside it: a Postfix with mailboxes in a network
 //! namespace of its own, on the same wire as the Kubernetes node.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,6 +18,10 @@ use crate::postfix::{self, Postfix, Setup};
 
 /// Where the world's mail server is (`tests/cluster/lib.sh`); `mx.test` in the cluster's DNS.
 pub const WORLD: &str = "172.30.0.9";
+/// This machine as the cluster's pods reach it; `host.test` in the cluster's DNS.
+pub const HOST: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 30, 255, 1));
+/// The image that `tests/cluster/run` builds: what the charts ask for.
+pub const IMAGE: &str = concat!("ghcr.io/postroad/postroad:", env!("CARGO_PKG_VERSION"));
 /// Its network namespace.
 const WORLD_NAMESPACE: &str = "postroad-world";
 /// The user that owns the mailboxes.
@@ -24,7 +30,8 @@ const NOBODY: u32 = 65534;
 /// The cluster.
 #[derive(Debug)]
 pub struct Kubernetes {
-    kubeconfig: PathBuf,
+    /// Everything that the cluster has on the disk.
+    pub dir: PathBuf,
     programs: PathBuf,
 }
 
@@ -39,9 +46,43 @@ impl Kubernetes {
         let programs = fs::read_to_string(dir.join("bin"))
             .context("no test cluster is up; bring one up with: tests/cluster/up")?;
         Ok(Kubernetes {
-            kubeconfig: dir.join("admin.conf"),
+            dir,
             programs: programs.trim().into(),
         })
+    }
+
+    /// A program of `tests/cluster`, by name.
+    pub fn script(&self, name: &str) -> Command {
+        let mut command = Command::new(checkout().join("tests/cluster").join(name));
+        command.env("POSTROAD_CLUSTER_DIR", &self.dir);
+        command
+    }
+
+    /// Bash with these lines, as somebody at the checkout would type them: `helm` is Helm 4.
+    ///
+    /// # Errors
+    /// When a line fails; the text has what it said.
+    pub fn shell(&self, lines: &str) -> Result<String> {
+        let names = tempfile::tempdir()?;
+        for (name, program) in [("helm", "helm4"), ("kubectl", "kubectl")] {
+            std::os::unix::fs::symlink(self.programs.join(program), names.path().join(name))?;
+        }
+        let mut path = OsString::from(names.path());
+        path.push(":");
+        path.push(std::env::var_os("PATH").unwrap_or_default());
+        let mut shell = self.tool_at("bash".as_ref(), &["-euxc", lines]);
+        run(shell.env("PATH", path).current_dir(checkout()))
+    }
+
+    /// Gives the image a second name, under which a pod may ask for it.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub fn tag_image(&self, name: &str) -> Result<()> {
+        let mut tag = Command::new("ctr");
+        tag.arg("--address").arg(self.dir.join("containerd.sock"));
+        tag.args(["--namespace", "k8s.io", "images", "tag", "--force"]);
+        run(tag.args([IMAGE, name])).map(drop)
     }
 
     /// `kubectl` with these arguments, not started yet.
@@ -51,8 +92,19 @@ impl Kubernetes {
 
     /// A program of the cluster's that reads a kubeconfig: `kubectl`, `helm3`, `helm4`.
     pub fn tool(&self, program: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new(self.programs.join(program));
-        command.env("KUBECONFIG", &self.kubeconfig).args(arguments);
+        self.tool_at(&self.programs.join(program), arguments)
+    }
+
+    /// Debian's promtool, which `tests/cluster/install` laid beside the cluster's programs.
+    pub fn promtool(&self) -> Command {
+        let beside = self.programs.parent().unwrap_or(&self.programs);
+        Command::new(beside.join("promtool"))
+    }
+
+    fn tool_at(&self, program: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        let kubeconfig = self.dir.join("admin.conf");
+        command.env("KUBECONFIG", kubeconfig).args(arguments);
         command
     }
 
@@ -69,8 +121,16 @@ impl Kubernetes {
     /// # Errors
     /// What the API server says.
     pub fn apply(&self, documents: &str) -> Result<()> {
+        self.feed(&["apply", "-f", "-"], documents)
+    }
+
+    /// `kubectl` with these arguments reads these documents.
+    ///
+    /// # Errors
+    /// What the API server says.
+    pub fn feed(&self, arguments: &[&str], documents: &str) -> Result<()> {
         let mut apply = self
-            .command(&["apply", "-f", "-"])
+            .command(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -128,6 +188,12 @@ impl Kubernetes {
         }
         text
     }
+}
+
+/// Where the sources are.
+pub fn checkout() -> PathBuf {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().unwrap_or(tests).to_owned()
 }
 
 /// A Postfix outside the cluster that takes all mail for `example.com`. Dropped, it is gone.

@@ -43,7 +43,7 @@ pub use certificates::{CertificateError, Certificates, PAIRS_MAX};
 pub use config::{BODY_BYTES_MAX, Config, HANDSHAKE_TIMEOUT};
 pub use cuts::CHUNKS_MAX;
 pub use describe::describe_metrics;
-pub use dir::{DirError, read_dir, watch_dir};
+pub use dir::{DirError, read_dir, read_files, watch_dir};
 pub use ready::Readiness;
 
 use append::Appender;

@@ -3,7 +3,9 @@
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use proto::Role;
+use proto::client::{AdminClient, CallError};
 use proto::pki::Pair;
+use proto::v1::AddNodeRequest;
 use resource::Retention;
 use serde_json::json;
 
@@ -12,7 +14,7 @@ use super::observe::Seen;
 use super::plan::Step;
 use crate::context::Context;
 use crate::error::Error;
-use crate::names::{self, PoolName};
+use crate::names::{self, CLIENT_PORT, PEER_PORT, PoolName};
 use crate::node_pool::delete;
 use crate::pki::{self, Leaf};
 use crate::ssa::{self, Controller};
@@ -23,6 +25,7 @@ pub async fn act(
     parts: &Parts<'_>,
     seen: &Seen,
     ca: &Pair,
+    admin: &AdminClient,
     step: &Step,
 ) -> Result<(), Error> {
     let namespace = &parts.name.namespace;
@@ -45,13 +48,32 @@ pub async fn act(
             let joined = is_member(seen, *node);
             create(&pods, &build::pod(parts, *node, initial, joined)).await
         }
-        Step::AddNode { node } | Step::RemoveNode { node } => Err(Error::Refused(format!(
-            "node {node}: the nodes of a queue cannot be changed yet; restore its volume, or its pod"
-        ))),
-        // A queue node gives its leaderships away itself when it is told to end.
-        Step::MoveLeaders { node } => delete(&pods, &names::queue_pod(pool, *node)).await,
+        Step::AddNode { node } => {
+            let host = names::queue_host(pool, namespace, *node);
+            let add = AddNodeRequest {
+                node: *node,
+                peer_address: format!("{host}:{PEER_PORT}"),
+                client_address: format!("{host}:{CLIENT_PORT}"),
+                zone: String::new(),
+            };
+            asked(admin.add_node(add).await)
+        }
+        Step::RemoveNode { node } => asked(admin.remove_node(*node).await),
+        Step::MoveLeaders { node } => asked(admin.move_leaders(*node).await),
         Step::DeletePod { node } => delete(&pods, &names::queue_pod(pool, *node)).await,
         Step::Retire { node } => retire(parts, &claims, *node).await,
+    }
+}
+
+/// The queue's no is an answer; that it gave none is a failure.
+fn asked(answer: Result<String, CallError>) -> Result<(), Error> {
+    match answer {
+        Ok(text) => {
+            tracing::info!("{text}");
+            Ok(())
+        }
+        Err(CallError::Declined { text }) => Err(Error::Refused(text)),
+        Err(error) => Err(Error::Queue(error.to_string())),
     }
 }
 
@@ -118,6 +140,52 @@ pub async fn label_members(context: &Context, name: &PoolName, seen: &Seen) -> R
         }
     }
     Ok(())
+}
+
+/// Claims that ask for less than is declared ask for more. Says what stands in the way, for people: a volume can grow only where
+/// its storage class lets it.
+pub async fn grow_volumes(
+    context: &Context,
+    parts: &Parts<'_>,
+    seen: &Seen,
+) -> Result<Option<String>, Error> {
+    let size = &parts.pool.spec.storage.size;
+    let Ok(wanted) = resource::parse_quantity(size) else {
+        return Ok(None);
+    };
+    let claims: Api<PersistentVolumeClaim> =
+        Api::namespaced(context.client.clone(), &parts.name.namespace);
+    let small = seen.volumes.iter().filter(|(_, asked)| **asked < wanted);
+    for (node, _) in small {
+        let retired = seen
+            .observed
+            .claims
+            .get(node)
+            .is_none_or(|claim| claim.retired);
+        if retired {
+            continue;
+        }
+        let claim = names::queue_claim(&parts.name.pool, *node);
+        let patch = json!({"spec": {"resources": {"requests": {"storage": size}}}});
+        match claims
+            .patch(&claim, &PatchParams::default(), &Patch::Merge(&patch))
+            .await
+        {
+            Ok(_) => {
+                let text = format!("the volume of node {node} grows to {size}");
+                context.tell(parts.pool, "VolumeGrows", text).await;
+            }
+            Err(kube::Error::Api(status)) if matches!(status.code, 403 | 422) => {
+                return Ok(Some(format!(
+                    "the volume claim {claim} cannot grow to {size}: {}; choose a storage class with allowVolumeExpansion for new nodes, or write the former size",
+                    status.message
+                )));
+            }
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(None)
 }
 
 /// Certificates of all nodes that have a pod, made anew in time.

@@ -1,10 +1,11 @@
-//! What the queue says of itself, put together from the answers of its nodes.
+//! What the queue says of itself. The control group's leader knows all of it; without one each node still tells of its own
+//! copies, which is enough to say what is wrong and too little to change anything.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use proto::client::AdminClient;
-use proto::v1::NodeStatus;
+use proto::v1::{MemberNode, MembersResponse, NodeStatus};
 
 /// A queue that does not answer by then does not answer: the next look is not far.
 const TIMEOUT: Duration = Duration::from_secs(4);
@@ -22,14 +23,43 @@ pub struct Answer {
     pub led: usize,
     /// Those with all their copies in step.
     pub in_step: usize,
+    /// What only the leader of the control group knows; `None` while there is none.
+    pub overview: Option<Overview>,
+}
+
+/// See [`Answer::overview`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Overview {
+    /// No id up to this one may be given to another disk.
+    pub highest_node: u64,
+    /// Steps until every group is where it should be.
+    pub moves_left: u32,
+}
+
+/// Where a node is in its life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stage {
+    /// Added, and not heard of yet.
+    Joining,
+    /// It says that it is there.
+    Ready,
+    /// It says nothing.
+    #[default]
+    Silent,
+    /// It was told to go.
+    Leaving,
 }
 
 /// A queue node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
-    /// It answered.
-    pub answers: bool,
-    /// Of its program.
+    /// Where it is in its life.
+    pub stage: Stage,
+    /// Not heard of for so long.
+    pub silent_ms: u64,
+    /// It was asked not to lead.
+    pub rests: bool,
+    /// Of its program; empty: not known.
     pub version: String,
     /// Copies that it holds.
     pub groups: usize,
@@ -37,11 +67,14 @@ pub struct Node {
     pub leads: usize,
 }
 
-/// Asks all nodes.
+/// Asks the control group's leader; when nobody leads it, each node.
 ///
 /// # Errors
 /// Why no node answered.
 pub async fn ask(admin: &AdminClient) -> Result<Answer, String> {
+    if let Ok(Ok(members)) = tokio::time::timeout(TIMEOUT, admin.members()).await {
+        return Ok(whole(&members));
+    }
     let statuses = tokio::time::timeout(TIMEOUT, admin.statuses())
         .await
         .map_err(|_| format!("no answer for {} s", TIMEOUT.as_secs()))?;
@@ -56,6 +89,43 @@ pub async fn ask(admin: &AdminClient) -> Result<Answer, String> {
     match answered.is_empty() {
         true => Err(last),
         false => Ok(put_together(&answered)),
+    }
+}
+
+/// The answer of the control group's leader.
+fn whole(members: &MembersResponse) -> Answer {
+    let node = |node: &MemberNode| Node {
+        stage: match node.state.as_str() {
+            "Joining" => Stage::Joining,
+            "Ready" => Stage::Ready,
+            "Leaving" => Stage::Leaving,
+            _ => Stage::Silent,
+        },
+        silent_ms: node.silent_ms,
+        rests: node.rests_ms > 0,
+        version: node.version.clone(),
+        groups: node.groups as usize,
+        leads: node.leads as usize,
+    };
+    let speaks = |id: &u64| {
+        let mut nodes = members.nodes.iter();
+        nodes.any(|node| node.node == *id && node.state != "Silent")
+    };
+    let groups = members.groups.iter();
+    let in_step = groups.clone().filter(|group| {
+        let moved = group.voters == group.placed && group.learners.is_empty();
+        let heard = group.voters.iter().all(speaks);
+        group.leader_node > 0 && moved && heard && group.lag <= IN_STEP_LAG
+    });
+    Answer {
+        nodes: members.nodes.iter().map(|n| (n.node, node(n))).collect(),
+        groups: members.groups.len(),
+        led: groups.clone().filter(|group| group.leader_node > 0).count(),
+        in_step: in_step.count(),
+        overview: Some(Overview {
+            highest_node: members.highest_node,
+            moves_left: members.moves_left,
+        }),
     }
 }
 
@@ -82,10 +152,11 @@ fn put_together(answered: &[NodeStatus]) -> Answer {
             groups.insert(group.group, (true, in_step));
         }
         let known = Node {
-            answers: true,
+            stage: Stage::Ready,
             version: status.version.clone(),
             groups: status.groups.len(),
             leads: leads.count(),
+            ..Node::default()
         };
         answer.nodes.insert(status.node, known);
     }
@@ -96,67 +167,5 @@ fn put_together(answered: &[NodeStatus]) -> Answer {
 }
 
 #[cfg(test)]
-mod tests {
-    use proto::v1::{GroupStatus, NodeAddress, ReplicaProgress};
-
-    use super::*;
-
-    fn group(group: u32, role: &str, matched: u64) -> GroupStatus {
-        let copy = |node: u64, matched: u64| ReplicaProgress {
-            node,
-            matched,
-            recent_active: true,
-            ..ReplicaProgress::default()
-        };
-        GroupStatus {
-            group,
-            role: role.into(),
-            last_index: 50_000,
-            progress: match role {
-                "Leader" => vec![copy(1, 50_000), copy(2, matched)],
-                _ => Vec::new(),
-            },
-            ..GroupStatus::default()
-        }
-    }
-
-    fn status(node: u64, groups: Vec<GroupStatus>) -> NodeStatus {
-        let nodes = [1, 2, 3].map(|node| NodeAddress {
-            node,
-            ..NodeAddress::default()
-        });
-        NodeStatus {
-            node,
-            groups,
-            nodes: nodes.to_vec(),
-            ..NodeStatus::default()
-        }
-    }
-
-    #[test]
-    fn silent_nodes_groups_without_leader_and_copies_that_lag_are_seen() {
-        let first = status(
-            1,
-            vec![
-                group(0, "Leader", 49_999),
-                group(1, "Leader", 3),
-                group(2, "Follower", 0),
-            ],
-        );
-        let second = status(
-            2,
-            vec![
-                group(0, "Follower", 0),
-                group(1, "Follower", 0),
-                group(2, "Follower", 0),
-            ],
-        );
-        let answer = put_together(&[first, second]);
-        assert_eq!((answer.groups, answer.led, answer.in_step), (3, 2, 1));
-        assert_eq!(answer.nodes.len(), 3);
-        assert_eq!(
-            (answer.nodes[&1].leads, answer.nodes[&3].answers),
-            (2, false)
-        );
-    }
-}
+#[path = "ask_tests.rs"]
+mod tests;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::ask::Answer;
+use super::ask::{Answer, Node, Overview, Stage};
 use super::plan::{self, Claim, Member, Observed, Queue};
 use crate::error::Error;
 use crate::names::{self, PoolName};
@@ -18,6 +18,8 @@ pub struct Seen {
     pub cluster_id: Option<String>,
     /// The pods themselves.
     pub pods: BTreeMap<u64, Pod>,
+    /// What each claim asks for, octets.
+    pub volumes: BTreeMap<u64, u64>,
     /// The queue's whole answer.
     pub answer: Option<Answer>,
 }
@@ -49,10 +51,17 @@ pub async fn observe(
             .iter()
             .map(|(node, pod)| (*node, seen_pod(pod)))
             .collect(),
-        queue: answer.as_ref().map(seen_queue),
+        queue: answer
+            .as_ref()
+            .and_then(|answer| Some(seen_queue(answer, answer.overview?))),
     };
+    let volumes = claims
+        .iter()
+        .filter_map(|(node, claim)| Some((*node, requested(claim)?)))
+        .collect();
     Ok(Seen {
         observed,
+        volumes,
         cluster_id,
         pods,
         answer,
@@ -67,6 +76,11 @@ fn by_node<K: ResourceExt>(objects: Vec<K>) -> BTreeMap<u64, K> {
             Some((node, object))
         })
         .collect()
+}
+
+fn requested(claim: &PersistentVolumeClaim) -> Option<u64> {
+    let requests = claim.spec.as_ref()?.resources.as_ref()?.requests.as_ref()?;
+    resource::parse_quantity(&requests.get("storage")?.0).ok()
 }
 
 fn seen_claim(metadata: &ObjectMeta) -> Claim {
@@ -108,19 +122,25 @@ pub fn is_ready(pod: &Pod) -> bool {
     conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
-fn seen_queue(answer: &Answer) -> Queue {
-    let member = |node: &super::ask::Node| Member {
+fn seen_queue(answer: &Answer, overview: Overview) -> Queue {
+    let member = |node: &Node| Member {
+        leaving: node.stage == Stage::Leaving,
+        joining: node.stage == Stage::Joining,
+        rests: node.rests,
         leads: u32::try_from(node.leads).unwrap_or(u32::MAX),
-        ..Member::default()
+        silent_ms: node.silent_ms,
     };
+    let speaks = |node: &Node| node.stage != Stage::Silent;
     Queue {
         members: answer
             .nodes
             .iter()
             .map(|(id, node)| (*id, member(node)))
             .collect(),
-        highest_node: answer.nodes.keys().next_back().copied().unwrap_or_default(),
+        highest_node: overview.highest_node,
         leaderless: answer.groups - answer.led,
-        settled: answer.groups == answer.in_step && answer.nodes.values().all(|node| node.answers),
+        settled: answer.groups == answer.in_step
+            && overview.moves_left == 0
+            && answer.nodes.values().all(speaks),
     }
 }

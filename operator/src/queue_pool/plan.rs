@@ -77,6 +77,8 @@ pub struct Member {
     pub leaving: bool,
     /// It was added and not heard of yet.
     pub joining: bool,
+    /// It was asked not to lead, and hands over what it leads.
+    pub rests: bool,
     /// Groups that it leads.
     pub leads: u32,
     /// It was not heard of for so long.
@@ -141,6 +143,7 @@ pub fn plan(desired: &Desired, seen: &Observed) -> Step {
             gone(seen, queue)
                 .or_else(|| membership(desired, seen, queue))
                 .or_else(|| roll(desired, seen, queue))
+                .or_else(|| unsettled(queue))
         })
         .unwrap_or(Step::Done)
 }
@@ -302,12 +305,22 @@ fn roll(desired: &Desired, seen: &Observed, queue: &Queue) -> Option<Step> {
             "copies are brought in step before the next pod".into(),
         ));
     }
-    let leads = queue.members.get(node).map_or(0, |member| member.leads);
+    let member = queue.members.get(node).copied().unwrap_or_default();
     let alone = queue.members.len() < 2;
-    Some(match leads > 0 && !alone {
+    Some(match member.leads > 0 && !alone {
+        true if member.rests => Step::Wait(format!("others take over what node {node} leads")),
         true => Step::MoveLeaders { node: *node },
         false => Step::DeletePod { node: *node },
     })
+}
+
+/// It is as declared only when all copies are where they should be.
+fn unsettled(queue: &Queue) -> Option<Step> {
+    let why = match queue.leaderless {
+        0 => "copies move to where they should be".into(),
+        groups => format!("{groups} groups have no leader"),
+    };
+    (!queue.settled).then_some(Step::Wait(why))
 }
 
 #[cfg(test)]

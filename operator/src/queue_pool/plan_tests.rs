@@ -121,10 +121,15 @@ impl Model {
         if self.answers() {
             self.members.retain(|_, member| !member.leaving);
         }
-        let leads = self.members.keys().next().copied();
+        // Somebody leads who was not asked not to, if there is one. A process that starts anew has forgotten the question.
         for (node, member) in &mut self.members {
-            member.leads =
-                u32::from(Some(*node) == leads && up.contains(node) && member.leads != 99);
+            member.rests &= up.contains(node);
+        }
+        let willing = self.members.iter().filter(|(node, _)| up.contains(node));
+        let leads = willing.min_by_key(|(node, member)| (member.rests, **node));
+        let leads = leads.map(|(node, _)| *node);
+        for (node, member) in &mut self.members {
+            member.leads = u32::from(Some(*node) == leads);
         }
     }
 
@@ -167,7 +172,7 @@ impl Model {
             Step::RemoveNode { node } => self.remove(*node),
             Step::MoveLeaders { node } => {
                 assert!(self.settled(), "leaders are moved while copies are behind");
-                self.members.get_mut(node).expect("a member").leads = 99;
+                self.members.get_mut(node).expect("a member").rests = true;
             }
             Step::DeletePod { node } => {
                 let member = self.members.contains_key(node);

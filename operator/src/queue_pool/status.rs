@@ -6,6 +6,7 @@ use kube::runtime::controller::Action;
 use resource::{Groups, Member, MemberState, Operation, OperationType, QueuePool, QueuePoolStatus};
 use serde_json::json;
 
+use super::ask::{Answer, Node, Stage};
 use super::build::Parts;
 use super::observe::Seen;
 use super::plan::Step;
@@ -82,20 +83,13 @@ pub async fn write(
         step => conditions.set("Progressing", true, Reason::Working, told(step)),
     }
     let desired = usize::try_from(parts.pool.spec.replicas).unwrap_or_default();
-    let blocked = match &seen.observed.queue {
-        Some(queue) if queue.members.len() != desired => Some(format!(
-            "the queue has {} nodes, and the nodes of a queue cannot be changed yet",
-            queue.members.len()
-        )),
-        _ => refusal,
-    };
-    match blocked {
+    match refusal {
         Some(text) => {
             let mut old = before.conditions.iter();
             if !old.any(|old| old.type_ == "ScaleBlocked" && old.message == text) {
                 context.warn(parts.pool, "ScaleBlocked", text.clone()).await;
             }
-            conditions.set("ScaleBlocked", true, Reason::CannotChangeNodes, text);
+            conditions.set("ScaleBlocked", true, Reason::RefusedByQueue, text);
         }
         None => conditions.set(
             "ScaleBlocked",
@@ -120,20 +114,18 @@ pub async fn write(
     let status = QueuePoolStatus {
         observed_generation: generation,
         conditions: conditions.finish(&CONDITIONS),
-        replicas: count(
-            seen.observed
-                .queue
-                .as_ref()
-                .map_or(0, |queue| queue.members.len()),
-        ),
+        // A queue that does not answer has the members that it had.
+        replicas: match &seen.observed.queue {
+            Some(queue) => count(queue.members.len()),
+            None => before.replicas,
+        },
         ready_replicas: count(ready),
         updated_replicas: count(updated),
         selector: parts.name.selector_text(),
         cluster_id: Some(parts.cluster_id.to_owned()),
-        // A queue that does not answer has the members that it had.
         members: match &seen.answer {
-            Some(_) => members(parts, seen),
-            None => before.members.clone(),
+            Some(answer) if answer.overview.is_some() => members(parts, answer),
+            _ => before.members.clone(),
         },
         groups,
         operation: operation(step, before.operation.as_ref()),
@@ -160,22 +152,25 @@ fn groups(seen: &Seen) -> Option<Groups> {
     })
 }
 
-fn members(parts: &Parts<'_>, seen: &Seen) -> Vec<Member> {
-    let nodes = seen.answer.iter().flat_map(|answer| &answer.nodes);
-    nodes
+fn members(parts: &Parts<'_>, answer: &Answer) -> Vec<Member> {
+    let known = |node: &Node| !node.version.is_empty();
+    answer
+        .nodes
+        .iter()
         .map(|(id, node)| Member {
             node_id: i64::try_from(*id).unwrap_or(i64::MAX),
             pod_name: names::queue_pod(&parts.name.pool, *id),
             pvc_name: names::queue_claim(&parts.name.pool, *id),
             zone: None,
-            state: if node.answers {
-                MemberState::Ready
-            } else {
-                MemberState::Lost
+            state: match node.stage {
+                Stage::Joining => MemberState::Joining,
+                Stage::Ready => MemberState::Ready,
+                Stage::Silent => MemberState::Lost,
+                Stage::Leaving => MemberState::Leaving,
             },
-            groups: Some(count(node.groups)).filter(|_| node.answers),
-            leads: Some(count(node.leads)).filter(|_| node.answers),
-            version: Some(node.version.clone()).filter(|version| !version.is_empty()),
+            groups: known(node).then(|| count(node.groups)),
+            leads: known(node).then(|| count(node.leads)),
+            version: known(node).then(|| node.version.clone()),
             certificate_not_after: None,
         })
         .collect()

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use tests::child::run;
-use tests::kubernetes::{WORLD, World};
+use tests::kubernetes::{IMAGE, WORLD, World};
 
 use crate::in_namespace;
 
@@ -42,7 +42,7 @@ spec:
     seccompProfile: {type: RuntimeDefault}
   containers:
   - name: up
-    image: localhost/postroad:dev
+    image: IMAGE
     imagePullPolicy: Never
     args: [up, -f, /etc/postroad, --data, /var/lib/postroad, --listen, "0.0.0.0:2525", --admin-listen, "0.0.0.0:9090", --disk-bytes, 1GiB]
     securityContext:
@@ -73,7 +73,7 @@ fn a_bare_pod_under_restricted_security_relays_a_message_to_postfix() {
             Duration::from_secs(10),
             || cluster.kubectl(&["-n", "smoke", "get", "serviceaccount", "default"]),
         )?;
-        cluster.apply(POD)?;
+        cluster.apply(&POD.replace("IMAGE", IMAGE))?;
         cluster.kubectl(&[
             "-n",
             "smoke",

@@ -54,8 +54,8 @@ struct Output {
     /// The archive to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Name and tag of the image
-    #[arg(long, default_value = "localhost/postroad:dev")]
+    /// Name and tag of the image; the default is what the charts ask for
+    #[arg(long, default_value = concat!("ghcr.io/postroad/postroad:", env!("CARGO_PKG_VERSION")))]
     name: String,
 }
 

@@ -2,6 +2,7 @@
 //! would, and writes down what came of every attempt.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -40,6 +41,8 @@ pub struct Attempt {
     pub ended: Instant,
     /// How.
     pub outcome: Outcome,
+    /// The id in the 250: this very message of ours must arrive, not only a copy of another attempt.
+    pub queued_as: Option<String>,
 }
 
 /// All attempts, by message.
@@ -54,13 +57,14 @@ impl Ledger {
         self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note(&self, id: u64, begun: Instant, outcome: Outcome) {
+    fn note(&self, id: u64, begun: Instant, outcome: Outcome, queued_as: Option<String>) {
         let acked = outcome == Outcome::Acked;
         let ended = Instant::now();
         let attempt = Attempt {
             begun,
             ended,
             outcome,
+            queued_as,
         };
         self.lock().entry(id).or_default().push(attempt);
         self.acked.fetch_add(u64::from(acked), Ordering::SeqCst);
@@ -186,13 +190,19 @@ pub struct Client {
 impl Client {
     /// Sends to these ports on loopback.
     pub fn start(edges: &[u16], load: Load) -> Client {
+        let here = |port: &u16| SocketAddr::from((Ipv4Addr::LOCALHOST, *port));
+        Client::start_at(edges.iter().map(here).collect(), load)
+    }
+
+    /// Sends to these addresses.
+    pub fn start_at(edges: Vec<SocketAddr>, load: Load) -> Client {
         let ledger = Arc::new(Ledger::default());
         let stop = Arc::new(AtomicBool::new(false));
         let next = Arc::new(AtomicU64::new(0));
         let mut tasks = JoinSet::new();
         for n in 0..load.connections {
             let worker = Worker {
-                edges: edges.to_vec(),
+                edges: edges.clone(),
                 at: n,
                 load: load.clone(),
                 ledger: ledger.clone(),
@@ -240,7 +250,7 @@ impl Client {
 }
 
 struct Worker {
-    edges: Vec<u16>,
+    edges: Vec<SocketAddr>,
     at: usize,
     load: Load,
     ledger: Arc<Ledger>,
@@ -295,26 +305,29 @@ impl Worker {
         let attempt = async {
             let mut connection = match open {
                 Some(connection) => connection,
-                None => Connection::open(self.edges[self.at % self.edges.len()]).await?,
+                None => match Connection::open(self.edges[self.at % self.edges.len()]).await? {
+                    Ok(connection) => connection,
+                    Err(refused) => return Ok((None, Err(refused))),
+                },
             };
             let to = format!("r{id}@{}", self.load.domain(id));
-            let refused = connection
+            let answer = connection
                 .send(&to, message, || {
                     dot_sent = true;
                     begun = Instant::now();
                 })
                 .await?;
-            anyhow::Ok((connection, refused))
+            anyhow::Ok((Some(connection), answer))
         };
         let result = tokio::time::timeout(REPLY, attempt).await;
-        let (outcome, connection) = match result {
-            Ok(Ok((connection, None))) => (Outcome::Acked, Some(connection)),
-            Ok(Ok((_, Some(refused)))) => (Outcome::Refused(refused), None),
-            _ if dot_sent => (Outcome::Unknown, None),
-            _ => (Outcome::Broken, None),
+        let (outcome, queued_as, connection) = match result {
+            Ok(Ok((connection, Ok(ulid)))) => (Outcome::Acked, Some(ulid), connection),
+            Ok(Ok((_, Err(refused)))) => (Outcome::Refused(refused), None, None),
+            _ if dot_sent => (Outcome::Unknown, None, None),
+            _ => (Outcome::Broken, None, None),
         };
         let acked = outcome == Outcome::Acked;
-        self.ledger.note(id, begun, outcome);
+        self.ledger.note(id, begun, outcome, queued_as);
         acked.then(|| connection.filter(|c| c.sent < MESSAGES))
     }
 }
@@ -326,8 +339,9 @@ struct Connection {
 }
 
 impl Connection {
-    async fn open(port: u16) -> Result<Connection> {
-        let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    /// The inner error is what the other side said instead of taking the session.
+    async fn open(edge: SocketAddr) -> Result<Result<Connection, String>> {
+        let stream = TcpStream::connect(edge).await?;
         stream.set_nodelay(true)?;
         let (read, write) = stream.into_split();
         let mut connection = Connection {
@@ -336,20 +350,25 @@ impl Connection {
             sent: 0,
         };
         let greeting = connection.reply().await?;
-        anyhow::ensure!(greeting.starts_with("220"), "{greeting}");
+        if !greeting.starts_with("220") {
+            return Ok(Err(greeting));
+        }
         connection.write.write_all(b"EHLO client.test\r\n").await?;
         let hello = connection.reply().await?;
-        anyhow::ensure!(hello.starts_with("250"), "{hello}");
-        Ok(connection)
+        if !hello.starts_with("250") {
+            return Ok(Err(hello));
+        }
+        Ok(Ok(connection))
     }
 
-    /// `None`: 250. `dot` is called just before the first octet of the content's last piece can leave.
+    /// The id in the 250, or the reply that refuses. `dot` is called just before the first octet of the content's last piece
+    /// can leave.
     async fn send(
         &mut self,
         to: &str,
         message: &[u8],
         dot: impl FnOnce(),
-    ) -> Result<Option<String>> {
+    ) -> Result<Result<String, String>> {
         let begin = format!(
             "MAIL FROM:<sender@origin.test> BODY=8BITMIME SIZE={}\r\nRCPT TO:<{to}>\r\nDATA\r\n",
             message.len()
@@ -362,8 +381,8 @@ impl Connection {
                 refused.get_or_insert(reply);
             }
         }
-        if refused.is_some() {
-            return Ok(refused);
+        if let Some(refused) = refused {
+            return Ok(Err(refused));
         }
         let wire = stuffed(message);
         let (content, last) = wire.split_at(wire.len() - 3);
@@ -372,7 +391,15 @@ impl Connection {
         self.write.write_all(last).await?;
         let reply = self.reply().await?;
         self.sent += 1;
-        Ok((!reply.starts_with("250")).then_some(reply))
+        if !reply.starts_with("250") {
+            return Ok(Err(reply));
+        }
+        let ulid = reply
+            .rsplit_once("queued as ")
+            .map(|(_, ulid)| ulid.to_owned());
+        Ok(Ok(ulid.with_context(|| {
+            format!("a 250 without an id: {reply}")
+        })?))
     }
 
     /// The last line of a reply.

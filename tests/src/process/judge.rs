@@ -62,12 +62,22 @@ impl fmt::Display for Tally {
 }
 
 impl Tally {
-    /// Panics unless every acknowledged message arrived as it was sent, and every further copy has its reason.
-    pub fn must_hold(&self) {
+    /// `None` when every acknowledged message arrived as it was sent, every further copy has its reason, and nothing was
+    /// refused for good.
+    pub fn fault(&self) -> Option<String> {
         let clean = self.lost.is_empty() && self.damaged.is_empty() && self.unexplained.is_empty();
-        assert!(clean, "{self}\n{self:#?}");
+        if !clean {
+            return Some(format!("{self}\n{self:#?}"));
+        }
         let permanent = self.refusals.keys().find(|text| text.starts_with('5'));
-        assert_eq!(permanent, None, "nothing here is refused for good");
+        permanent.map(|text| format!("nothing here is refused for good, and was with {text}"))
+    }
+
+    /// Panics when there is a fault.
+    pub fn must_hold(&self) {
+        if let Some(fault) = self.fault() {
+            panic!("{fault}");
+        }
     }
 }
 
@@ -103,9 +113,6 @@ fn one(
     let (acked, unknown) = (count(Outcome::Acked), count(Outcome::Unknown));
     tally.acked += acked;
     tally.unknown += unknown;
-    if acked > 0 && copies.is_empty() {
-        tally.lost.push(id);
-    }
     let sent = client.load.message(id);
     let mut by_message: BTreeMap<String, Vec<&Copy>> = BTreeMap::new();
     for copy in copies {
@@ -114,6 +121,10 @@ fn one(
             Err(why) => tally.damaged.push(format!("{id}: {why}")),
         }
     }
+    // A copy of another attempt is no excuse for the one that got 250.
+    let promised = attempts.iter().filter_map(|a| a.queued_as.as_ref());
+    let missing = promised.filter(|ulid| !by_message.contains_key(*ulid));
+    tally.lost.extend(missing.map(|_| id));
     // Each transaction makes a message of ours: more of them than 250s are attempts whose reply was lost.
     let resent = by_message.len().saturating_sub(1);
     if by_message.len() > acked + unknown {

@@ -1,6 +1,7 @@
 //! The next hop: an SMTP server that keeps what it accepts.
 
 use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -54,11 +55,13 @@ impl Shared {
     }
 }
 
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
 /// A sink that listens until it is dropped.
 pub struct Sink {
     shared: Arc<Shared>,
     task: JoinHandle<()>,
-    /// Its port on loopback.
+    /// Its port.
     pub port: u16,
 }
 
@@ -70,18 +73,32 @@ impl Sink {
 
     /// Answers each message's final dot as `judge` says of its id, after `pause`.
     pub async fn with(judge: Judge, pause: Duration) -> Result<Sink> {
-        Sink::listen(judge, pause, None).await
+        Sink::listen(LOOPBACK, judge, pause, None).await
+    }
+
+    /// Accepts everything at another of this machine's addresses.
+    pub async fn at(address: IpAddr) -> Result<Sink> {
+        Sink::listen(address, Box::new(|_| Verdict::Accept), Duration::ZERO, None).await
     }
 
     /// Accepts everything but from who calls himself `host` in EHLO: he waits for the reply to his DATA for ever.
     pub async fn stalling(host: &str) -> Result<Sink> {
         let accept = Box::new(|_| Verdict::Accept);
-        Sink::listen(accept, Duration::ZERO, Some(host.to_owned())).await
+        Sink::listen(LOOPBACK, accept, Duration::ZERO, Some(host.to_owned())).await
     }
 
-    async fn listen(judge: Judge, pause: Duration, stall: Option<String>) -> Result<Sink> {
-        let port = super::net::free_port()?;
-        let listener = TcpListener::bind(("127.0.0.1", port)).await?;
+    async fn listen(
+        address: IpAddr,
+        judge: Judge,
+        pause: Duration,
+        stall: Option<String>,
+    ) -> Result<Sink> {
+        let port = match address.is_loopback() {
+            true => super::net::free_port()?,
+            false => 0,
+        };
+        let listener = TcpListener::bind((address, port)).await?;
+        let port = listener.local_addr()?.port();
         let shared = Arc::new(Shared {
             kept: Mutex::default(),
             judge,

@@ -1,7 +1,7 @@
 //! The cluster as the control group's leader sees it, for people and for the operator.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use proto::v1;
 use queue::control::{NodeRow, Placement, node_of};
@@ -67,7 +67,11 @@ impl Control {
             version: report.map_or_else(String::new, |report| report.version.clone()),
             groups: report.map_or(0, |report| report.replicas.len() as u32),
             leads: leads.get(&node).copied().unwrap_or(0),
-            silent_ms: silence.unwrap_or(Duration::ZERO).as_millis() as u64,
+            // One that joins was never there: nobody can say that it has been away.
+            silent_ms: match silence {
+                None if self.state.joining.contains(&node) => 0,
+                _ => self.overseer.silent_for(node, now).as_millis() as u64,
+            },
             full: report.is_some_and(|report| report.full),
             rests_ms: rest.map_or(0, |rest| rest.until_ms.saturating_sub(self.wall_ms)),
             trouble: trouble.cloned().unwrap_or_default(),

@@ -1,0 +1,117 @@
+//! Both charts, by Helm 3 and by Helm 4: clean, taken by the real API server, and never with a number of nodes.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use tests::child::run;
+use tests::kubernetes::{IMAGE, Kubernetes};
+
+use crate::relay::{Relay, chart};
+
+const HELMS: [&str; 2] = ["helm3", "helm4"];
+const CHARTS: [&str; 2] = ["postroad", "postroad-cluster"];
+/// The oldest Kubernetes that the charts take.
+const OLDEST: [&str; 2] = ["--kube-version", "1.33.0"];
+/// Kinds of the Prometheus operator, which is not on the test's cluster.
+const MONITORING: [&str; 4] = [
+    "--api-versions",
+    "monitoring.coreos.com/v1/PodMonitor",
+    "--api-versions",
+    "monitoring.coreos.com/v1/PrometheusRule",
+];
+
+fn render(cluster: &Kubernetes, helm: &str, name: &str, more: &[&str]) -> Result<String> {
+    let mut render = cluster.tool(helm, &["template", "test"]);
+    render.arg(chart(name)).args(OLDEST).args(more);
+    run(&mut render)
+}
+
+#[test]
+#[ignore = "needs the cluster of tests/cluster/up"]
+fn charts_are_clean_and_never_write_how_many_nodes_a_pool_has() {
+    let clean = || -> Result<()> {
+        let cluster = Kubernetes::find()?;
+        for helm in HELMS {
+            for name in CHARTS {
+                let mut lint = cluster.tool(helm, &["lint", "--strict"]);
+                run(lint.arg(chart(name)))?;
+                let rendered = render(&cluster, helm, name, &MONITORING)?;
+                // The operators' own Deployment is the only thing whose number the charts know.
+                let numbers = rendered
+                    .lines()
+                    .filter(|line| line.starts_with("  replicas:"))
+                    .count();
+                ensure!(
+                    numbers == usize::from(name == "postroad"),
+                    "{name} writes replicas:\n{rendered}"
+                );
+                if name == "postroad" {
+                    for text in [IMAGE, "kind: PodMonitor", "kind: PrometheusRule"] {
+                        ensure!(rendered.contains(text), "without {text}:\n{rendered}");
+                    }
+                }
+            }
+            for wrong in ["edge.spec.replicas=4", "edges.enabled=true"] {
+                let refusal = render(&cluster, helm, "postroad-cluster", &["--set", wrong])
+                    .err()
+                    .map(|error| error.to_string())
+                    .unwrap_or_default();
+                ensure!(refusal.contains("edge"), "{helm} took {wrong}: {refusal}");
+            }
+        }
+        Ok(())
+    };
+    if let Err(error) = clean() {
+        panic!("{error:#}");
+    }
+}
+
+#[test]
+#[ignore = "needs the cluster of tests/cluster/up"]
+fn the_api_server_takes_every_document_of_the_charts_and_promtool_the_rules() {
+    crate::explained("mail", |cluster| {
+        // Its kinds must be there.
+        Relay::ready(cluster)?;
+        let domains = [
+            "--namespace",
+            "default",
+            "--set",
+            "domains.example.domain=example.com",
+            "--set",
+            "domains.example.inbound.targets[0].host=mx.example.com",
+            "--set",
+            "cluster.access.networks={10.0.0.0/8}",
+        ];
+        for helm in HELMS {
+            for (name, values) in [
+                ("postroad", ["--namespace", "default"].as_slice()),
+                ("postroad-cluster", &domains),
+            ] {
+                let rendered = render(cluster, helm, name, values)?;
+                let apply = [
+                    "apply",
+                    "--server-side",
+                    "--force-conflicts",
+                    "--dry-run=server",
+                    "--validate=strict",
+                    "-f",
+                    "-",
+                ];
+                cluster
+                    .feed(&apply, &rendered)
+                    .with_context(|| format!("{name} by {helm}"))?;
+            }
+        }
+        let rules = chart("postroad").join("rules.yaml");
+        let said = run(cluster
+            .promtool()
+            .args(["check", "rules", "--lint=all", "--lint-fatal"])
+            .arg(&rules))?;
+        let alerts = fs::read_to_string(&rules)?.matches("alert:").count();
+        ensure!(
+            alerts > 0 && said.contains(&format!("{alerts} rules found")),
+            "{said}"
+        );
+        Ok(())
+    });
+}

@@ -1,0 +1,58 @@
+//! One question to an SMTP server.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+/// Nothing here waits for a queue.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A session that greeted.
+pub struct Session {
+    read: BufReader<TcpStream>,
+}
+
+impl Session {
+    /// Connects, and waits for the greeting and the answer to EHLO.
+    pub fn open(server: &str) -> Result<Session> {
+        let address: IpAddr = server.parse().with_context(|| server.to_owned())?;
+        let stream = TcpStream::connect_timeout(&SocketAddr::new(address, 25), PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut session = Session {
+            read: BufReader::new(stream),
+        };
+        let greeting = session.reply()?;
+        ensure!(greeting.starts_with("220"), "{greeting}");
+        session.say("EHLO client.test")?;
+        Ok(session)
+    }
+
+    /// Says something and gives the last line of the answer.
+    pub fn say(&mut self, line: &str) -> Result<String> {
+        let line = format!("{line}\r\n");
+        self.read.get_mut().write_all(line.as_bytes())?;
+        self.reply()
+    }
+
+    fn reply(&mut self) -> Result<String> {
+        loop {
+            let mut line = String::new();
+            let octets = self.read.read_line(&mut line)?;
+            ensure!(octets > 3, "the connection ended");
+            if line.as_bytes()[3] != b'-' {
+                return Ok(line.trim_end().to_owned());
+            }
+        }
+    }
+}
+
+/// What a server answers to a recipient.
+pub fn recipient(server: &str, sender: &str, recipient: &str) -> Result<String> {
+    let mut session = Session::open(server)?;
+    session.say(&format!("MAIL FROM:<{sender}>"))?;
+    let answer = session.say(&format!("RCPT TO:<{recipient}>"))?;
+    session.say("QUIT")?;
+    Ok(answer)
+}

@@ -1,0 +1,106 @@
+//! Who may claim what: a tenant that claims another's domain, or a network outside of the cluster's, is told so, and nothing
+//! of it reaches a node.
+
+use anyhow::{Result, ensure};
+
+use crate::relay::{Relay, SOON};
+use crate::smtp;
+use crate::traffic::{accepted, declare};
+
+/// Where nobody listens: a message that came here would wait.
+const NOWHERE: &str = "{targets: [{host: 172.30.255.1, port: 9}]}";
+
+fn claim(relay: &Relay<'_>, name: &str, domain: &str, more: &str) -> Result<()> {
+    relay.cluster.apply(&format!(
+        "apiVersion: postroad.dev/v1alpha1\nkind: RelayDomain\nmetadata: {{name: {name}, namespace: tenant}}\nspec:\n  \
+         clusterRef: {{name: postroad, namespace: mail}}\n  domain: {domain}\n{more}"
+    ))
+}
+
+/// The tenant's claim is refused for this reason, in its status and in an event.
+fn refused(relay: &Relay<'_>, name: &str, reason: &str) -> Result<()> {
+    let (object, cluster) = (format!("relaydomain/{name}"), relay.cluster);
+    let of = ".status.conditions[?(@.type=='Accepted')]";
+    relay.until(&format!("{name} is refused: {reason}"), SOON, || {
+        let path = format!("{{{of}.status}} {{{of}.reason}}");
+        let seen = cluster.field("tenant", &object, &path)?;
+        ensure!(seen == format!("False {reason}"), "{seen}");
+        Ok(())
+    })?;
+    let text = cluster.field("tenant", &object, &format!("{{{of}.message}}"))?;
+    eprintln!("{name}: {text}");
+    relay.until("an event says it", SOON, || {
+        let events = cluster.kubectl(&["--namespace", "tenant", "get", "events"])?;
+        ensure!(events.contains(&text), "{events}");
+        Ok(())
+    })
+}
+
+#[test]
+#[ignore = "needs the cluster of tests/cluster/up"]
+fn a_tenant_who_claims_what_is_not_his_is_told_so_and_nothing_of_it_reaches_a_node() {
+    crate::in_namespace("tenant", |cluster| {
+        let relay = Relay::ready(cluster)?;
+        cluster.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: tenant}\n")?;
+        declare(&relay, "taken", 9)?;
+
+        let inbound = format!("  inbound: {NOWHERE}\n");
+        claim(&relay, "stranger", "stranger.test", &inbound)?;
+        refused(&relay, "stranger", "NamespaceNotAllowed")?;
+
+        let open = "{\"spec\":{\"access\":{\"allowedNamespaces\":{\"from\":\"All\"},\"domainOwnership\":\"Trust\",\"networks\":[\"10.0.0.0/8\"]}}}";
+        relay.kubectl(&[
+            "patch",
+            "relaycluster",
+            "postroad",
+            "--type=merge",
+            "-p",
+            open,
+        ])?;
+        // What was refused counts now without being touched.
+        accepted(&relay, "anybody@stranger.test")?;
+        claim(&relay, "thief", "taken.test", &inbound)?;
+        refused(&relay, "thief", "DomainConflict")?;
+        let wide = "  outbound: {networks: [172.30.0.0/16]}\n";
+        claim(&relay, "wide", "wide.test", wide)?;
+        refused(&relay, "wide", "NetworkNotAllowed")?;
+
+        // This machine is in the network that was asked for, and no edge lets it send from the domain.
+        for pod in relay.pods("edgepool")? {
+            let address = relay.field(&format!("pod/{pod}"), "{.status.podIP}")?;
+            let answer = smtp::recipient(&address, "boss@wide.test", "victim@elsewhere.test")?;
+            ensure!(answer.starts_with("550"), "{pod}: {answer}");
+        }
+        let laid_out = relay.field("configmap/postroad-config", "{.data}")?;
+        for refused in ["thief", "wide.test"] {
+            ensure!(!laid_out.contains(refused), "{refused} reaches nodes");
+        }
+
+        // The elder's claim goes: the other one's counts.
+        relay.kubectl(&["delete", "relaydomain", "taken"])?;
+        relay.until("the second claim counts", SOON, || {
+            let of = ".status.conditions[?(@.type=='Accepted')]";
+            let seen = cluster.field("tenant", "relaydomain/thief", &format!("{{{of}.status}}"))?;
+            ensure!(seen == "True", "{seen}");
+            Ok(())
+        })?;
+        let shut = "{\"spec\":{\"access\":null}}";
+        relay.kubectl(&[
+            "patch",
+            "relaycluster",
+            "postroad",
+            "--type=merge",
+            "-p",
+            shut,
+        ])?;
+        refused(&relay, "thief", "NamespaceNotAllowed")?;
+        relay.until("no edge takes mail to it any more", SOON, || {
+            for pod in relay.pods("edgepool")? {
+                let address = relay.field(&format!("pod/{pod}"), "{.status.podIP}")?;
+                let answer = smtp::recipient(&address, "a@origin.test", "anybody@taken.test")?;
+                ensure!(answer.starts_with("550"), "{pod}: {answer}");
+            }
+            Ok(())
+        })
+    });
+}

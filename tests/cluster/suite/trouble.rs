@@ -1,0 +1,137 @@
+//! What happens to a relay that nobody asked for, while mail passes: nothing of it is lost, and what is declared becomes so
+//! again.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+use tests::process::size;
+
+use crate::relay::{COMES_UP, OPERATOR, Relay, SOON};
+use crate::traffic::Traffic;
+
+/// A leader that goes is followed by another within an election or two.
+const ELECTIONS: Duration = Duration::from_secs(20);
+/// Killed without a word, the operator is followed by the other one when its Lease ends.
+const KILLS: usize = 3;
+
+#[test]
+#[ignore = "needs the cluster of tests/cluster/up"]
+fn of_two_queue_nodes_that_are_evicted_at_once_the_second_stays() {
+    crate::explained("mail", |cluster| {
+        let relay = Relay::ready(cluster)?;
+        let traffic = Traffic::start(&relay, "evicted")?;
+        let pods = relay.pods("queuepool")?;
+        evict(&relay, &pods[0])?;
+        let refusal = evict(&relay, &pods[1])
+            .err()
+            .map(|error| error.to_string())
+            .unwrap_or_default();
+        ensure!(
+            refusal.contains("disruption budget"),
+            "the second was not refused: {refusal}"
+        );
+        relay.scaled("queuepool", 3)?;
+        ensure!(relay.pods("queuepool")? == pods, "not the same nodes");
+        // Now the second may go.
+        relay.until("the second is evicted", SOON, || evict(&relay, &pods[1]))?;
+        relay.scaled("queuepool", 3)?;
+        traffic.end(ELECTIONS)
+    });
+}
+
+/// As `kubectl drain` does it.
+fn evict(relay: &Relay<'_>, pod: &str) -> Result<()> {
+    let path = format!("/api/v1/namespaces/mail/pods/{pod}/eviction");
+    let eviction = format!(
+        "{{\"apiVersion\":\"policy/v1\",\"kind\":\"Eviction\",\"metadata\":{{\"name\":\"{pod}\",\"namespace\":\"mail\"}}}}"
+    );
+    relay
+        .cluster
+        .feed(&["create", "--raw", &path, "-f", "-"], &eviction)
+}
+
+#[test]
+#[ignore = "needs the cluster of tests/cluster/up"]
+fn a_queue_node_that_lost_its_volume_is_replaced_under_a_new_id_though_the_operator_is_killed_at_its_steps()
+ {
+    crate::explained("mail", |cluster| {
+        let relay = Relay::ready(cluster)?;
+        let traffic = Traffic::start(&relay, "volume")?;
+        let pods = relay.pods("queuepool")?;
+        let lost = pods.last().cloned().unwrap_or_default();
+        let start = Instant::now();
+        relay.kubectl(&["delete", "pvc", &format!("data-{lost}"), "--wait=false"])?;
+        relay.kubectl(&["delete", "pod", &lost, "--force", "--grace-period=0"])?;
+        let mut seen = BTreeSet::new();
+        let mut kills = 0;
+        while !(replaced(&relay, &lost)? && relay.pods("queuepool")?.len() == 3) {
+            if start.elapsed() > COMES_UP {
+                bail!("not replaced; steps seen: {seen:?}");
+            }
+            let step = relay.field(
+                "queuepool/postroad",
+                "{.status.operation.type} {.status.operation.nodeID}: {.status.operation.step}",
+            )?;
+            if seen.insert(step.clone()) && kills < KILLS {
+                kill_operator(&relay)?;
+                kills += 1;
+                eprintln!("the operator was killed at {:?}: {step}", start.elapsed());
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        relay.scaled("queuepool", 3)?;
+        eprintln!("replaced after {:?}; steps seen: {seen:?}", start.elapsed());
+        ensure!(kills == KILLS, "the operator was killed {kills} times only");
+        traffic.end(ELECTIONS)
+    });
+}
+
+/// The queue knows the node no more.
+fn replaced(relay: &Relay<'_>, pod: &str) -> Result<bool> {
+    let members = relay.field("queuepool/postroad", "{.status.members[*].podName}")?;
+    let members: Vec<&str> = members.split_whitespace().collect();
+    Ok(members.len() == 3 && !members.contains(&pod))
+}
+
+/// Whoever holds the Lease, without giving him time to give it up.
+fn kill_operator(relay: &Relay<'_>) -> Result<()> {
+    let holder =
+        relay
+            .cluster
+            .field(OPERATOR, "lease/postroad-leader", "{.spec.holderIdentity}")?;
+    let Some((pod, _)) = holder.split_once('_') else {
+        return Ok(());
+    };
+    let force = ["--force", "--grace-period=0", "--ignore-not-found"];
+    let mut delete = vec!["--namespace", OPERATOR, "delete", "pod", pod];
+    delete.extend(force);
+    relay.cluster.kubectl(&delete).map(drop)
+}
+
+#[test]
+#[ignore = "needs the cluster of tests/cluster/up"]
+fn while_the_api_server_is_away_mail_goes_on_and_afterwards_what_is_declared_becomes_so() {
+    crate::explained("mail", |cluster| {
+        let relay = Relay::ready(cluster)?;
+        let traffic = Traffic::start(&relay, "headless")?;
+        let away = Duration::from_secs(size(30, 120));
+        // What is asked for in the last moment waits.
+        relay.scale("edgepool", 3)?;
+        relay.scale("queuepool", 4)?;
+        ensure!(cluster.script("apiserver").arg("stop").status()?.success());
+        let start = Instant::now();
+        while start.elapsed() < away {
+            traffic.passes(20)?;
+        }
+        ensure!(cluster.script("apiserver").arg("start").status()?.success());
+        let back = Instant::now();
+        relay.scaled("edgepool", 3)?;
+        relay.scaled("queuepool", 4)?;
+        eprintln!(
+            "as declared {:?} after the API server came back",
+            back.elapsed()
+        );
+        traffic.end(ELECTIONS)
+    });
+}

@@ -1,0 +1,84 @@
+//! What stays when the charts go, and what finds it again.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use tests::child::run;
+use tests::kubernetes::Kubernetes;
+
+use crate::relay::{COMES_UP, MAIL, OPERATOR, Relay, SOON};
+use crate::traffic::Traffic;
+
+/// Mail cannot be accepted while nothing is installed.
+const GONE: Duration = Duration::from_secs(400);
+/// What must be the same afterwards: kinds, volume claims, the CA and the sealing key.
+const STAYS: [&str; 3] = [
+    "customresourcedefinitions",
+    "persistentvolumeclaims",
+    "secrets",
+];
+
+#[test]
+#[ignore = "needs the cluster of tests/cluster/up"]
+fn what_was_kept_when_the_charts_went_is_found_when_they_come_again_with_the_mail_in_it() {
+    crate::explained("mail", |cluster| {
+        let relay = Relay::ready(cluster)?;
+        let traffic = Traffic::start(&relay, "stays")?;
+        // Mail that nobody takes away stays in the queue.
+        relay.scale("deliverypool", 0)?;
+        relay.scaled("deliverypool", 0)?;
+        traffic.passes(40)?;
+        let before = kept(&relay)?;
+        let start = Instant::now();
+        uninstall(cluster, "relay", MAIL)?;
+        uninstall(cluster, "postroad", OPERATOR)?;
+        relay.until("all pods are gone", COMES_UP, || {
+            let pods = relay.kubectl(&["get", "pods", "-o", "name"])?;
+            ensure!(pods.is_empty(), "{pods}");
+            Ok(())
+        })?;
+        eprintln!("uninstalled after {:?}", start.elapsed());
+        let stayed = kept(&relay)?;
+        ensure!(before == stayed, "before:\n{before}\nafter:\n{stayed}");
+        let domain = relay.field("relaydomain/stays", "{.spec.domain}")?;
+        ensure!(domain == "stays.test", "what a user declared is gone");
+
+        relay.install()?;
+        relay.until("the queue has what it had", SOON, || {
+            let now = kept(&relay)?;
+            ensure!(before == now, "before:\n{before}\nnow:\n{now}");
+            Ok(())
+        })?;
+        traffic.end(GONE)
+    });
+}
+
+fn uninstall(cluster: &Kubernetes, release: &str, namespace: &str) -> Result<()> {
+    let mut uninstall = cluster.tool("helm4", &["uninstall", release, "--namespace", namespace]);
+    run(&mut uninstall).map(drop)
+}
+
+/// Names and uids of what outlives a release; leaves of nodes go and come with them.
+fn kept(relay: &Relay<'_>) -> Result<String> {
+    let columns = "custom-columns=NAME:.metadata.name,UID:.metadata.uid";
+    let mut all = String::new();
+    for kind in STAYS {
+        let found = relay.kubectl(&["get", kind, "--no-headers", "-o", columns])?;
+        let lines = found.lines().filter(|line| match kind {
+            "customresourcedefinitions" => line.contains("postroad.dev"),
+            "secrets" => ["postroad-ca ", "postroad-seal "]
+                .iter()
+                .any(|name| line.starts_with(name)),
+            _ => true,
+        });
+        for line in lines {
+            all.push_str(line);
+            all.push('\n');
+        }
+    }
+    ensure!(
+        all.lines().count() >= 6 + 3 + 2,
+        "not much is there:\n{all}"
+    );
+    Ok(all)
+}

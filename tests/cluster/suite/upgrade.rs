@@ -1,0 +1,233 @@
+//! Other programs and other certificates, while mail passes.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use tests::child::run;
+use tests::kubernetes::IMAGE;
+
+use crate::relay::{COMES_UP, Relay, SOON};
+use crate::traffic::Traffic;
+
+/// Each queue node hands its leaderships over before it goes.
+const ELECTIONS: Duration = Duration::from_secs(20);
+/// A changed certificate is in use so long after its file changed, and a moment for looking.
+const CERTIFICATE: Duration = Duration::from_secs(6);
+/// Another name of the same image: to Kubernetes it is another image.
+const NEXT: &str = "ghcr.io/postroad/postroad:next";
+
+#[test]
+#[ignore = "needs the cluster of tests/cluster/up"]
+fn another_image_reaches_all_nodes_under_load_and_no_mail_is_lost() {
+    crate::explained("mail", |cluster| {
+        let relay = Relay::ready(cluster)?;
+        cluster.tag_image(NEXT)?;
+        let traffic = Traffic::start(&relay, "upgrade")?;
+        for image in [NEXT, IMAGE] {
+            let start = Instant::now();
+            let patch = format!("{{\"spec\":{{\"image\":\"{image}\"}}}}");
+            relay.kubectl(&[
+                "patch",
+                "relaycluster",
+                "postroad",
+                "--type=merge",
+                "-p",
+                &patch,
+            ])?;
+            relay.until("every node has the image", COMES_UP, || {
+                let images = "{.items[*].spec.containers[0].image}";
+                let images = relay.field("pods", images)?;
+                let images: Vec<&str> = images.split_whitespace().collect();
+                let new = images.iter().filter(|found| **found == image).count();
+                ensure!((new, images.len()) == (7, 7), "{images:?}");
+                Ok(())
+            })?;
+            for (pool, nodes) in [("queuepool", 3), ("edgepool", 2), ("deliverypool", 2)] {
+                relay.scaled(pool, nodes)?;
+            }
+            eprintln!("{image} is everywhere after {:?}", start.elapsed());
+        }
+        traffic.end(ELECTIONS)
+    });
+}
+
+#[test]
+#[ignore = "needs the cluster of tests/cluster/up"]
+fn a_public_certificate_that_is_replaced_is_shown_within_seconds_and_open_sessions_go_on() {
+    crate::explained("mail", |cluster| {
+        let relay = Relay::ready(cluster)?;
+        let files = tempfile::tempdir()?;
+        let traffic = Traffic::start(&relay, "certificate")?;
+        put_certificate(&relay, files.path())?;
+        let with_tls = "{\"spec\":{\"listeners\":[{\"name\":\"smtp\",\"protocol\":\"SMTP\",\"port\":25,\"tls\":{\"secretNames\":[\"public\"]}}]}}";
+        relay.kubectl(&[
+            "patch",
+            "edgepool",
+            "postroad",
+            "--type=merge",
+            "-p",
+            with_tls,
+        ])?;
+        relay.kubectl(&[
+            "rollout",
+            "status",
+            "deployment/postroad-edge",
+            "--timeout=120s",
+        ])?;
+        relay.scaled("edgepool", 2)?;
+
+        let mut edges = Vec::new();
+        for pod in relay.pods("edgepool")? {
+            let address = relay.field(&format!("pod/{pod}"), "{.status.podIP}")?;
+            relay.until("the edge shows its certificate", SOON, || shown(&address))?;
+            edges.push((Secure::open(&address)?, address, mounted(&relay, &pod)?));
+        }
+        let new = put_certificate(&relay, files.path())?;
+        for (session, address, file) in &mut edges {
+            relay.until("the kubelet writes the certificate", 2 * SOON, || {
+                ensure!(fs::read_to_string(&*file)? == new, "still the old one");
+                Ok(())
+            })?;
+            let written = Instant::now();
+            relay.until("the edge shows the new one", CERTIFICATE, || {
+                ensure!(shown(address)?.trim() == new.trim(), "still the old one");
+                Ok(())
+            })?;
+            eprintln!(
+                "{address}: shown {:?} after it was written",
+                written.elapsed()
+            );
+            let answer = session.say("NOOP")?;
+            ensure!(answer.starts_with("250"), "an open session: {answer}");
+        }
+        let without =
+            "{\"spec\":{\"listeners\":[{\"name\":\"smtp\",\"protocol\":\"SMTP\",\"port\":25}]}}";
+        relay.kubectl(&[
+            "patch",
+            "edgepool",
+            "postroad",
+            "--type=merge",
+            "-p",
+            without,
+        ])?;
+        relay.kubectl(&[
+            "rollout",
+            "status",
+            "deployment/postroad-edge",
+            "--timeout=120s",
+        ])?;
+        traffic.end(ELECTIONS)
+    });
+}
+
+/// Makes a certificate, puts it into the Secret and gives its text.
+fn put_certificate(relay: &Relay<'_>, dir: &Path) -> Result<String> {
+    let (certificate, key) = (dir.join("tls.crt"), dir.join("tls.key"));
+    let mut make = Command::new("openssl");
+    make.args([
+        "req",
+        "-x509",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=mx.relay.test",
+    ]);
+    make.args(["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]);
+    make.args(["-addext", "subjectAltName=DNS:mx.relay.test"]);
+    run(make.arg("-keyout").arg(&key).arg("-out").arg(&certificate))?;
+    let (c, k) = (certificate.display(), key.display());
+    let secret = relay.kubectl(&[
+        "create",
+        "secret",
+        "tls",
+        "public",
+        "--dry-run=client",
+        "-o",
+        "yaml",
+        &format!("--cert={c}"),
+        &format!("--key={k}"),
+    ])?;
+    relay.cluster.apply(&secret)?;
+    Ok(fs::read_to_string(certificate)?)
+}
+
+/// Where the kubelet keeps a pod's copy of the certificate.
+fn mounted(relay: &Relay<'_>, pod: &str) -> Result<PathBuf> {
+    let uid = relay.field(&format!("pod/{pod}"), "{.metadata.uid}")?;
+    let pods = relay.cluster.dir.join("kubelet/pods");
+    let volumes = pods.join(uid).join("volumes/kubernetes.io~secret");
+    Ok(volumes.join("tls-0/tls.crt"))
+}
+
+fn starttls(address: &str) -> Command {
+    let mut command = Command::new("openssl");
+    command.args([
+        "s_client",
+        "-starttls",
+        "smtp",
+        "-servername",
+        "mx.relay.test",
+    ]);
+    command.args(["-connect", &format!("{address}:25")]);
+    command
+}
+
+/// The certificate that a handshake shows.
+fn shown(address: &str) -> Result<String> {
+    let said = run(starttls(address).stdin(Stdio::null()))?;
+    let begin = said.find("-----BEGIN CERTIFICATE-----");
+    let end = said.find("-----END CERTIFICATE-----");
+    let (begin, end) = begin.zip(end).context("no certificate was shown")?;
+    Ok(format!("{}-----END CERTIFICATE-----", &said[begin..end]))
+}
+
+/// A session under TLS that stays open.
+struct Secure {
+    openssl: Child,
+    read: BufReader<std::process::ChildStdout>,
+}
+
+impl Secure {
+    fn open(address: &str) -> Result<Secure> {
+        let mut openssl = starttls(address)
+            .arg("-quiet")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let read = openssl.stdout.take().context("it is piped")?;
+        let mut session = Secure {
+            openssl,
+            read: BufReader::new(read),
+        };
+        let answer = session.say("NOOP")?;
+        ensure!(answer.starts_with("250"), "{answer}");
+        Ok(session)
+    }
+
+    fn say(&mut self, line: &str) -> Result<String> {
+        let input = self.openssl.stdin.as_mut().context("it is piped")?;
+        input.write_all(format!("{line}\r\n").as_bytes())?;
+        // What openssl read for itself before may stand before the answer.
+        loop {
+            let mut line = String::new();
+            ensure!(self.read.read_line(&mut line)? > 3, "the session ended");
+            if line.as_bytes()[3] == b' ' && !line.contains("HELP") {
+                return Ok(line);
+            }
+        }
+    }
+}
+
+impl Drop for Secure {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.openssl.kill();
+        let _ = self.openssl.wait();
+    }
+}
