@@ -190,19 +190,20 @@ impl Incoming {
             }
             let mut part = content.len().min(CHUNK_BYTES_MAX - self.gathered.len());
             let least = self.cuts.least();
-            if self.gathered.is_empty() && !self.share.grow_now(least) {
-                self.share.grow(least).await;
-            }
-            if !self.share.grow_now(self.gathered.len() + part) {
+            // Whoever waits for memory must hold none, or all wait for each other.
+            if self.gathered.is_empty() {
+                let wanted = part.max(least);
+                if !self.share.grow_now(wanted) {
+                    self.share.grow(wanted).await;
+                }
+            } else if !self.share.grow_now(self.gathered.len() + part) {
                 if self.gathered.len() < least {
                     // So much was taken before the chunk began.
                     part = part.min(least - self.gathered.len());
+                } else if self.gathered.len() > self.trace_bytes || self.upload.is_some() {
+                    self.send_chunk().await;
+                    continue;
                 } else {
-                    // Whoever waits for memory must hold none, or all wait for each other.
-                    if self.gathered.len() > self.trace_bytes || self.upload.is_some() {
-                        self.send_chunk().await;
-                        continue;
-                    }
                     self.share.grow(self.gathered.len() + part).await;
                 }
             }

@@ -441,7 +441,7 @@ fn what_is_due_at_once_is_worked_off_in_one_go() {
 fn an_abandoned_upload_makes_room_at_once_and_a_message_is_not_touched() {
     let mut world = World::new();
     let message = Ulid::from_parts(WALL, 1 << 8);
-    let mut ask = |world: &mut World, what| {
+    let ask = |world: &mut World, what| {
         let (reply, mut answers) = reply();
         world.turn(|leader, turn| leader.append(what, reply, false, turn));
         world.apply();
