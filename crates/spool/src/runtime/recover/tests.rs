@@ -50,7 +50,7 @@ fn config(dir: &Path, tls: &Arc<NodeTls>) -> Config {
             log_bytes: None,
             silence: Duration::from_secs(1),
         },
-        retry: queue::retry::Policy::default(),
+        retry: tokio::sync::watch::channel(queue::retry::Policy::default()).1,
         hostname: "queue.test".to_owned(),
         zone: String::new(),
         state_machine: crate::wire::log::STATE_MACHINE_VERSION,
