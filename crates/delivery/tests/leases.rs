@@ -202,12 +202,17 @@ spec: {egress: {smartHost: {host: gone.test}}}
     (config.keepalive_every, config.fence_after) =
         (Duration::from_millis(200), Duration::from_secs(3));
     let node = world.node(config).await;
+    let told = || world.queue.state.lock().unwrap().busy.len();
     // The smart host is dead after a few; each destination after that is told to back off.
-    for number in 0..DESTINATIONS + 10 {
+    while told() == 0 {
+        let id = world.queue.append("first.test", &["a"], "x\r\n");
+        world.queue.results(id, 0).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for number in 0..DESTINATIONS {
         let domain = format!("d{number}.test");
         world.queue.append(&domain, &["a"], "x\r\n");
     }
-    let told = || world.queue.state.lock().unwrap().busy.len();
     eventually("told", || (told() >= DESTINATIONS).then_some(())).await;
     let before = told();
     world.queue.break_stream();

@@ -248,7 +248,7 @@ fn a_grant_that_is_over_is_not_worked_on_again_whoever_hands_it_out() {
     world.hear(work(1, 7));
     world.hand.settle(item(1), false);
     world.hand.settled(item(1), 7);
-    assert_eq!(world.hear(work(1, 7)), ["credit 1"]);
+    assert_eq!(world.hear(work(1, 7)), ["credit 2"]);
     assert_eq!(world.hear(work(1, 6)), ["credit 1"]);
     assert_eq!(world.hear(work(1, 9)), ["work 1@9"], "the next attempt");
 }
