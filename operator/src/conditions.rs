@@ -40,6 +40,8 @@ pub enum Reason {
     NotBlocked,
     /// Nodes did not say yet that they have it.
     NotAcknowledged,
+    /// A node cannot use it.
+    Rejected,
     /// Another RelayDomain has claimed the domain before.
     DomainConflict,
     /// The cluster does not admit domains of this namespace.
@@ -50,6 +52,26 @@ pub enum Reason {
     NetworkNotAllowed,
     /// What is declared cannot be used.
     Invalid,
+    /// The cluster does not relay for the domain, so nothing else is done for it.
+    NotAccepted,
+    /// Nothing is to be signed.
+    NothingToSign,
+    /// A key signs.
+    Signing,
+    /// No key signs.
+    NoKeySigns,
+    /// The Secret with the key is not there, or holds none.
+    KeyUnreadable,
+    /// The record is there.
+    RecordSeen,
+    /// The record is not there, or another one is.
+    RecordMissing,
+    /// Not everybody who counts answered.
+    NoAnswer,
+    /// Records are not looked for.
+    NotChecked,
+    /// A key is where its phase says.
+    InPhase,
 }
 
 impl Reason {
@@ -98,7 +120,7 @@ impl<'a> Conditions<'a> {
         let since = match before {
             Some(old) if old.status == status => old.last_transition_time.clone(),
             // The API's times have whole seconds.
-            _ => self.now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            _ => stamp(self.now),
         };
         self.after.retain(|condition| condition.type_ != type_);
         self.after.push(Condition {
@@ -132,6 +154,21 @@ impl<'a> Conditions<'a> {
         self.after.sort_by(|a, b| a.type_.cmp(&b.type_));
         self.after
     }
+}
+
+/// A time as the API has it: whole seconds.
+pub fn stamp(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// A condition of a type that stands there.
+pub fn find<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Condition> {
+    conditions.iter().find(|condition| condition.type_ == type_)
+}
+
+/// A condition stands there and is so.
+pub fn is_true(conditions: &[Condition], type_: &str) -> bool {
+    find(conditions, type_).is_some_and(|condition| condition.status == ConditionStatus::True)
 }
 
 #[cfg(test)]

@@ -1,18 +1,22 @@
 //! What every controller has at hand.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use dns::Authorities;
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Client, Resource};
 use proto::Role;
-use proto::client::{AdminClient, ClientConfig, QueueClient};
+use proto::client::{ClientConfig, QueueClient};
 use proto::pki::{self, Pair};
 use proto::tls::NodeTls;
 use tokio::time::Instant;
 
+use crate::config::{Index, Pushes, SealedKeys};
+use crate::dkim_key::Looks;
 use crate::error::{Backoff, Error};
 use crate::names;
 
@@ -32,6 +36,16 @@ pub struct Context {
     /// Where the operator's own certificates lie, a directory for each cluster.
     state: PathBuf,
     queues: Mutex<HashMap<String, Known>>,
+    /// All RelayDomains and signing keys.
+    pub index: Index,
+    /// What the queues hold.
+    pub pushes: Pushes,
+    /// Signing keys that were sealed before.
+    pub sealed: SealedKeys,
+    /// The last looks at the records of signing keys.
+    pub looks: Looks,
+    /// By the resolvers that a cluster names.
+    authorities: Mutex<HashMap<Vec<String>, Arc<Authorities>>>,
 }
 
 /// A queue that was asked before.
@@ -44,7 +58,13 @@ struct Known {
 
 impl Context {
     /// With an empty directory for keys.
-    pub fn new(client: Client, node_image: String, recorder: Recorder, state: PathBuf) -> Context {
+    pub fn new(
+        client: Client,
+        node_image: String,
+        recorder: Recorder,
+        state: PathBuf,
+        index: Index,
+    ) -> Context {
         Context {
             client,
             node_image,
@@ -52,7 +72,35 @@ impl Context {
             recorder,
             state,
             queues: Mutex::new(HashMap::new()),
+            index,
+            pushes: Pushes::default(),
+            sealed: SealedKeys::default(),
+            looks: Looks::default(),
+            authorities: Mutex::new(HashMap::new()),
         }
+    }
+
+    /// Who asks the DNS for a cluster: by the resolvers that it names, else by the system's.
+    pub fn authorities(&self, resolvers: &[String]) -> Result<Arc<Authorities>, Error> {
+        let mut known = self
+            .authorities
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.get(resolvers) {
+            return Ok(known.clone());
+        }
+        let parsed: Result<Vec<SocketAddr>, String> = resolvers
+            .iter()
+            .map(|text| resource::parse_resolver(text))
+            .collect();
+        let parsed = parsed.map_err(Error::Refused)?;
+        let made = match parsed.is_empty() {
+            true => Authorities::system(),
+            false => Authorities::with_name_servers(&parsed),
+        };
+        let made = Arc::new(made.map_err(|error| Error::Dns(error.to_string()))?);
+        known.insert(resolvers.to_vec(), made.clone());
+        Ok(made)
     }
 
     /// Asks a queue as its operator.
@@ -62,7 +110,7 @@ impl Context {
         cluster: &str,
         address: &str,
         ca: &Pair,
-    ) -> Result<AdminClient, Error> {
+    ) -> Result<QueueClient, Error> {
         let key = names::trust_domain(namespace, cluster);
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         let good = |known: &&Known| {
@@ -71,7 +119,7 @@ impl Context {
                 && known.made.elapsed() < OWN_CERTIFICATE / 2
         };
         if let Some(known) = queues.get(&key).filter(good) {
-            return Ok(known.client.admin());
+            return Ok(known.client.clone());
         }
         let dir = self.state.join(&key);
         let problem = |error: std::io::Error| {
@@ -98,15 +146,14 @@ impl Context {
             tls: Arc::new(tls),
             name: "operator".into(),
         });
-        let admin = client.admin();
         let known = Known {
-            client,
+            client: client.clone(),
             ca: ca.certificate.clone(),
             address: address.to_owned(),
             made: Instant::now(),
         };
         queues.insert(key, known);
-        Ok(admin)
+        Ok(client)
     }
 
     /// Tells people what was done, in the object's events.

@@ -14,16 +14,18 @@ use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher;
 use kube::{Client, Resource, ResourceExt};
-use resource::{DeliveryPool, EdgePool, QueuePool, RelayCluster, RelayDomain};
+use resource::{DeliveryPool, DkimKey, EdgePool, QueuePool, RelayCluster, RelayDomain};
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
 use crate::error::Error;
-use crate::{cluster, config, names, node_pool, queue_pool};
+use crate::{cluster, config, domain, names, node_pool, queue_pool};
 
 /// Objects of one kind that are worked on at once.
 const AT_ONCE: u16 = 8;
+/// Domains whose keys are looked at at once: most of the time a look waits for name servers.
+const DOMAINS_AT_ONCE: u16 = 64;
 /// Several changes in a row are one.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 /// A watch is opened anew after this many seconds: load balancers drop connections that are silent for four minutes.
@@ -31,14 +33,15 @@ const WATCH_SECONDS: u32 = 200;
 
 /// Runs all controllers until `stop`, then lets what is under way finish.
 pub async fn run(
-    context: Context,
+    client: Client,
+    context: impl FnOnce(config::Index) -> Context,
     namespace: Option<String>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let client = context.client.clone();
     check_kinds(&client).await?;
-    let context = Arc::new(context);
     let here = Watches { client, namespace };
+    let (index, declared) = config::follow(here.api(), here.api(), here.all());
+    let context = Arc::new(context(index));
     let pool_of =
         |pool: Option<&String>, namespace: Option<String>| Some((pool?.clone(), namespace?));
 
@@ -61,14 +64,7 @@ pub async fn run(
     });
     let configs = here
         .controller::<RelayCluster>()
-        .watches(
-            here.api::<RelayDomain>(),
-            here.all(),
-            |domain: RelayDomain| {
-                let (namespace, name) = config::cluster_of(&domain);
-                Some(ObjectRef::new(&name).within(&namespace))
-            },
-        )
+        .reconcile_all_on(declared)
         .watches(here.api::<Pod>(), here.ours(), |pod: Pod| {
             let cluster = pod.labels().get(names::CLUSTER)?.clone();
             reference(&cluster, pod.namespace())
@@ -107,7 +103,18 @@ pub async fn run(
     let queues = work(queues, &context, &stop, |object, context| {
         Box::pin(queue_pool::reconcile(object, context))
     });
-    tokio::join!(clusters, configs, edges, deliveries, queues);
+    // More at once than elsewhere: one who waits for a dead name server must not hold up the others.
+    let keys = Config::default()
+        .concurrency(DOMAINS_AT_ONCE)
+        .debounce(DEBOUNCE);
+    let keys = here
+        .controller::<RelayDomain>()
+        .with_config(keys)
+        .owns(here.api::<DkimKey>(), here.all());
+    let keys = work(keys, &context, &stop, |object, context| {
+        Box::pin(domain::reconcile(object, context))
+    });
+    tokio::join!(clusters, configs, edges, deliveries, queues, keys);
     Ok(())
 }
 

@@ -8,10 +8,16 @@ const GAUGES: &[(&str, &str)] = &[
     ),
 ];
 
-const COUNTERS: &[(&str, &str)] = &[(
-    "postroad_operator_reconciliations_total",
-    "How often an object was compared with what is declared, by kind and outcome.",
-)];
+const COUNTERS: &[(&str, &str)] = &[
+    (
+        "postroad_operator_reconciliations_total",
+        "How often an object was compared with what is declared, by kind and outcome.",
+    ),
+    (
+        "postroad_operator_dkim_transitions_total",
+        "Signing keys that moved on in their lives, by where to.",
+    ),
+];
 
 /// Tells the recorder that is installed.
 pub fn describe_metrics() {

@@ -21,6 +21,9 @@ pub enum Error {
     /// The queue did not answer, or refused.
     #[error("the queue: {0}")]
     Queue(String),
+    /// The DNS cannot be asked.
+    #[error("the DNS: {0}")]
+    Dns(String),
     /// It is not done, and trying again changes nothing.
     #[error("{0}")]
     Refused(String),

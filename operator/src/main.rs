@@ -7,7 +7,10 @@
 //! cluster.rs      RelayCluster: CA, sealing key, image
 //! node_pool/      EdgePool and DeliveryPool: Deployments that drain
 //! queue_pool/     QueuePool: pods and volumes of the operator's own, one change at a time
-//! config.rs       RelayDomain: which count, and how they reach the nodes
+//! config/         RelayDomain: which count, and how they reach the nodes
+//! domain.rs       RelayDomain: who agreed to it
+//! dkim_key/       signing keys of RelayDomains, from the making to the end
+//! network.rs       who reaches which pool
 //! pki.rs          certificates in Secrets
 //! names.rs        names, labels and annotations; template.rs: what people want of pods
 //! ssa.rs          how objects are written; conditions.rs: what is said of them; error.rs: when to try again
@@ -30,13 +33,18 @@ mod config;
 mod context;
 mod controllers;
 mod describe;
+mod dkim_key;
+mod domain;
 mod error;
 mod http;
 mod lease;
 mod names;
+mod network;
 mod node_pool;
 mod pki;
 mod queue_pool;
+#[cfg(test)]
+mod rbac;
 mod settings;
 mod ssa;
 mod telemetry;
@@ -102,12 +110,14 @@ async fn run(settings: Run) -> anyhow::Result<()> {
         instance: Some(settings.pod.clone()),
     };
     let recorder = Recorder::new(client.clone(), reporter);
-    let context = Context::new(client, settings.node_image, recorder, settings.state);
     let work = async {
         tokio::select! {
             () = stop.cancelled() => Ok(()),
             won = lease::won(&mut leads) => match won {
-                true => controllers::run(context, settings.watch_namespace, stop.clone()).await,
+                true => {
+                    let with = |index| Context::new(client.clone(), settings.node_image, recorder, settings.state, index);
+                    controllers::run(client.clone(), with, settings.watch_namespace, stop.clone()).await
+                }
                 // The election ended before it was won: it says why.
                 false => Ok(()),
             },

@@ -18,6 +18,8 @@ pub const MEMBER: &str = "postroad.dev/member";
 pub const INITIAL_CLUSTER: &str = "postroad.dev/initial-cluster";
 /// Annotation of a volume claim whose node left the queue: its data is of no use any more, and its node id is never used again.
 pub const RETIRED: &str = "postroad.dev/retired-node-id";
+/// Annotation of a QueuePool on its way out: its mail may go with it.
+pub const FORCE_FORGET: &str = "postroad.dev/force-forget";
 /// Annotation of a pod: what it was made from. A pod with another one is replaced.
 pub const TEMPLATE_HASH: &str = "postroad.dev/template-hash";
 /// Annotation of a Secret with a certificate: when to make the next one (RFC 3339).
@@ -25,20 +27,39 @@ pub const RENEW_AFTER: &str = "postroad.dev/renew-after";
 /// Annotation of a Secret with a certificate: digest of the CA that signed it.
 pub const ISSUED_BY: &str = "postroad.dev/issued-by";
 
+/// Label of a signing key's objects: the RelayDomain that it was made for.
+pub const RELAY_DOMAIN: &str = "postroad.dev/relay-domain";
+/// Annotation of a RelayDomain: a new value starts a rotation of its keys now. Of a DkimKey: the value that it was made under.
+pub const ROTATE: &str = "postroad.dev/rotate";
+/// Annotation of a RelayDomain, for tests: every time in the life of its keys is divided by this number.
+pub const TEST_CLOCK_DIVISOR: &str = "postroad.dev/test-clock-divisor";
+/// Annotation of a Secret with a signing key: its domain. With the following ones a DkimKey is found again without its object.
+pub const KEY_DOMAIN: &str = "postroad.dev/domain";
+/// Annotation of a Secret with a signing key: its selector.
+pub const KEY_SELECTOR: &str = "postroad.dev/selector";
+/// Annotation of a Secret with a signing key: where it is in its life.
+pub const KEY_PHASE: &str = "postroad.dev/phase";
+/// Annotation of a Secret with a signing key: when its record was seen (RFC 3339).
+pub const KEY_PUBLISHED: &str = "postroad.dev/published-time";
+/// Annotation of a Secret with a signing key: when it began to sign (RFC 3339).
+pub const KEY_ACTIVE: &str = "postroad.dev/active-time";
+/// Annotation of a Secret with a signing key: when it ceased to sign (RFC 3339).
+pub const KEY_RETIRING: &str = "postroad.dev/retiring-time";
+/// Type of a Secret with a signing key.
+pub const KEY_SECRET_TYPE: &str = "postroad.dev/dkim-key";
+/// The key in such a Secret: PKCS#8 PEM.
+pub const PRIVATE_KEY: &str = "private.key";
+
 /// Where a node's certificates are mounted.
 pub const PKI_DIR: &str = "/etc/postroad/pki";
 /// Where the sealing keys are mounted, in delivery pods only.
 pub const SEAL_DIR: &str = "/etc/postroad/seal";
 /// Where certificates for clients are mounted, a directory for each Secret.
 pub const TLS_DIR: &str = "/etc/postroad/tls";
-/// Where the configuration is mounted: what holds for the cluster, and the pool's own resource.
-pub const CONFIG_DIR: &str = "/etc/postroad/config";
-/// The file with the cluster and its domains, in [`CONFIG_DIR`].
-pub const CONFIG_FILE: &str = "cluster.yaml";
-/// The file with the pool, in [`CONFIG_DIR`].
+/// Where the pool's own resource is mounted.
+pub const POOL_DIR: &str = "/etc/postroad/pool";
+/// Its file there.
 pub const POOL_FILE: &str = "pool.yaml";
-/// Annotation of what holds and what reads the configuration: digest of the state.
-pub const CONFIG_VERSION: &str = "postroad.dev/config-version";
 /// Where a node writes.
 pub const DATA_DIR: &str = "/var/lib/postroad";
 /// Port for clients of queue nodes.
@@ -135,11 +156,6 @@ pub fn ca_bundle(cluster: &str) -> String {
 /// Secret with the keys that seal DKIM keys on their way to the nodes.
 pub fn seal_secret(cluster: &str) -> String {
     format!("{cluster}-seal")
-}
-
-/// ConfigMap with what the nodes of a cluster are told.
-pub fn config(cluster: &str) -> String {
-    format!("{cluster}-config")
 }
 
 /// What tells one text from another in an annotation or a label.

@@ -20,8 +20,12 @@ pub enum Controller {
     DeliveryPool,
     /// Of QueuePool.
     QueuePool,
-    /// Of the configuration that is sent to the nodes; it writes the status of RelayDomains.
+    /// Of the configuration that is sent to the nodes; it writes what became of RelayDomains and signing keys there.
     Config,
+    /// Of RelayDomains as such: who agreed to them.
+    Domain,
+    /// Of signing keys; it writes their status, and what RelayDomains say of theirs.
+    DkimKey,
 }
 
 impl Controller {
@@ -33,6 +37,8 @@ impl Controller {
             Controller::DeliveryPool => "delivery-pool",
             Controller::QueuePool => "queue-pool",
             Controller::Config => "config",
+            Controller::Domain => "domain",
+            Controller::DkimKey => "dkim-key",
         }
     }
 
@@ -76,4 +82,21 @@ where
 /// The owner of a child that goes when the owner goes.
 pub fn owner<K: Resource<DynamicType = ()>>(object: &K) -> Value {
     json!([object.controller_owner_ref(&())])
+}
+
+/// An absent field and `null` mean the same to us, and not to every reader.
+pub fn without_nulls(mut value: Value) -> Value {
+    strip_nulls(&mut value);
+    value
+}
+
+fn strip_nulls(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, value| !value.is_null());
+            map.values_mut().for_each(strip_nulls);
+        }
+        Value::Array(list) => list.iter_mut().for_each(strip_nulls),
+        _ => {}
+    }
 }

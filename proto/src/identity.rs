@@ -82,16 +82,23 @@ pub enum Right {
     WatchTopology,
     /// Everything of the service Admin.
     Admin,
+    /// Write documents, and see who has them.
+    PutConfig,
+    /// Read documents, those that are for one's role.
+    WatchConfig,
+    /// Say which revision is in effect.
+    AckConfig,
 }
 
 /// The table of rights: each role has those that its work needs and no other.
 pub fn allowed(role: Role, right: Right) -> bool {
     match right {
-        Right::WatchTopology => true,
+        Right::WatchTopology | Right::WatchConfig => true,
         Right::Append => role == Role::Edge,
         Right::Lease | Right::Settle | Right::Fetch => role == Role::Delivery,
         Right::Peer => role == Role::Queue,
-        Right::Admin => matches!(role, Role::Operator | Role::Admin),
+        Right::Admin | Right::PutConfig => matches!(role, Role::Operator | Role::Admin),
+        Right::AckConfig => matches!(role, Role::Edge | Role::Delivery | Role::Queue),
     }
 }
 
@@ -224,15 +231,31 @@ mod tests {
     #[test]
     fn rights_are_those_of_the_architecture() {
         use Right::*;
+        let node = [WatchTopology, WatchConfig, AckConfig];
+        let person = [WatchTopology, WatchConfig, Admin, PutConfig];
         let table = [
-            (Role::Edge, vec![Append, WatchTopology]),
-            (Role::Queue, vec![Peer, WatchTopology]),
-            (Role::Delivery, vec![Lease, Settle, Fetch, WatchTopology]),
-            (Role::Operator, vec![WatchTopology, Admin]),
-            (Role::Admin, vec![WatchTopology, Admin]),
+            (Role::Edge, [&node[..], &[Append]].concat()),
+            (Role::Queue, [&node[..], &[Peer]].concat()),
+            (
+                Role::Delivery,
+                [&node[..], &[Lease, Settle, Fetch]].concat(),
+            ),
+            (Role::Operator, person.to_vec()),
+            (Role::Admin, person.to_vec()),
         ];
         for (role, rights) in table {
-            for right in [Append, Lease, Settle, Fetch, Peer, WatchTopology, Admin] {
+            for right in [
+                Append,
+                Lease,
+                Settle,
+                Fetch,
+                Peer,
+                WatchTopology,
+                Admin,
+                PutConfig,
+                WatchConfig,
+                AckConfig,
+            ] {
                 assert_eq!(
                     allowed(role, right),
                     rights.contains(&right),

@@ -81,7 +81,6 @@ fn versions() {
 }
 
 #[test]
-#[ignore = "11 of 256 seeds do not come to the members of the plan, see tests/README.md"]
 fn churn() {
     holds(Profile::Churn);
 }

@@ -132,7 +132,7 @@ impl Queue {
             disk_bytes_per_second: None,
             segment_bytes: self.options.segment_bytes,
             retention: spool::Retention::default(),
-            retry: self.options.retry,
+            retry: tokio::sync::watch::channel(self.options.retry).1,
             hostname: "queue.test".to_owned(),
             zone: String::new(),
             state_machine: spool::wire::log::STATE_MACHINE_VERSION,

@@ -12,6 +12,8 @@ const DOMAINS: [&str; 7] = [
 ];
 /// For all messages to get their 250, and for the queue to be empty after that.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// Transactions that one delivery node can have past the final dot: 20 connections to the one site.
+const UNSURE_MAX: usize = 20;
 /// What follows a kill is looked at so long.
 const AFTERMATH: Duration = Duration::from_secs(5);
 
@@ -88,6 +90,8 @@ async fn what_got_250_arrives_whoever_is_killed() {
     }
     tally.must_hold();
     assert_eq!(tally.acked as u64, count);
+    // More would be mail that waits half an hour without any delivery node having died over it.
+    assert!(unsure <= killed.len() * UNSURE_MAX, "{unsure} items");
     assert_eq!(
         sink.strange(),
         Vec::<String>::new(),

@@ -111,7 +111,8 @@ async fn a_dead_destination_does_not_hold_up_another() {
         println!("{name}: VmHWM {:.0} MiB", mebibytes(peak));
         assert!(peak < MEMORY_MAX, "{name} had {peak} octets at once");
     }
-    // The goal is one second on a quiet machine; this one may run other tests.
+    // The goal is one second for each on a quiet machine; this one may run other tests.
+    assert!(times[times.len() / 2] < Duration::from_secs(1), "{times:?}");
     assert!(times[times.len() - 1] < Duration::from_secs(5), "{times:?}");
 }
 

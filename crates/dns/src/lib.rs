@@ -5,16 +5,21 @@
 //! [`MxAnswer::TempFail`] or [`AddressAnswer::TempFail`], never "there is no such domain": mail is bounced on the
 //! latter and only deferred on the former.
 //!
+//! [`Authorities`] asks the servers of a zone themselves, for who must know whether a record is published everywhere.
+//!
 //! The types to know are [`Resolver`], [`MxAnswer`] and, in tests, [`Scripted`].
 
 mod answer;
+mod authority;
+mod exchange;
 mod network;
 mod scripted;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 pub use answer::{AddressAnswer, MxAnswer, MxHost, interleave, order};
+pub use authority::{Authorities, TxtAnswer};
 pub use network::{
     CACHE_ENTRIES_MAX, NEGATIVE_TTL_MAX, NEGATIVE_TTL_MIN, POSITIVE_TTL_MAX, POSITIVE_TTL_MIN,
 };
@@ -41,8 +46,19 @@ pub struct Resolver {
 
 #[derive(Clone, Debug)]
 enum Source {
-    Network(Arc<network::Network>),
+    Network(Arc<RwLock<Arc<network::Network>>>),
     Scripted(Arc<Scripted>),
+}
+
+impl Source {
+    fn of(network: network::Network) -> Source {
+        Source::Network(Arc::new(RwLock::new(Arc::new(network))))
+    }
+}
+
+fn now(network: &RwLock<Arc<network::Network>>) -> Arc<network::Network> {
+    let network = network.read().unwrap_or_else(PoisonError::into_inner);
+    network.clone()
 }
 
 impl Resolver {
@@ -53,7 +69,7 @@ impl Resolver {
     pub fn system() -> Result<Resolver, Error> {
         let network = network::Network::system()?;
         Ok(Resolver {
-            source: Source::Network(Arc::new(network)),
+            source: Source::of(network),
         })
     }
 
@@ -64,8 +80,24 @@ impl Resolver {
     pub fn with_name_servers(servers: &[SocketAddr]) -> Result<Resolver, Error> {
         let network = network::Network::with_name_servers(servers)?;
         Ok(Resolver {
-            source: Source::Network(Arc::new(network)),
+            source: Source::of(network),
         })
+    }
+
+    /// From now on this resolver and all its clones ask these name servers; none: those of the system. Nothing for a script.
+    ///
+    /// # Errors
+    /// As when one is made; the former ones stay.
+    pub fn use_name_servers(&self, servers: &[SocketAddr]) -> Result<(), Error> {
+        let Source::Network(network) = &self.source else {
+            return Ok(());
+        };
+        let new = match servers.is_empty() {
+            true => network::Network::system()?,
+            false => network::Network::with_name_servers(servers)?,
+        };
+        *network.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+        Ok(())
     }
 
     /// Answers from a script and sends no packet. Give an `Arc` to change the answers later.
@@ -78,7 +110,7 @@ impl Resolver {
     /// Who takes the mail of `domain` (an A-label without final dot; RFC 5321 section 5.1).
     pub async fn mx(&self, domain: &str) -> MxAnswer {
         match &self.source {
-            Source::Network(network) => network.mx(domain).await,
+            Source::Network(network) => now(network).mx(domain).await,
             Source::Scripted(script) => script.mx(domain),
         }
     }
@@ -86,7 +118,7 @@ impl Resolver {
     /// The addresses of `host`, IPv4 and IPv6 in turn.
     pub async fn addresses(&self, host: &str) -> AddressAnswer {
         match &self.source {
-            Source::Network(network) => network.addresses(host).await,
+            Source::Network(network) => now(network).addresses(host).await,
             Source::Scripted(script) => script.addresses(host),
         }
     }

@@ -4,14 +4,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 
-use crate::{AddressAnswer, Error, MxAnswer, interleave};
+use crate::{AddressAnswer, Error, MxAnswer, TxtAnswer, interleave};
 
 /// An answer is kept at least this long, whatever its time to live: a zone with TTL 0 would else be asked for every item.
 pub const POSITIVE_TTL_MIN: Duration = Duration::from_secs(5);
@@ -40,42 +40,41 @@ impl std::fmt::Debug for Network {
 
 impl Network {
     pub(crate) fn system() -> Result<Network, Error> {
-        let builder = TokioResolver::builder_tokio().map_err(|e| Error::System(e.to_string()))?;
-        Network::build(builder)
+        Network::build(from_system()?)
     }
 
     pub(crate) fn with_name_servers(servers: &[SocketAddr]) -> Result<Network, Error> {
-        if servers.is_empty() {
-            return Err(Error::Build("no name server was given".into()));
-        }
-        let servers = servers.iter().map(|server| {
-            let connections =
-                [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
-                    connection.port = server.port();
-                    connection
-                });
-            NameServerConfig::new(server.ip(), true, connections.into())
-        });
-        let config = ResolverConfig::from_name_servers(servers.collect());
-        Network::build(TokioResolver::builder_with_config(
-            config,
-            TokioRuntimeProvider::default(),
-        ))
+        Network::build(of_servers(servers)?)
     }
 
-    fn build(
-        mut builder: hickory_resolver::ResolverBuilder<TokioRuntimeProvider>,
-    ) -> Result<Network, Error> {
+    /// Asks anew each time.
+    pub(crate) fn system_without_cache() -> Result<Network, Error> {
+        Network::build_without_cache(from_system()?)
+    }
+
+    /// Asks anew each time.
+    pub(crate) fn without_cache(servers: &[SocketAddr]) -> Result<Network, Error> {
+        Network::build_without_cache(of_servers(servers)?)
+    }
+
+    fn build_without_cache(mut builder: Builder) -> Result<Network, Error> {
+        set_queries(builder.options_mut());
+        builder.options_mut().cache_size = 0;
+        Network::finish(builder)
+    }
+
+    fn build(mut builder: Builder) -> Result<Network, Error> {
         let options = builder.options_mut();
-        options.timeout = QUERY_TIMEOUT;
-        options.attempts = QUERY_ATTEMPTS;
-        options.edns0 = true;
-        options.try_tcp_on_error = true;
+        set_queries(options);
         options.cache_size = CACHE_ENTRIES_MAX;
         options.positive_min_ttl = Some(POSITIVE_TTL_MIN);
         options.positive_max_ttl = Some(POSITIVE_TTL_MAX);
         options.negative_min_ttl = Some(NEGATIVE_TTL_MIN);
         options.negative_max_ttl = Some(NEGATIVE_TTL_MAX);
+        Network::finish(builder)
+    }
+
+    fn finish(builder: Builder) -> Result<Network, Error> {
         let resolver = builder.build().map_err(|e| Error::Build(e.to_string()))?;
         Ok(Network { resolver })
     }
@@ -108,22 +107,83 @@ impl Network {
         )
     }
 
+    pub(crate) async fn txt(&self, name: &str) -> TxtAnswer {
+        let lookup = match self.lookup(name, RecordType::TXT).await {
+            Ok(lookup) => lookup,
+            Err(Missing::Records | Missing::Name) => return TxtAnswer::Missing,
+            Err(Missing::Answer(why)) => {
+                return TxtAnswer::TempFail(format!("TXT of {name}: {why}"));
+            }
+        };
+        let (mut texts, mut ttl) = (Vec::new(), u32::MAX);
+        for record in lookup.answers() {
+            if let RData::TXT(txt) = &record.data {
+                texts.push(String::from_utf8_lossy(&txt.txt_data.concat()).into_owned());
+                ttl = ttl.min(record.ttl);
+            }
+        }
+        match texts.is_empty() {
+            true => TxtAnswer::Missing,
+            false => TxtAnswer::Found { texts, ttl },
+        }
+    }
+
     async fn lookup(&self, name: &str, kind: RecordType) -> Result<Lookup, Missing> {
         let mut name = Name::from_ascii(name).map_err(|_| Missing::Name)?;
         // Complete, so that resolv.conf's search list is never tried: example.com.cluster.local is another domain.
         name.set_fqdn(true);
+        self.records(&name, kind).await
+    }
+
+    /// Of a name that is complete.
+    pub(crate) async fn records(&self, name: &Name, kind: RecordType) -> Result<Lookup, Missing> {
         self.resolver
-            .lookup(name, kind)
+            .lookup(name.clone(), kind)
             .await
             .map_err(|e| missing(&e))
     }
 }
 
+type Builder = hickory_resolver::ResolverBuilder<TokioRuntimeProvider>;
+
+fn from_system() -> Result<Builder, Error> {
+    TokioResolver::builder_tokio().map_err(|e| Error::System(e.to_string()))
+}
+
+fn of_servers(servers: &[SocketAddr]) -> Result<Builder, Error> {
+    if servers.is_empty() {
+        return Err(Error::Build("no name server was given".into()));
+    }
+    let servers = servers.iter().map(|server| {
+        let connections =
+            [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
+                connection.port = server.port();
+                connection
+            });
+        NameServerConfig::new(server.ip(), true, connections.into())
+    });
+    let config = ResolverConfig::from_name_servers(servers.collect());
+    Ok(TokioResolver::builder_with_config(
+        config,
+        TokioRuntimeProvider::default(),
+    ))
+}
+
+fn set_queries(options: &mut ResolverOpts) {
+    options.timeout = QUERY_TIMEOUT;
+    options.attempts = QUERY_ATTEMPTS;
+    options.edns0 = true;
+    options.try_tcp_on_error = true;
+}
+
 /// Why there is no record.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Missing {
+pub(crate) enum Missing {
+    /// The name is there, and none of that kind.
     Records,
+    /// There is no such name.
     Name,
+    /// No answer.
     Answer(String),
 }
 

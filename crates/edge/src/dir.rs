@@ -41,6 +41,14 @@ type Fingerprint = Vec<(PathBuf, Option<SystemTime>, u64, u64)>;
 
 /// Reads `*.yaml` and `*.yml` of a directory (not of those below it) and compiles them.
 pub fn read_dir(path: &Path) -> Result<Catalog, DirError> {
+    resource::load_dir(read_files(path)?).map_err(|source| DirError::Invalid {
+        path: path.into(),
+        source,
+    })
+}
+
+/// Name and text of each `*.yaml` and `*.yml` of a directory (not of those below it).
+pub fn read_files(path: &Path) -> Result<Vec<(String, String)>, DirError> {
     let mut files = Vec::new();
     for (file, ..) in fingerprint(path)? {
         let text = std::fs::read_to_string(&file).map_err(|source| DirError::Io {
@@ -55,10 +63,7 @@ pub fn read_dir(path: &Path) -> Result<Catalog, DirError> {
             text,
         ));
     }
-    resource::load_dir(files).map_err(|source| DirError::Invalid {
-        path: path.into(),
-        source,
-    })
+    Ok(files)
 }
 
 /// Reads the directory and then follows it until `stop`. The first version must be good; a later one that is not keeps

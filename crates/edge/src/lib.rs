@@ -41,7 +41,7 @@ pub use append::CHUNK_BYTES_MAX;
 pub use certificates::{CertificateError, Certificates, PAIRS_MAX};
 pub use config::{BODY_BYTES_MAX, Config, HANDSHAKE_TIMEOUT};
 pub use describe::describe_metrics;
-pub use dir::{DirError, read_dir, watch_dir};
+pub use dir::{DirError, read_dir, read_files, watch_dir};
 pub use ready::Readiness;
 
 use append::Appender;

@@ -4,6 +4,14 @@
 const GAUGES: &[(&str, &str)] = &[
     ("postroad_build_info", "The version of the program."),
     (
+        "postroad_config_rejected_count",
+        "Documents that this node cannot use, by role; their former state stays.",
+    ),
+    (
+        "postroad_config_revision",
+        "Revision of what is declared that is in effect here, by role.",
+    ),
+    (
         "process_cpu_seconds_total",
         "Processor time of this process.",
     ),

@@ -7,11 +7,13 @@
 //!   pki/          ca, edge, delivery, admin, queue-N
 //!   queue-N/      log and metadata of a replica
 //!   delivery/     journal
+//!   seal/         the key that seals DKIM keys on their way to the delivery node
 //! ```
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::TcpListener;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -85,6 +87,11 @@ impl Opened {
         self.dir.join("delivery")
     }
 
+    /// Sealing keys.
+    pub fn seal_dir(&self) -> PathBuf {
+        seal_dir(&self.dir)
+    }
+
     /// Certificates of `edge`, `delivery`, `admin` or `queue-N`.
     pub fn pki_dir(&self, name: &str) -> PathBuf {
         pki_dir(&self.dir, name)
@@ -94,6 +101,11 @@ impl Opened {
 /// Certificates of `edge`, `delivery`, `admin` or `queue-N` in the data directory of an `up`.
 pub fn pki_dir(data: &Path, name: &str) -> PathBuf {
     data.join("pki").join(name)
+}
+
+/// Sealing keys in the data directory of an `up`.
+pub fn seal_dir(data: &Path) -> PathBuf {
+    data.join("seal")
 }
 
 /// What is in a data directory, for the administration commands. `None`: there was no first start.
@@ -129,6 +141,7 @@ pub fn open(data: &Path, replicas: Option<u32>) -> Result<Opened, Failure> {
     for (role, name, dir) in holders(&opened.installation) {
         renew(data, role, &name, &opened.pki_dir(&dir))?;
     }
+    make_sealing_key(&opened.seal_dir())?;
     Ok(opened)
 }
 
@@ -261,6 +274,26 @@ fn make_pki(data: &Path, installation: &Installation) -> Result<(), Failure> {
         pki::issue(&new.join("ca"), role, &name, &new.join(dir)).map_err(Failure::failed)?;
     }
     fs::rename(&new, &place).map_err(|e| cannot("create", &place, e))
+}
+
+/// A directory with one sealing key, unless it is there: readable for this user only.
+fn make_sealing_key(dir: &Path) -> Result<(), Failure> {
+    if dir.exists() {
+        return Ok(());
+    }
+    let new = dir.with_extension("new");
+    fs::create_dir_all(&new).map_err(|e| cannot("create", &new, e))?;
+    let path = new.join("1");
+    let key: [u8; resource::seal::SEALING_KEY_OCTETS] = rand::random();
+    let mut options = File::options();
+    options.create(true).truncate(true).write(true).mode(0o600);
+    let written = options.open(&path).and_then(|mut file| {
+        file.write_all(&key)?;
+        file.sync_all()
+    });
+    written
+        .and_then(|()| fs::rename(&new, dir))
+        .map_err(|e| cannot("write", &path, e))
 }
 
 /// Replaces a certificate that is getting old.

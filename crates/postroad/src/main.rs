@@ -3,21 +3,24 @@
 //! ```text
 //! settings.rs    what the command line and POSTROAD_* say
 //! first_start.rs the data directory of `up`: cluster id, ports, certificates
+//! declared.rs    what is declared: in a directory, or in the queue as documents; retry.rs takes the retry times out of it
 //! role.rs        edge, queue, delivery: each a task that can be asked whether it is ready, and told to leave
 //! shutdown.rs    waits, and leaves in order
 //! telemetry.rs   logs, metrics, panics; health.rs serves them over HTTP
-//! admin/         status, queue, send, check, pki
+//! admin/         status, queue, members, apply, get, config, send, check, pki
 //! ```
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
 mod admin;
+mod declared;
 mod describe;
 mod failure;
 mod first_start;
 mod health;
+mod retry;
 mod role;
 mod settings;
 mod shutdown;
@@ -32,7 +35,7 @@ use settings::{Cli, Command, Queue};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = cli();
     telemetry::start_logs(&cli.logs, cli.command.is_node());
     if cli.command.is_node() {
         // The allocator gives memory back and takes it again; with huge pages each taking clears 2 MiB. Measured: 4 %
@@ -61,6 +64,19 @@ fn main() -> ExitCode {
     }
 }
 
+/// What the command line says. Under the name `kubectl-postroad` this is kubectl's plugin: the same commands, called
+/// `kubectl postroad`.
+fn cli() -> Cli {
+    let called = std::env::args_os().next();
+    let called = called.as_deref().map(std::path::Path::new);
+    let name = called.and_then(|path| path.file_stem());
+    let command = match name.and_then(|name| name.to_str()) {
+        Some("kubectl-postroad") => Cli::command().bin_name("kubectl postroad"),
+        _ => Cli::command(),
+    };
+    Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+}
+
 async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Up(settings) => up::run(settings).await,
@@ -76,6 +92,10 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Status(settings) => admin::status::run(settings).await,
         Command::Members(command) => admin::members::run(command).await,
         Command::Send(settings) => admin::send::run(settings).await,
+        Command::Apply(settings) => admin::config::apply(settings).await,
+        Command::Get(settings) => admin::get::run(settings).await,
+        Command::Config(command) => admin::config::run(command).await,
+        Command::Dns(settings) => admin::dns::run(settings).await,
         Command::Check(settings) => admin::check::run(settings),
         Command::Pki(command) => admin::pki::run(command),
     }

@@ -10,22 +10,14 @@ use std::sync::Arc;
 use dns::Resolver;
 use proto::client::ClientConfig;
 use proto::{Identity, NodeTls, QueueClient};
-use resource::Catalog;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::declared::{self, Declared, SigningKeys};
 use crate::failure::Failure;
+use crate::retry::RetryTimes;
 use crate::settings::{self, ClientNode, Disk, ResolverFlags};
 use crate::{health, shutdown, telemetry};
-
-/// What is declared, as it changes.
-pub type Declared = watch::Receiver<Option<Arc<Catalog>>>;
-
-/// The DKIM keys, as they change.
-pub type SigningKeys = watch::Receiver<Arc<delivery::SigningKeys>>;
-
-/// Directory in that of the resources where each Secret is a directory with its keys as files.
-const SECRETS: &str = "secrets";
 
 /// A role that runs as soon as its task is polled.
 pub struct Role {
@@ -76,11 +68,13 @@ pub async fn run_edge(settings: settings::Edge) -> Result<(), Failure> {
     let name = node_name(settings.node.name.as_deref());
     let tls = certificate(&settings.node.pki, proto::Role::Edge)?;
     let stop = CancellationToken::new();
-    let declared = watch_files(Some(&settings.node.files), &stop).await?;
     let queue = client(&settings.node, tls, &name)?;
+    let files = settings.node.files.as_deref();
+    let (pool, role) = (settings.node.pool.as_deref(), proto::Role::Edge);
+    let followed = declared::follow(files, pool, &queue, None, role, &stop).await?;
     let hostname = hostname(settings.mail.hostname.as_deref())?;
     let config = edge_config(&name, hostname, settings.listen, settings.tls)?;
-    let (role, _) = edge(config, queue, declared)?;
+    let (role, _) = edge(config, queue, followed.declared)?;
     serve_alone(role, settings.admin, metrics).await
 }
 
@@ -90,24 +84,31 @@ pub async fn run_delivery(settings: settings::Delivery) -> Result<(), Failure> {
     let name = node_name(settings.node.name.as_deref());
     let tls = certificate(&settings.node.pki, proto::Role::Delivery)?;
     let stop = CancellationToken::new();
-    let declared = watch_files(Some(&settings.node.files), &stop).await?;
     let queue = client(&settings.node, tls, &name)?;
+    let files = settings.node.files.as_deref();
+    let (pool, role) = (settings.node.pool.as_deref(), proto::Role::Delivery);
+    let followed = declared::follow(files, pool, &queue, settings.seal, role, &stop).await?;
     let hostname = hostname(settings.mail.hostname.as_deref())?;
     let mut config = delivery::Config::new(name, hostname.to_string(), settings.data);
     config.own_addresses = settings.own_addresses;
     config.smtp_port = settings.resolver.smtp_port;
     config.tls_ca = settings.resolver.tls_ca.clone();
-    let resolver = resolver(&settings.resolver, &declared)?;
-    let keys = watch_keys(Some(&settings.node.files), &declared, &stop).await;
-    let role = delivery(config, queue, declared, resolver, keys);
+    let resolver = resolver(&settings.resolver, &followed.declared)?;
+    let role = delivery(config, queue, followed.declared, resolver, followed.keys);
     serve_alone(role, settings.admin, metrics).await
 }
 
 /// `postroad queue`.
 pub async fn run_queue(settings: settings::QueueNode) -> Result<(), Failure> {
     let metrics = telemetry::start_metrics()?;
+    let times = match &settings.files {
+        Some(dir) => {
+            RetryTimes::Files(declared::watch_files(dir, &CancellationToken::new()).await?)
+        }
+        None => RetryTimes::Queue,
+    };
     let config = queue_config(&settings)?;
-    serve_alone(queue(config), settings.admin, metrics).await
+    serve_alone(queue(config, times), settings.admin, metrics).await
 }
 
 /// A process of one role.
@@ -185,15 +186,24 @@ pub fn delivery(
     Role { probe, stop, task }
 }
 
-/// A queue node; it starts at once.
-pub fn queue(config: spool::Config) -> Role {
+/// A queue node; it starts at once. `times`: where its retry times come from.
+pub fn queue(mut config: spool::Config, times: RetryTimes) -> Role {
     let (tell, ready) = watch::channel(false);
+    let (tell_retry, retry) = watch::channel(times.now());
+    config.retry = retry;
+    let client = ClientConfig {
+        endpoints: vec![config.advertise_client.clone()],
+        tls: config.tls.clone(),
+        name: config.node.to_string(),
+    };
     let probe = Probe::of(
         format!("queue {}", config.node),
-        ready,
+        ready.clone(),
         "some shard has no leader that this node knows",
     );
     let stop = CancellationToken::new();
+    let following = times.follow(client, ready, tell_retry, stop.clone());
+    tokio::spawn(stop.clone().run_until_cancelled_owned(following));
     let running = tokio::spawn(spool::run(config, stop.clone(), tell));
     let task = Box::pin(async move {
         match running.await {
@@ -235,10 +245,6 @@ fn queue_config(settings: &settings::QueueNode) -> Result<spool::Config, Failure
             .map_or(advertise_peer.as_str(), |(host, _)| host);
         format!("{host}:{}", settings.listen.port())
     });
-    let catalog = match &settings.files {
-        Some(dir) => edge::read_dir(dir).map_err(Failure::failed)?,
-        None => Catalog::default(),
-    };
     let default_factor = if initial.len() == 1 { 1 } else { 3 };
     Ok(spool::Config {
         dir: settings.data.clone().ok_or_else(absent)?,
@@ -260,7 +266,7 @@ fn queue_config(settings: &settings::QueueNode) -> Result<spool::Config, Failure
         disk_bytes_per_second: disk_bytes_per_second(&settings.disk),
         segment_bytes: segment_bytes(&settings.disk, spool::log::LogConfig::SEGMENT_BYTES),
         retention: retention(&settings.disk),
-        retry: retry(&catalog),
+        retry: watch::channel(queue::retry::Policy::default()).1,
         hostname: hostname(settings.mail.hostname.as_deref())?.to_string(),
         zone: settings.zone.clone(),
         state_machine: spool::wire::log::STATE_MACHINE_VERSION,
@@ -294,62 +300,40 @@ pub fn retention(disk: &Disk) -> spool::Retention {
     }
 }
 
-/// The retry times that a RelayCluster declares.
-pub fn retry(catalog: &Catalog) -> queue::retry::Policy {
-    let ms = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    let declared = catalog.retry();
-    let default = queue::retry::Policy::default();
-    queue::retry::Policy {
-        first_ms: ms(declared.first),
-        max_ms: ms(declared.max),
-        unreached_first_ms: default.unreached_first_ms.min(ms(declared.first)),
-        unreached_max_ms: default.unreached_max_ms.min(ms(declared.max)),
-        lifetime_ms: ms(declared.give_up_after),
-        notice_ms: declared.delay_notice_after.map(ms),
-        ..default
-    }
-}
-
-/// The resources of a directory as they change; without one nothing is declared.
-pub async fn watch_files(
-    dir: Option<&Path>,
-    stop: &CancellationToken,
-) -> Result<Declared, Failure> {
-    match dir {
-        Some(dir) => edge::watch_dir(dir.into(), stop.clone())
-            .await
-            .map_err(Failure::failed),
-        None => Ok(watch::channel(Some(Arc::new(Catalog::default()))).1),
-    }
-}
-
-/// The DKIM keys that the resources of a directory name, from the files beside them.
-pub async fn watch_keys(
-    dir: Option<&Path>,
-    declared: &Declared,
-    stop: &CancellationToken,
-) -> SigningKeys {
-    match dir {
-        Some(dir) => delivery::watch_keys(dir.join(SECRETS), declared.clone(), stop.clone()).await,
-        None => watch::channel(Arc::default()).1,
-    }
-}
-
-/// Where the flags, the resources or the system say that names are resolved.
+/// Where the flags, the resources or the system say that names are resolved; what the resources say may change.
 pub fn resolver(flags: &ResolverFlags, declared: &Declared) -> Result<Resolver, Failure> {
-    let servers = match flags.resolver.is_empty() {
-        false => flags.resolver.clone(),
-        true => declared
-            .borrow()
-            .as_ref()
-            .map(|catalog| catalog.resolvers().to_vec())
-            .unwrap_or_default(),
-    };
-    match servers.is_empty() {
-        true => Resolver::system(),
-        false => Resolver::with_name_servers(&servers),
+    if !flags.resolver.is_empty() {
+        return Resolver::with_name_servers(&flags.resolver).map_err(Failure::failed);
     }
-    .map_err(Failure::failed)
+    let servers = |declared: &mut Declared| {
+        let catalog = declared.borrow_and_update();
+        let servers = catalog.as_ref().map(|catalog| catalog.resolvers().to_vec());
+        servers.unwrap_or_default()
+    };
+    let mut declared = declared.clone();
+    let mut used = servers(&mut declared);
+    let resolver = match used.is_empty() {
+        true => Resolver::system(),
+        false => Resolver::with_name_servers(&used),
+    };
+    let resolver = resolver.map_err(Failure::failed)?;
+    let follows = resolver.clone();
+    tokio::spawn(async move {
+        while declared.changed().await.is_ok() {
+            let now = servers(&mut declared);
+            if now == used {
+                continue;
+            }
+            match follows.use_name_servers(&now) {
+                Ok(()) => {
+                    tracing::info!(servers = ?now, "other name servers are asked from now on")
+                }
+                Err(error) => tracing::error!(%error, "the former name servers are asked"),
+            }
+            used = now;
+        }
+    });
+    Ok(resolver)
 }
 
 /// Addresses that say where mail of ours would come back to us: neither every address nor this machine's own loopback,

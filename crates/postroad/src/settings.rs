@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use spool::identity::ClusterId;
 
 mod admin;
+mod config;
 mod tls;
 mod value;
 
@@ -17,6 +18,7 @@ pub use admin::{
     Action, Check, Connection, Filter, List, MembersCommand, MembersList, MembersRemove, Output,
     PkiCommand, QueueCommand, Salvage, Send, Show, Status, Summary,
 };
+pub use config::{Apply, ConfigCommand, ConfigStatus, Get, Prune};
 pub use tls::MailTls;
 pub use value::{InitialNode, Listener, Octets};
 
@@ -72,6 +74,15 @@ pub enum Command {
     Members(MembersCommand),
     /// Send a test message
     Send(Send),
+    /// Declare a directory of resources: write it to the queue, from where every node has it
+    Apply(Apply),
+    /// What is declared in the queue
+    Get(Get),
+    /// Who declared how much, and which nodes have it
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// The records that a domain needs, on Kubernetes: asks the kubectl in PATH
+    Dns(DomainRecords),
     /// Check a directory of resources without using it
     Check(Check),
     /// Make certificates for the nodes of a cluster
@@ -93,7 +104,7 @@ impl Command {
 /// Settings of `up`.
 #[derive(Debug, Args)]
 pub struct Up {
-    /// Directory of resources (*.yaml): what is relayed for whom. Without it nothing is relayed
+    /// Directory of resources (*.yaml): what is relayed for whom [default: what `postroad apply` writes to the queue]
     #[arg(
         short = 'f',
         long = "files",
@@ -176,6 +187,9 @@ pub struct Delivery {
     pub mail: MailName,
     #[command(flatten)]
     pub resolver: ResolverFlags,
+    /// Directory of sealing keys, 32 octets each: they open DKIM keys that are declared in the queue
+    #[arg(long, env = "POSTROAD_SEAL", value_name = "DIR")]
+    pub seal: Option<PathBuf>,
     /// Addresses at which this cluster accepts mail: a mail host with one of them would be a loop
     #[arg(
         long,
@@ -203,14 +217,22 @@ pub struct ClientNode {
     /// Directory with this node's ca.crt, tls.crt and tls.key
     #[arg(long, env = "POSTROAD_PKI", value_name = "DIR")]
     pub pki: PathBuf,
-    /// Directory of resources (*.yaml), read again when it changes
+    /// Directory of resources (*.yaml), read again when it changes [default: what is declared in the queue]
     #[arg(
         short = 'f',
         long = "files",
         env = "POSTROAD_FILES",
         value_name = "DIR"
     )]
-    pub files: PathBuf,
+    pub files: Option<PathBuf>,
+    /// Directory with this node's EdgePool or DeliveryPool (*.yaml), where the rest is declared in the queue
+    #[arg(
+        long,
+        env = "POSTROAD_POOL",
+        value_name = "DIR",
+        conflicts_with = "files"
+    )]
+    pub pool: Option<PathBuf>,
     /// This node's name in logs and in the queue [default: the host name]
     #[arg(long, env = "POSTROAD_NAME")]
     pub name: Option<String>,
@@ -357,7 +379,7 @@ pub struct QueueNode {
     pub zone: String,
     #[command(flatten)]
     pub mail: MailName,
-    /// Directory of resources (*.yaml); a RelayCluster's retry times are read at the start
+    /// Directory of resources (*.yaml) with a RelayCluster's retry times [default: those declared in the queue]
     #[arg(
         short = 'f',
         long = "files",

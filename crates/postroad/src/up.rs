@@ -11,8 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::failure::Failure;
 use crate::first_start::{self, Node, Opened};
+use crate::retry::RetryTimes;
 use crate::role::{self, Role};
-use crate::{health, settings, shutdown, telemetry};
+use crate::{declared, health, settings, shutdown, telemetry};
 
 /// Smaller than a cluster's: a laptop has many other uses for its disk.
 const SEGMENT_BYTES: u64 = 16 << 20;
@@ -26,45 +27,58 @@ const LOOK: Duration = Duration::from_millis(20);
 pub async fn run(settings: settings::Up) -> Result<(), Failure> {
     let metrics = telemetry::start_metrics()?;
     let stop_watching = CancellationToken::new();
-    let declared = role::watch_files(settings.files.as_deref(), &stop_watching).await?;
+    // What is wrong with the directory is said before anything else is done.
+    let declared = match &settings.files {
+        Some(dir) => Some((dir, declared::watch_files(dir, &stop_watching).await?)),
+        None => None,
+    };
     let hostname = role::hostname(settings.mail.hostname.as_deref())?;
     let opened = first_start::open(&settings.data, settings.replicas)?;
 
     let mut queues = Vec::new();
     for node in &opened.installation.nodes {
-        let config = queue_config(&settings, &opened, node, &declared, hostname.to_string())?;
-        queues.push(role::queue(config));
+        let config = queue_config(&settings, &opened, node, hostname.to_string())?;
+        let times = match &declared {
+            Some((_, declared)) => RetryTimes::Files(declared.clone()),
+            None => RetryTimes::Queue,
+        };
+        queues.push(role::queue(config, times));
     }
     until_led(&queues).await;
     let config = role::edge_config("up", hostname.clone(), settings.listen, settings.tls)?;
-    let (edge, addresses) = role::edge(
-        config,
-        client(&opened, proto::Role::Edge)?,
-        declared.clone(),
-    )?;
+    let queue = client(&opened, proto::Role::Edge)?;
+    let at_edge = match &declared {
+        Some((dir, declared)) => {
+            declared::of_files(dir, declared.clone(), proto::Role::Edge, &stop_watching).await
+        }
+        None => declared::follow_queue(&queue, None, None, proto::Role::Edge, &stop_watching),
+    };
+    let (edge, addresses) = role::edge(config, queue, at_edge.declared.clone())?;
     let mut config = delivery::Config::new("up", hostname.to_string(), opened.delivery_dir());
     config.own_addresses = role::own_addresses(&addresses);
     config.smtp_port = settings.resolver.smtp_port;
     config.tls_ca = settings.resolver.tls_ca.clone();
-    let resolver = role::resolver(&settings.resolver, &declared)?;
-    let delivery = role::delivery(
-        config,
-        client(&opened, proto::Role::Delivery)?,
-        declared.clone(),
-        resolver,
-        role::watch_keys(settings.files.as_deref(), &declared, &stop_watching).await,
-    );
+    let queue = client(&opened, proto::Role::Delivery)?;
+    let (seal, role) = (Some(opened.seal_dir()), proto::Role::Delivery);
+    let followed = match &declared {
+        Some((dir, declared)) => {
+            declared::of_files(dir, declared.clone(), role, &stop_watching).await
+        }
+        None => declared::follow_queue(&queue, None, seal, role, &stop_watching),
+    };
+    let resolver = role::resolver(&settings.resolver, &followed.declared)?;
+    let delivery = role::delivery(config, queue, followed.declared, resolver, followed.keys);
 
     let stages: Vec<Vec<Role>> = vec![vec![edge], vec![delivery], queues];
     let probes = stages.iter().flatten().map(|role| role.probe.clone());
     let admin = health::serve(settings.admin_listen, probes.collect(), metrics).await?;
     let announce = || {
-        let relays = match declared.borrow().as_ref() {
+        let relays = match at_edge.declared.borrow().as_ref() {
             Some(catalog) if !catalog.relays_nothing() => {
                 let (inbound, networks) = catalog.counts();
                 format!("mail to {inbound} domain(s) and from {networks} network(s)")
             }
-            _ => "no mail at all, because no RelayDomain is declared (-f DIR)".into(),
+            _ => "no mail at all, because no RelayDomain is declared (-f DIR, or postroad apply -f DIR)".into(),
         };
         println!(
             "postroad accepts {relays} on {}; health and metrics: {}; data: {}; stop: Ctrl-C",
@@ -107,7 +121,6 @@ fn queue_config(
     settings: &settings::Up,
     opened: &Opened,
     node: &Node,
-    declared: &role::Declared,
     hostname: String,
 ) -> Result<spool::Config, Failure> {
     let installation = &opened.installation;
@@ -116,7 +129,6 @@ fn queue_config(
         .iter()
         .map(|node| (node.node.into(), node.peer()))
         .collect();
-    let catalog = declared.borrow().clone().unwrap_or_default();
     let on_loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     Ok(spool::Config {
         dir: opened.queue_dir(node.node),
@@ -140,7 +152,7 @@ fn queue_config(
         disk_bytes_per_second: role::disk_bytes_per_second(&settings.disk),
         segment_bytes: role::segment_bytes(&settings.disk, SEGMENT_BYTES),
         retention: role::retention(&settings.disk),
-        retry: role::retry(&catalog),
+        retry: tokio::sync::watch::channel(queue::retry::Policy::default()).1,
         hostname,
         zone: String::new(),
         state_machine: spool::wire::log::STATE_MACHINE_VERSION,

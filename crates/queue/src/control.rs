@@ -1,12 +1,14 @@
 //! The state machine of the control group (group 0): which cluster this is, how many shards it has, which nodes there
 //! are, and which of them hold which group. Small, so it is kept in memory whole and persisted as one row.
 
+mod command;
 pub mod place;
 mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+pub use command::ControlCommand;
 pub use words::{ControlEffect, GroupName, Refusal};
 
 /// Nodes that the control group keeps. Far above any cluster; it bounds the row.
@@ -19,9 +21,9 @@ pub const NODE_MAX: u64 = u32::MAX as u64;
 /// that a replica which left and comes back is a new peer with nothing to remember.
 pub const PLACEMENTS_BITS: u32 = 20;
 
-/// How often a group may be placed on one node. The log and the metadata keep this number in 16 bits; a node that
+/// How often a group may be placed on one node. The log and the metadata keep this number in 15 bits; a node that
 /// reached it is replaced by another, which takes centuries of moving to and fro.
-pub const PLACEMENTS_MAX: u32 = u16::MAX as u32;
+pub const PLACEMENTS_MAX: u32 = (1 << 15) - 1;
 
 /// The Raft peer id of a node's replica of a group that was placed there `before` times.
 pub fn peer_id(node: u64, before: u32) -> u64 {
@@ -31,78 +33,6 @@ pub fn peer_id(node: u64, before: u32) -> u64 {
 /// The node of a Raft peer id.
 pub fn node_of(peer: u64) -> u64 {
     peer >> PLACEMENTS_BITS
-}
-
-/// An entry of the control group.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum ControlCommand {
-    /// The first of all; a later one changes nothing.
-    CreateCluster {
-        /// What it is made with.
-        cluster: Cluster,
-        /// The nodes of `--initial-cluster`: each announces itself once, in any order.
-        initial_nodes: Vec<u64>,
-    },
-    /// A node tells where it is, at each of its starts.
-    AnnounceNode {
-        /// Its id: names a disk, never used again for another.
-        node: u64,
-        /// What it says.
-        row: NodeRow,
-    },
-    /// A node may join: it is waited for at this address. Of a node that is known, address and zone change.
-    AddNode {
-        /// Its id.
-        node: u64,
-        /// Host and port for the other nodes.
-        peer_address: Arc<str>,
-        /// Host and port for clients; may be empty until it says so itself.
-        client_address: Arc<str>,
-        /// May be empty.
-        zone: Arc<str>,
-    },
-    /// A node gets no replicas any more and loses those it has.
-    RemoveNode {
-        /// Its id.
-        node: u64,
-    },
-    /// A node that was removed has no replicas left: it is gone, and its id never comes back.
-    ForgetNode {
-        /// Its id.
-        node: u64,
-    },
-    /// Where a group shall be. Nothing happens when it was placed anew since the decision.
-    Place {
-        /// Which group.
-        group: u32,
-        /// [`Placement::version`] that the decision saw.
-        version: u64,
-        /// Nodes with a replica that votes.
-        voters: BTreeSet<u64>,
-        /// Who should lead.
-        leader: u64,
-        /// The group's members were exactly those of the placement before. If not, whoever was to leave may still be one.
-        settled: bool,
-    },
-    /// A node should not lead for a while.
-    Rest {
-        /// Its id.
-        node: u64,
-        /// For how long.
-        rest: Rest,
-    },
-    /// It may lead again.
-    EndRest {
-        /// Its id.
-        node: u64,
-    },
-    /// A remark for the record.
-    Note {
-        /// Who.
-        actor: Arc<str>,
-        /// What.
-        text: Arc<str>,
-    },
 }
 
 /// How long a node does not lead: until its process starts anew, or until a time.
@@ -191,6 +121,8 @@ pub struct ControlState {
     pub version: u64,
     /// The nodes that every group's log began with.
     pub first_nodes: Vec<u64>,
+    /// Version of the state machine in force; 0 stands for the first.
+    pub state_machine: u32,
 }
 
 /// The members that every group's log begins with, by node: what the first nodes agree on without a word.
@@ -261,8 +193,21 @@ impl ControlState {
                 self.resting.remove(node);
                 vec![ControlEffect::Rested { node: *node }]
             }
-            ControlCommand::Note { .. } => Vec::new(),
+            ControlCommand::SetVersion { version } => {
+                // A leader that did not know of a later one may still have proposed it.
+                self.state_machine = self.version_in_force().max(*version);
+                Vec::new()
+            }
+            // What is declared is no part of this: see `config::Configuration`.
+            ControlCommand::PutConfig(_)
+            | ControlCommand::VerifyDigest { .. }
+            | ControlCommand::Note { .. } => Vec::new(),
         }
+    }
+
+    /// The version of the state machine in force.
+    pub fn version_in_force(&self) -> u32 {
+        self.state_machine.max(1)
     }
 
     fn create(&mut self, cluster: Cluster, initial_nodes: &[u64]) -> ControlEffect {

@@ -19,6 +19,7 @@ mod admin;
 mod append;
 mod apply;
 mod command;
+pub mod config;
 pub mod control;
 mod effect;
 mod item;

@@ -9,15 +9,19 @@
 //! |---|---|
 //! | 1 | the beginning |
 //! | 2 | an OpenSession that comes after a later one of the same process, or of a later process of the same kernel, opens nothing; `SetVersion`, `VerifyDigest` |
+//! | 3 | the control group keeps documents: `PutConfig`, and `SetVersion`, `VerifyDigest` for that group too |
 
 use crate::apply::Shard;
 use crate::{Command, Effect, ShardState};
 
 /// What this program knows.
-pub const NEWEST: u32 = 2;
+pub const NEWEST: u32 = 3;
 
 /// OpenSession requests have an order; before, each one superseded the lease sessions before it in the log.
 pub(crate) const OPENS_IN_ORDER: u32 = 2;
+
+/// The control group keeps documents.
+pub const DOCUMENTS: u32 = 3;
 
 impl Command {
     /// The version of the state machine that brought this command: a program that does not know it cannot read the entry.

@@ -15,6 +15,7 @@
 //! spec.rs       one resource to the document that nodes get
 //! compile.rs    a directory to documents; what holds between several resources
 //! ownership.rs  which claims to domains count
+//! dkim.rs       records of signing keys: what to publish, and whether it was
 //! document.rs   documents: octets under a key, which the queue keeps unread
 //! seal.rs       private keys travel so that only delivery nodes can read them
 //! table.rs      documents to a Catalog, as they come and go
@@ -24,6 +25,7 @@
 
 mod catalog;
 mod compile;
+pub mod dkim;
 pub mod document;
 mod error;
 mod kind;
@@ -49,8 +51,8 @@ pub use ownership::{
     CHALLENGE_LABEL, Claim, Cluster, NAMESPACE_NAME_LABEL, Refusal, admits, challenge, judge,
 };
 pub use parse::Metadata;
-pub use pem::private_key;
+pub use pem::{private_key, private_pem};
 #[cfg(feature = "kube")]
 pub use schema::{crds, reference};
 pub use table::{Documents, Key};
-pub use validate::{DOMAIN_OCTETS_MAX, parse_domain};
+pub use validate::{DOMAIN_OCTETS_MAX, parse_domain, parse_quantity, parse_resolver};

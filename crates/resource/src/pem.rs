@@ -14,7 +14,7 @@ pub fn private_key(text: &str) -> Option<Vec<u8>> {
 }
 
 /// RFC 4648 section 4, with white space anywhere.
-fn base64(text: &str) -> Option<Vec<u8>> {
+pub(crate) fn base64(text: &str) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(text.len() / 4 * 3);
     let (mut bits, mut count, mut padded) = (0u32, 0, false);
     for byte in text.bytes().filter(|byte| !byte.is_ascii_whitespace()) {
@@ -44,9 +44,66 @@ fn base64(text: &str) -> Option<Vec<u8>> {
     Some(out)
 }
 
+/// RFC 4648 section 4, on one line.
+pub(crate) fn to_base64(octets: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::with_capacity(octets.len().div_ceil(3) * 4);
+    for three in octets.chunks(3) {
+        let mut bits = 0u32;
+        for place in 0..3 {
+            bits = bits << 8 | u32::from(three.get(place).copied().unwrap_or_default());
+        }
+        for place in 0..4 {
+            let index = (bits >> (18 - 6 * place) & 63) as usize;
+            out.push(match place <= three.len() {
+                true => char::from(ALPHABET[index]),
+                false => '=',
+            });
+        }
+    }
+    out
+}
+
+/// A private key's DER (PKCS#8) as PEM.
+pub fn private_pem(der: &[u8]) -> String {
+    /// Characters a line (RFC 7468 section 2).
+    const LINE: usize = 64;
+    let text = to_base64(der);
+    let mut out = String::from("-----BEGIN PRIVATE KEY-----\n");
+    for line in text.as_bytes().chunks(LINE) {
+        out.extend(line.iter().copied().map(char::from));
+        out.push('\n');
+    }
+    out + "-----END PRIVATE KEY-----\n"
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn what_was_written_is_read(octets: Vec<u8>) {
+            prop_assert_eq!(base64(&to_base64(&octets)), Some(octets.clone()));
+            prop_assert_eq!(private_key(&private_pem(&octets)), Some(octets));
+        }
+    }
+
+    #[test]
+    fn base64_is_written_as_the_rfc_has_it() {
+        // RFC 4648 section 10.
+        for (octets, text) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foobar", "Zm9vYmFy"),
+        ] {
+            assert_eq!(to_base64(octets.as_bytes()), text);
+        }
+    }
 
     #[test]
     fn base64_is_read_with_and_without_padding() {

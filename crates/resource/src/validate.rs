@@ -83,7 +83,7 @@ pub(crate) fn parse_network(text: &str) -> Result<IpNet, String> {
 }
 
 /// `ip` or `ip:port` of a DNS server.
-pub(crate) fn parse_resolver(text: &str) -> Result<SocketAddr, String> {
+pub fn parse_resolver(text: &str) -> Result<SocketAddr, String> {
     if let Ok(address) = text.parse::<SocketAddr>() {
         return Ok(address);
     }
@@ -93,7 +93,7 @@ pub(crate) fn parse_resolver(text: &str) -> Result<SocketAddr, String> {
 }
 
 /// A Kubernetes quantity of octets: `52428800`, `50Mi`, `50M`.
-pub(crate) fn parse_quantity(text: &str) -> Result<u64, String> {
+pub fn parse_quantity(text: &str) -> Result<u64, String> {
     let end = text
         .find(|c: char| !c.is_ascii_digit())
         .unwrap_or(text.len());

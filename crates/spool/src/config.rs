@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use proto::NodeTls;
+use tokio::sync::watch;
 
 use crate::identity::ClusterId;
 
@@ -80,8 +81,8 @@ pub struct Config {
     pub segment_bytes: u64,
     /// How long the log is kept for replicas that lag.
     pub retention: Retention,
-    /// When deferred mail is tried again and given up.
-    pub retry: queue::retry::Policy,
+    /// When deferred mail is tried again and given up, as it changes.
+    pub retry: watch::Receiver<queue::retry::Policy>,
     /// The name that reports are signed with.
     pub hostname: String,
     /// Zone of this node; may be empty.

@@ -14,13 +14,14 @@ use crate::runtime::{Digests, Judgement};
 /// A node that was heard of within this time is up: every stream says something each second.
 const HEARD_LATELY: std::time::Duration = std::time::Duration::from_secs(3);
 
+use queue::control::PLACEMENTS_MAX;
 pub use queue::control::{node_of, peer_id};
 
 /// Bits of a group's number in what the log and the metadata call it; above them is how often it was placed here before.
 const GROUP_BITS: u32 = 16;
 
-/// Replicas that a node may have had of a group before; the metadata mark rows of snapshots by the bit above.
-const PLACEMENTS_MAX: u32 = 0x7fff;
+// How often a group was placed here before fits between its number and the bit by which the metadata mark rows of snapshots.
+const _: () = assert!(PLACEMENTS_MAX == 0x7fff);
 
 /// What the log and the metadata call a replica: another number for each replica that a node ever had of a group, so that
 /// nothing of an earlier one is ever read as the later one's. A first replica has the group's own number.

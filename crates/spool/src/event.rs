@@ -11,7 +11,7 @@
 mod asked;
 mod reply;
 
-pub use asked::{GroupOrder, MembersCall, Piece, Question};
+pub use asked::{GroupOrder, MembersCall, Piece, PutCall, Question};
 pub use reply::{AppendReply, SettleReply};
 
 use std::sync::mpsc::Sender;
@@ -184,6 +184,11 @@ pub enum StateEvent {
         /// Its peer id.
         peer: u64,
     },
+    /// The Raft thread keeps a replica that should go, because a leader counts on it; the next order asks again.
+    Needed {
+        /// Which group.
+        group: u32,
+    },
     /// What a node said to the control group's leader.
     Heard {
         /// Which.
@@ -193,6 +198,8 @@ pub enum StateEvent {
     },
     /// A person or the operator asks about nodes, or changes them.
     Members(MembersCall),
+    /// The operator or a person declares something.
+    Put(PutCall),
     /// The rows of a replica that is gone were removed, or not.
     Swept(Result<usize, crate::state::StoreError>),
     /// The collector copied bodies, durably: their rows are to be moved, and soon flushed when room is short.

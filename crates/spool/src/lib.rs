@@ -17,6 +17,7 @@
 //! * [`log`]: segments, one writer, recovery. [`state`]: rows over fjall.
 //! * [`snapshot`]: a group for a replica whose log ends too early; `runtime/snapshots` carries it.
 //! * [`decide`]: Rule B; what a leader decides before the log. `queue::apply` is what comes after it.
+//! * `desk`: documents as applied here, for the nodes that watch them.
 //! * [`oversee`]: who the nodes are and where the groups shall be, without I/O.
 //! * [`wire`]: queue types and Raft messages to and from their schemas.
 //! * [`identity`]: whose disk this is, and first start.
@@ -27,6 +28,7 @@ pub mod collect;
 pub mod config;
 pub mod decide;
 mod describe;
+mod desk;
 mod directory;
 pub mod event;
 pub mod identity;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use proto::v1;
-use queue::control::place::{Change, Map};
+use queue::control::place::Map;
 use queue::control::{ControlCommand, ControlState, NodeRow, Placement, first_peers, node_of};
 
 use crate::directory::group_of;
@@ -23,6 +23,9 @@ const LOOK_FIRST: Duration = Duration::from_secs(2);
 const REPORT_COUNTS: Duration = Duration::from_secs(3);
 /// A node that says nothing for so long is given no replicas. It keeps those it has until somebody removes it.
 pub const SILENT: Duration = Duration::from_secs(5);
+/// A replica on its way to a node that has been silent for so long goes elsewhere: longer than a restart takes, and short
+/// beside the copying that begins anew.
+const TARGET_LOST: Duration = Duration::from_secs(60);
 /// Members must be as they shall be for so long before replicas that are no members are destroyed: every voter has heard of
 /// the commit by then, so that none still needs the vote of one that left.
 const SETTLED_AFTER: Duration = Duration::from_millis(1_500);
@@ -36,6 +39,10 @@ const FAREWELL: Duration = Duration::from_secs(10);
 pub enum What {
     /// The cluster itself.
     Create,
+    /// The version of the state machine.
+    Version,
+    /// A digest of what is here.
+    Digest,
     /// What a node says of itself.
     Announce(u64),
     /// Where a group shall be.
@@ -52,6 +59,14 @@ pub struct Heard {
     pub at: Instant,
     /// What it said.
     pub report: v1::SteerReport,
+}
+
+/// Where a group is on its way from and to.
+struct UnderWay {
+    /// Nodes that vote now.
+    voters: BTreeSet<u64>,
+    /// Nodes that shall vote and do not yet.
+    targets: Vec<u64>,
 }
 
 /// What the leader of the control group sees. All of it is gone with the leader: the next one looks for itself.
@@ -126,6 +141,11 @@ impl Overseer {
         leaders.max_by_key(|(_, replica)| replica.term)
     }
 
+    /// It has looked for long enough to know who answers. Until then silence means nothing.
+    pub fn has_looked(&self, now: Instant) -> bool {
+        now >= self.since + LOOK_FIRST
+    }
+
     /// How long nothing was heard of a node; `None`: never.
     pub fn silence(&self, node: u64, now: Instant) -> Option<Duration> {
         let heard = self.heard.get(&node)?;
@@ -175,21 +195,33 @@ impl Overseer {
         self.settled.get(&group) == Some(&placement.version)
     }
 
-    /// On its way to a node that is to leave meanwhile, by the word of the group's leader: it may turn round.
-    fn is_in_vain(&self, group: u32, placement: &Placement, map: &Map, now: Instant) -> bool {
-        let Some((_, replica)) = self.leader_of(group, now) else {
-            return false;
-        };
-        let voters = replica.members.as_ref().map(|members| &members.voters);
-        let mut missing = placement
-            .voters
-            .iter()
-            .filter(|peer| voters.is_some_and(|v| !v.contains(peer)));
-        missing.any(|peer| {
-            map.nodes
-                .get(&node_of(*peer))
-                .is_none_or(|node| !node.hosts)
+    /// The nodes that vote in a group now, and those that its replicas are on their way to, by the word of its leader;
+    /// `None`: nobody leads it now.
+    fn under_way(&self, group: u32, placement: &Placement, now: Instant) -> Option<UnderWay> {
+        let (_, replica) = self.leader_of(group, now)?;
+        let voters = &replica.members.as_ref()?.voters;
+        let wanted = placement.voters.iter();
+        Some(UnderWay {
+            voters: voters.iter().map(|peer| node_of(*peer)).collect(),
+            targets: wanted
+                .filter(|peer| !voters.contains(peer))
+                .map(|peer| node_of(*peer))
+                .collect(),
         })
+    }
+
+    /// On its way to a node that is to leave meanwhile, or that died: it turns round.
+    fn is_in_vain(&self, way: &UnderWay, map: &Map, now: Instant) -> bool {
+        way.targets.iter().any(|node| {
+            self.silent_for(*node, now) >= TARGET_LOST
+                || map.nodes.get(node).is_none_or(|node| !node.hosts)
+        })
+    }
+
+    /// It answers, and its disk has room for a copy.
+    fn takes(&self, node: u64, now: Instant) -> bool {
+        let full = |heard: &Heard| heard.report.full;
+        self.speaks(node, now) && !self.heard.get(&node).is_some_and(full)
     }
 
     /// The next moves, and what else follows from what is seen. `pending`: what was proposed already. `wall_ms`: the wall
@@ -201,31 +233,45 @@ impl Overseer {
         now: Instant,
         wall_ms: u64,
     ) -> Vec<(What, ControlCommand)> {
-        if now < self.since + LOOK_FIRST {
+        if !self.has_looked(now) {
             return Vec::new();
         }
         let mut commands = self.forget(state, now);
         commands.extend(self.end_rests(state, wall_ms));
         let mut map = state.map();
-        let mut busy: BTreeSet<u32> = BTreeSet::new();
-        for (id, placement) in &state.groups {
-            let free =
-                self.is_settled(*id, placement) || self.is_in_vain(*id, placement, &map, now);
-            if !free || pending(What::Place(*id)) {
-                busy.insert(*id);
-            }
+        for (id, node) in &mut map.nodes {
+            node.takes = self.takes(*id, now);
         }
-        let mut moving = busy.len();
+        let mut busy: BTreeSet<u32> = BTreeSet::new();
+        // Only what copies now counts against [`MOVES_AT_ONCE`]: a group without a leader or with a dead target would
+        // otherwise keep all others from being repaired.
+        let mut moving = 0;
         let mut moved = BTreeSet::new();
+        for (id, placement) in &state.groups {
+            let proposed = pending(What::Place(*id));
+            if self.is_settled(*id, placement) && !proposed {
+                continue;
+            }
+            let way = self.under_way(*id, placement, now);
+            if !proposed
+                && let Some(way) = &way
+                && self.is_in_vain(way, &map, now)
+            {
+                // Back to what it is; from there the planner finds another way.
+                if let Some(group) = map.groups.get_mut(id) {
+                    group.voters = way.voters.clone();
+                }
+                moved.insert(*id);
+                continue;
+            }
+            busy.insert(*id);
+            let answers = |way: &UnderWay| way.targets.iter().all(|node| self.speaks(*node, now));
+            moving += usize::from(proposed || way.as_ref().is_some_and(answers));
+        }
         while moving < MOVES_AT_ONCE
             && let Some((group, change)) = map.next(&busy)
         {
             busy.insert(group);
-            if let Change::Add { node } | Change::Replace { new: node, .. } = change
-                && !self.speaks(node, now)
-            {
-                continue;
-            }
             map.apply(group, change);
             moved.insert(group);
             moving += 1;
@@ -402,64 +448,5 @@ pub fn deed(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::directory::peer_id;
-
-    fn order(version: u64, voters: &[u64], settled: bool) -> GroupOrder {
-        GroupOrder {
-            group: 7,
-            placement: Placement {
-                version,
-                voters: voters.iter().copied().collect(),
-                ..Placement::default()
-            },
-            settled,
-            first: Vec::new(),
-        }
-    }
-
-    fn hosted(peer: u64, made_at: u64) -> Option<Hosted> {
-        Some(Hosted {
-            peer,
-            made_at,
-            leaving: false,
-        })
-    }
-
-    #[test]
-    fn a_new_leader_counts_silence_from_when_it_began_to_look() {
-        let began = Instant::now();
-        let mut overseer = Overseer::new(began);
-        let later = |seconds| began + Duration::from_secs(seconds);
-        assert_eq!(overseer.silence(3, later(20)), None);
-        assert_eq!(overseer.silent_for(3, later(20)), Duration::from_secs(20));
-        overseer.hear(3, Ok(Box::default()), later(21));
-        assert_eq!(overseer.silent_for(3, later(25)), Duration::from_secs(4));
-    }
-
-    #[test]
-    fn a_replica_goes_when_the_members_are_settled_without_it_and_never_by_an_order_from_before_it()
-    {
-        let (first, second) = (peer_id(4, 0), peer_id(4, 1));
-        let others = [peer_id(1, 0), peer_id(2, 0), peer_id(3, 0)];
-        let with = [peer_id(1, 0), peer_id(2, 0), first];
-        let none = BTreeSet::new();
-        let created = deed(4, &order(6, &with, false), None, &none);
-        assert_eq!(created, Some(Deed::Create(first)));
-        let old = deed(4, &order(5, &others, true), hosted(first, 6), &none);
-        assert_eq!(old, None, "from before it was placed here");
-        let unsettled = deed(4, &order(7, &others, false), hosted(first, 6), &none);
-        assert_eq!(unsettled, None, "it may still have to vote");
-        let settled = deed(4, &order(7, &others, true), hosted(first, 6), &none);
-        assert_eq!(settled, Some(Deed::Destroy(first)));
-        let gone = [log_group(7, first)].into();
-        let late = deed(4, &order(6, &with, false), None, &gone);
-        assert_eq!(late, None, "it does not rise again");
-        let again = [peer_id(1, 0), peer_id(2, 0), second];
-        let back = order(8, &again, false);
-        assert_eq!(deed(4, &back, None, &gone), Some(Deed::Create(second)));
-        let before_it_went = deed(4, &back, hosted(first, 6), &none);
-        assert_eq!(before_it_went, Some(Deed::Destroy(first)));
-    }
-}
+#[path = "oversee_tests.rs"]
+mod tests;

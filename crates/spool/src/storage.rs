@@ -295,6 +295,11 @@ impl GroupLog {
         self.pinned_from = index;
     }
 
+    /// No more entries may come from elsewhere until the disk has taken some; see [`CacheBudget`].
+    pub(crate) fn is_exhausted(&self) -> bool {
+        self.budget.is_exhausted()
+    }
+
     /// Makes room, from the oldest on, if the node's budget is used up.
     pub(crate) fn evict(&mut self) {
         let mut over = self.budget.excess();

@@ -3,7 +3,8 @@
 use resource::{RelayCluster, Template};
 use serde_json::{Map, Value, json};
 
-use crate::names::{self, ADMIN_PORT, CONFIG_DIR, PKI_DIR, POOL_FILE, PoolName, USER};
+use crate::names::{self, ADMIN_PORT, PKI_DIR, POOL_DIR, POOL_FILE, PoolName, USER};
+use crate::ssa;
 use crate::template;
 
 /// A node between the moment when its pod is told to go and the moment when clients stop coming: endpoints and proxies need
@@ -55,15 +56,12 @@ pub fn deployment(nodes: Nodes<'_>) -> Value {
     }
     let mut volumes = vec![
         pki_volume(&nodes.name.cluster, &names::leaf_secret(&name)),
-        json!({"name": "config", "projected": {"sources": [
-            {"configMap": {"name": names::config(&nodes.name.cluster)}},
-            {"configMap": {"name": name}},
-        ]}}),
+        json!({"name": "pool", "configMap": {"name": name}}),
     ];
     volumes.extend(nodes.volumes);
     let mut mounts = vec![
         json!({"name": "pki", "mountPath": PKI_DIR, "readOnly": true}),
-        json!({"name": "config", "mountPath": CONFIG_DIR, "readOnly": true}),
+        json!({"name": "pool", "mountPath": POOL_DIR, "readOnly": true}),
     ];
     mounts.extend(nodes.mounts);
     let mut container = container(nodes.image, &nodes.args, &nodes.template);
@@ -107,6 +105,15 @@ pub fn disruption_budget(name: &PoolName, owners: &Value, replicas: i32) -> Opti
             },
         })
     })
+}
+
+/// A resource as nodes read it from a file; JSON is YAML.
+pub fn document(kind: &str, namespace: &str, name: &str, spec: &Value) -> String {
+    let document = json!({
+        "apiVersion": resource::API_VERSION, "kind": kind,
+        "metadata": {"name": name, "namespace": namespace}, "spec": spec,
+    });
+    ssa::without_nulls(document).to_string()
 }
 
 /// The ConfigMap with the pool's own resource, which its nodes read as a file.

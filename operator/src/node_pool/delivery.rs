@@ -4,7 +4,7 @@ use resource::{DeliveryPool, RelayCluster};
 use serde_json::{Value, json};
 
 use super::build::{Nodes, deployment};
-use crate::names::{self, ADMIN_PORT, CONFIG_DIR, Component, DATA_DIR, PKI_DIR, PoolName};
+use crate::names::{self, ADMIN_PORT, Component, DATA_DIR, PKI_DIR, POOL_DIR, PoolName};
 use crate::ssa;
 use crate::template;
 
@@ -29,7 +29,8 @@ pub fn build(
     let mut args: Vec<String> = ["delivery", "--queue", queue, "--pki", PKI_DIR]
         .map(Into::into)
         .into();
-    args.extend(["--files".into(), CONFIG_DIR.into()]);
+    args.extend(["--pool".into(), POOL_DIR.into()]);
+    args.extend(["--seal".into(), names::SEAL_DIR.into()]);
     args.extend(["--data".into(), DATA_DIR.into()]);
     args.extend(["--admin-listen".into(), format!("0.0.0.0:{ADMIN_PORT}")]);
     args.extend(["--log-format".into(), "json".into()]);

@@ -4,7 +4,7 @@ use resource::{EdgePool, RelayCluster, ServiceType, TlsMode, TrafficPolicy};
 use serde_json::{Value, json};
 
 use super::build::{Nodes, deployment};
-use crate::names::{ADMIN_PORT, CONFIG_DIR, Component, PKI_DIR, PoolName, TLS_DIR};
+use crate::names::{ADMIN_PORT, Component, PKI_DIR, POOL_DIR, PoolName, TLS_DIR};
 use crate::ssa;
 use crate::template;
 
@@ -30,7 +30,7 @@ pub fn build(
     let mut args: Vec<String> = ["edge", "--queue", queue, "--pki", PKI_DIR]
         .map(Into::into)
         .into();
-    args.extend(["--files".into(), CONFIG_DIR.into()]);
+    args.extend(["--pool".into(), POOL_DIR.into()]);
     args.extend(["--admin-listen".into(), format!("0.0.0.0:{ADMIN_PORT}")]);
     args.extend(["--log-format".into(), "json".into()]);
     let host = format!("{}.{}.svc", name.object(), name.namespace);

@@ -13,15 +13,15 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{Api, DeleteParams};
 use kube::runtime::controller::Action;
 use proto::Role;
-use resource::{Condition, DeliveryPool, EdgePool, InternalTls, QueuePool, RelayCluster};
+use resource::{Condition, DeliveryPool, EdgePool, QueuePool, RelayCluster, RelayClusterSpec};
 use serde_json::{Value, json};
 
 use crate::cluster::{self, of_cluster};
 use crate::conditions::{Conditions, Reason};
-use crate::config;
 use crate::context::Context;
 use crate::error::Error;
 use crate::names::{self, PoolName};
+use crate::network;
 use crate::pki::{self, Leaf};
 use crate::place;
 use crate::ssa::{self, Controller};
@@ -76,12 +76,16 @@ pub async fn reconcile_edge(pool: Arc<EdgePool>, context: Arc<Context>) -> Resul
             role: Role::Edge,
             owners: ssa::owner(&*pool),
             replicas: pool.spec.replicas,
+            listeners: pool
+                .spec
+                .listeners
+                .iter()
+                .map(|listener| listener.container_port())
+                .collect(),
             deployment: edge::build(&pool, &home.cluster, &name, &home.image, &home.queue),
-            resource: config::document("EdgePool", namespace, own, &json!(pool.spec)),
+            resource: build::document("EdgePool", namespace, own, &json!(pool.spec)),
         };
-        let deployment = objects
-            .apply(&context, &name, &home.cluster.spec.internal_tls)
-            .await?;
+        let deployment = objects.apply(&context, &name, &home.cluster.spec).await?;
         let services: Api<Service> = Api::namespaced(context.client.clone(), namespace);
         let service = ssa::apply(
             &services,
@@ -125,12 +129,11 @@ pub async fn reconcile_delivery(
             role: Role::Delivery,
             owners: ssa::owner(&*pool),
             replicas: pool.spec.replicas,
+            listeners: Vec::new(),
             deployment: delivery::build(&pool, &home.cluster, &name, &home.image, &home.queue),
-            resource: config::document("DeliveryPool", namespace, own, &json!(pool.spec)),
+            resource: build::document("DeliveryPool", namespace, own, &json!(pool.spec)),
         };
-        let deployment = objects
-            .apply(&context, &name, &home.cluster.spec.internal_tls)
-            .await?;
+        let deployment = objects.apply(&context, &name, &home.cluster.spec).await?;
         state = scaled(&deployment, pool.spec.replicas, &mut conditions);
     }
     state["selector"] = json!(name.selector_text());
@@ -201,6 +204,7 @@ struct Objects {
     role: Role,
     owners: Value,
     replicas: i32,
+    listeners: Vec<u16>,
     deployment: Value,
     resource: String,
 }
@@ -211,7 +215,7 @@ impl Objects {
         self,
         context: &Context,
         name: &PoolName,
-        tls: &InternalTls,
+        cluster: &RelayClusterSpec,
     ) -> Result<Deployment, Error> {
         let client = &context.client;
         let ca = pki::find_ca(client, &name.namespace, &name.cluster).await?;
@@ -225,7 +229,17 @@ impl Objects {
             role: self.role,
             name: name.pool.clone(),
         };
-        pki::ensure_leaf(client, self.controller, &ca, tls, leaf).await?;
+        pki::ensure_leaf(client, self.controller, &ca, &cluster.internal_tls, leaf).await?;
+        let (owners, wanted) = (&self.owners, cluster.network_policy);
+        network::apply(
+            context,
+            self.controller,
+            name,
+            owners,
+            wanted,
+            &self.listeners,
+        )
+        .await?;
         let files: Api<ConfigMap> = Api::namespaced(client.clone(), &name.namespace);
         let file = build::pool_file(name, &self.owners, &self.resource);
         ssa::apply(&files, self.controller, &file).await?;

@@ -142,6 +142,52 @@ pub async fn label_members(context: &Context, name: &PoolName, seen: &Seen) -> R
     Ok(())
 }
 
+/// Claims that ask for less than is declared ask for more. Says what stands in the way, for people: a volume can grow only where
+/// its storage class lets it.
+pub async fn grow_volumes(
+    context: &Context,
+    parts: &Parts<'_>,
+    seen: &Seen,
+) -> Result<Option<String>, Error> {
+    let size = &parts.pool.spec.storage.size;
+    let Ok(wanted) = resource::parse_quantity(size) else {
+        return Ok(None);
+    };
+    let claims: Api<PersistentVolumeClaim> =
+        Api::namespaced(context.client.clone(), &parts.name.namespace);
+    let small = seen.volumes.iter().filter(|(_, asked)| **asked < wanted);
+    for (node, _) in small {
+        let retired = seen
+            .observed
+            .claims
+            .get(node)
+            .is_none_or(|claim| claim.retired);
+        if retired {
+            continue;
+        }
+        let claim = names::queue_claim(&parts.name.pool, *node);
+        let patch = json!({"spec": {"resources": {"requests": {"storage": size}}}});
+        match claims
+            .patch(&claim, &PatchParams::default(), &Patch::Merge(&patch))
+            .await
+        {
+            Ok(_) => {
+                let text = format!("the volume of node {node} grows to {size}");
+                context.tell(parts.pool, "VolumeGrows", text).await;
+            }
+            Err(kube::Error::Api(status)) if matches!(status.code, 403 | 422) => {
+                return Ok(Some(format!(
+                    "the volume claim {claim} cannot grow to {size}: {}; choose a storage class with allowVolumeExpansion for new nodes, or write the former size",
+                    status.message
+                )));
+            }
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(None)
+}
+
 /// Certificates of all nodes that have a pod, made anew in time.
 pub async fn renew_leaves(
     context: &Context,

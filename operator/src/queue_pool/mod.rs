@@ -4,6 +4,7 @@
 //! ask.rs      asks the queue how it is
 //! observe.rs  claims, pods, and what the queue says of itself
 //! plan.rs     one step from what is declared and what was seen; pure
+//! finalizer.rs  keeps a pool whose volumes with mail would go
 //! act.rs      does that step
 //! build.rs    the objects; pure
 //! status.rs   what people are told
@@ -25,26 +26,36 @@ use crate::error::Error;
 use crate::names;
 use crate::node_pool::delete;
 use crate::ssa::{self, Controller};
-use crate::{pki, place};
+use crate::{network, pki, place};
 
 mod act;
 mod ask;
 mod build;
+mod finalizer;
 mod observe;
 mod plan;
 mod status;
 
+pub use observe::is_ready;
+
 use build::Parts;
+use finalizer::Held;
 use plan::{Desired, Step};
 
 /// While something is under way the queue is asked this often; it has no watch of its own.
 const UNDER_WAY: Duration = Duration::from_secs(1);
+/// A pool that is on its way out is asked this often whether it is empty.
+const HELD: Duration = Duration::from_secs(5);
 /// When all is as declared.
 const AT_REST: Duration = Duration::from_secs(15);
 
 /// Brings one queue pool nearer to what is declared, by one step.
 pub async fn reconcile(pool: Arc<QueuePool>, context: Arc<Context>) -> Result<Action, Error> {
     let (namespace, own) = place(&*pool)?;
+    let held = finalizer::keep(&context, &pool).await?;
+    if held == Held::Released {
+        return Ok(Action::await_change());
+    }
     let name = build::name(&pool, namespace);
     let clusters: Api<RelayCluster> = Api::namespaced(context.client.clone(), namespace);
     let Some(cluster) = clusters.get_opt(&name.cluster).await? else {
@@ -81,8 +92,12 @@ pub async fn reconcile(pool: Arc<QueuePool>, context: Arc<Context>) -> Result<Ac
     for service in build::services(&pool, &name) {
         ssa::apply(&services, Controller::QueuePool, &service).await?;
     }
+    let (owners, wanted) = (ssa::owner(&*pool), cluster.spec.network_policy);
+    network::apply(&context, Controller::QueuePool, &name, &owners, wanted, &[]).await?;
     let address = names::queue_service(own, namespace);
-    let admin = context.queue(namespace, &name.cluster, &address, &ca)?;
+    let admin = context
+        .queue(namespace, &name.cluster, &address, &ca)?
+        .admin();
     let answer = match has_ready_pod(&context, &name).await? {
         true => ask::ask(&admin).await,
         false => Err("no queue node is ready".into()),
@@ -133,6 +148,7 @@ pub async fn reconcile(pool: Arc<QueuePool>, context: Arc<Context>) -> Result<Ac
     }
     act::renew_leaves(&context, &parts, &seen, &ca).await?;
     act::label_members(&context, &name, &seen).await?;
+    let volumes = act::grow_volumes(&context, &parts, &seen).await?;
     let outcome = match &step {
         Step::Done | Step::Wait(_) => Ok(()),
         step => {
@@ -151,8 +167,18 @@ pub async fn reconcile(pool: Arc<QueuePool>, context: Arc<Context>) -> Result<Ac
         Err(Error::Refused(text)) => Some(text),
         Err(error) => return Err(error),
     };
+    let held = match held {
+        Held::Stays => None,
+        _ => match finalizer::release_if_empty(&context, &pool, &admin).await? {
+            Held::By(text) => Some(text),
+            Held::Released | Held::Stays => return Ok(Action::await_change()),
+        },
+    };
+    let holds = held.is_some();
+    let refusal = held.or(refusal).or(volumes);
     status::write(&context, &parts, &seen, &step, unreachable, refusal).await?;
     Ok(Action::requeue(match step {
+        Step::Done if holds => HELD,
         Step::Done => AT_REST,
         _ => UNDER_WAY,
     }))

@@ -18,6 +18,8 @@ pub struct Seen {
     pub cluster_id: Option<String>,
     /// The pods themselves.
     pub pods: BTreeMap<u64, Pod>,
+    /// What each claim asks for, octets.
+    pub volumes: BTreeMap<u64, u64>,
     /// The queue's whole answer.
     pub answer: Option<Answer>,
 }
@@ -53,8 +55,13 @@ pub async fn observe(
             .as_ref()
             .and_then(|answer| Some(seen_queue(answer, answer.overview?))),
     };
+    let volumes = claims
+        .iter()
+        .filter_map(|(node, claim)| Some((*node, requested(claim)?)))
+        .collect();
     Ok(Seen {
         observed,
+        volumes,
         cluster_id,
         pods,
         answer,
@@ -69,6 +76,11 @@ fn by_node<K: ResourceExt>(objects: Vec<K>) -> BTreeMap<u64, K> {
             Some((node, object))
         })
         .collect()
+}
+
+fn requested(claim: &PersistentVolumeClaim) -> Option<u64> {
+    let requests = claim.spec.as_ref()?.resources.as_ref()?.requests.as_ref()?;
+    resource::parse_quantity(&requests.get("storage")?.0).ok()
 }
 
 fn seen_claim(metadata: &ObjectMeta) -> Claim {

@@ -23,6 +23,8 @@ use crate::v1::{NotLeader, append_request};
 
 mod admin;
 mod append;
+mod config;
+mod control;
 mod fetch;
 mod lane;
 mod lease;
@@ -32,6 +34,10 @@ mod topology;
 
 pub use admin::{AdminClient, Summary};
 pub use append::AppendResult;
+pub use config::{
+    ConfigClient, ConfigNews, ConfigStream, ConfigView, PUT_DOCUMENTS_MAX, PUT_OCTETS_MAX,
+    PutChange, PutError,
+};
 pub use lease::LeaseStream;
 pub use settle::SettleOutcome;
 pub use topology::TopologyView;
@@ -232,6 +238,11 @@ impl QueueClient {
     /// Everything of the service Admin, over all shards.
     pub fn admin(&self) -> AdminClient {
         AdminClient::new(self.clone())
+    }
+
+    /// What is declared: documents in the control group.
+    pub fn config(&self) -> ConfigClient {
+        ConfigClient::new(self.clone())
     }
 
     fn tries(&self, shard: u32, give_up: Option<Duration>) -> Tries<'_> {

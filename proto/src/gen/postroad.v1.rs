@@ -9,7 +9,7 @@ pub struct LogEntry {
     pub cluster_time_ms: u64,
     #[prost(
         oneof = "log_entry::Command",
-        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 40, 41, 42, 43, 44, 45, 46, 47"
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 40, 41, 42, 43, 44, 45, 46, 47, 48"
     )]
     pub command: ::core::option::Option<log_entry::Command>,
 }
@@ -60,6 +60,9 @@ pub mod log_entry {
         Rest(super::RestCommand),
         #[prost(message, tag = "47")]
         EndRest(super::EndRestCommand),
+        /// since version 3 of the state machine
+        #[prost(message, tag = "48")]
+        PutConfig(super::PutConfigCommand),
     }
 }
 /// What the edge knows of a message. Carried unchanged from AppendRequest into the log.
@@ -412,6 +415,9 @@ pub struct ControlStateRow {
     /// the nodes that every group's log began with
     #[prost(uint64, repeated, tag = "10")]
     pub first_nodes: ::prost::alloc::vec::Vec<u64>,
+    /// version in force; 0 stands for the first
+    #[prost(uint32, tag = "11")]
+    pub state_machine: u32,
 }
 /// Where a group shall be.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -506,6 +512,68 @@ pub struct AnnounceNodeCommand {
     #[prost(string, tag = "5")]
     pub zone: ::prost::alloc::string::String,
 }
+/// One declared thing as nodes get it. The queue keeps the body unread.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConfigDocument {
+    /// Kind/namespace/name
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub generation: u64,
+    #[prost(enumeration = "ConfigAudience", tag = "3")]
+    pub audience: i32,
+    /// of the body
+    #[prost(bytes = "bytes", tag = "4")]
+    pub sha256: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "5")]
+    pub body: ::prost::bytes::Bytes,
+}
+/// A writer's change: all of it or nothing.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PutConfigCommand {
+    #[prost(string, tag = "1")]
+    pub writer: ::prost::alloc::string::String,
+    /// revision of this writer's last accepted Put; 0: there was none
+    #[prost(uint64, tag = "2")]
+    pub expected: u64,
+    #[prost(message, repeated, tag = "3")]
+    pub upserts: ::prost::alloc::vec::Vec<ConfigDocument>,
+    #[prost(string, repeated, tag = "4")]
+    pub deletes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// this writer's other documents go: those that no Put of it named since `since`
+    #[prost(bool, tag = "5")]
+    pub complete: bool,
+    /// with complete: revision of the first Put of this set; 0: this one is all of it
+    #[prost(uint64, tag = "6")]
+    pub since: u64,
+    /// SHA-256 of the above, set by the leader: a Put that comes twice is known by it
+    #[prost(bytes = "bytes", tag = "7")]
+    pub digest: ::prost::bytes::Bytes,
+}
+/// A document and whose it is: a row of the control group.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConfigRow {
+    #[prost(message, optional, tag = "1")]
+    pub document: ::core::option::Option<ConfigDocument>,
+    #[prost(string, tag = "2")]
+    pub writer: ::prost::alloc::string::String,
+    /// of its last change
+    #[prost(uint64, tag = "3")]
+    pub revision: u64,
+    /// revision of the last Put that named it
+    #[prost(uint64, tag = "4")]
+    pub named: u64,
+}
+/// A writer's last accepted Put: a row of the control group.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConfigWriterRow {
+    #[prost(uint64, tag = "1")]
+    pub revision: u64,
+    #[prost(uint64, tag = "2")]
+    pub expected: u64,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub digest: ::prost::bytes::Bytes,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Verdict {
@@ -569,6 +637,41 @@ impl AdminAction {
             "ADMIN_ACTION_RELEASE" => Some(Self::Release),
             "ADMIN_ACTION_RETRY" => Some(Self::Retry),
             "ADMIN_ACTION_DROP" => Some(Self::Drop),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ConfigAudience {
+    Unspecified = 0,
+    All = 1,
+    Edge = 2,
+    Delivery = 3,
+    Queue = 4,
+}
+impl ConfigAudience {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "CONFIG_AUDIENCE_UNSPECIFIED",
+            Self::All => "CONFIG_AUDIENCE_ALL",
+            Self::Edge => "CONFIG_AUDIENCE_EDGE",
+            Self::Delivery => "CONFIG_AUDIENCE_DELIVERY",
+            Self::Queue => "CONFIG_AUDIENCE_QUEUE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CONFIG_AUDIENCE_UNSPECIFIED" => Some(Self::Unspecified),
+            "CONFIG_AUDIENCE_ALL" => Some(Self::All),
+            "CONFIG_AUDIENCE_EDGE" => Some(Self::Edge),
+            "CONFIG_AUDIENCE_DELIVERY" => Some(Self::Delivery),
+            "CONFIG_AUDIENCE_QUEUE" => Some(Self::Queue),
             _ => None,
         }
     }
@@ -2900,6 +3003,764 @@ pub mod admin_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "postroad.v1.Admin";
     impl<T> tonic::server::NamedService for AdminServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PutConfigRequest {
+    #[prost(message, optional, tag = "1")]
+    pub put: ::core::option::Option<PutConfigCommand>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PutConfigResponse {
+    #[prost(message, optional, tag = "1")]
+    pub not_leader: ::core::option::Option<NotLeader>,
+    #[prost(enumeration = "PutConfigOutcome", tag = "2")]
+    pub outcome: i32,
+    /// of this writer: the new one, or with CONFLICT the one that is
+    #[prost(uint64, tag = "3")]
+    pub revision: u64,
+    /// of a refusal, for a person
+    #[prost(string, tag = "4")]
+    pub text: ::prost::alloc::string::String,
+    /// with OWNED: the first such
+    #[prost(string, tag = "5")]
+    pub key: ::prost::alloc::string::String,
+    /// with OWNED: its writer
+    #[prost(string, tag = "6")]
+    pub owner: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchConfigRequest {
+    /// of the asking node: under it the node acknowledges
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// the last revision that the asking node has whole; 0: none
+    #[prost(uint64, tag = "2")]
+    pub from: u64,
+}
+/// The first frame with events begins with `begin`. A frame with not_leader ends the stream.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ConfigFrame {
+    #[prost(message, optional, tag = "1")]
+    pub not_leader: ::core::option::Option<NotLeader>,
+    #[prost(message, repeated, tag = "2")]
+    pub events: ::prost::alloc::vec::Vec<ConfigEvent>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConfigEvent {
+    #[prost(oneof = "config_event::What", tags = "1, 2, 3, 4")]
+    pub what: ::core::option::Option<config_event::What>,
+}
+/// Nested message and enum types in `ConfigEvent`.
+pub mod config_event {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum What {
+        #[prost(message, tag = "1")]
+        Begin(super::ConfigBegin),
+        #[prost(message, tag = "2")]
+        Upsert(super::ConfigDocument),
+        /// a key
+        #[prost(string, tag = "3")]
+        Delete(::prost::alloc::string::String),
+        /// all of this revision was told; again every 5 s
+        #[prost(message, tag = "4")]
+        Synced(super::ConfigSynced),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConfigBegin {
+    /// all documents follow: what is not among them before the next Synced is gone. Else: only what changed
+    #[prost(bool, tag = "1")]
+    pub whole: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConfigSynced {
+    #[prost(uint64, tag = "1")]
+    pub revision: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AckConfigRequest {
+    /// as in WatchConfigRequest
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// in effect at this node
+    #[prost(uint64, tag = "2")]
+    pub revision: u64,
+    #[prost(message, repeated, tag = "3")]
+    pub rejected: ::prost::alloc::vec::Vec<RejectedDocument>,
+    /// SHA-256 of the CA bundle in use
+    #[prost(bytes = "bytes", tag = "4")]
+    pub ca_hash: ::prost::bytes::Bytes,
+}
+/// A document that a node cannot use; its former state stays in effect there.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RejectedDocument {
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub text: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AckConfigResponse {
+    #[prost(message, optional, tag = "1")]
+    pub not_leader: ::core::option::Option<NotLeader>,
+    /// no stream of this name is open here: the node opens one, and acknowledges again
+    #[prost(bool, tag = "2")]
+    pub unknown: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConfigStatusRequest {
+    /// documents behind this key; empty: from the first
+    #[prost(string, tag = "1")]
+    pub after: ::prost::alloc::string::String,
+    /// documents, at most 1,000
+    #[prost(uint32, tag = "2")]
+    pub limit: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ConfigStatusResponse {
+    #[prost(message, optional, tag = "1")]
+    pub not_leader: ::core::option::Option<NotLeader>,
+    /// of the whole
+    #[prost(uint64, tag = "2")]
+    pub revision: u64,
+    #[prost(message, repeated, tag = "3")]
+    pub writers: ::prost::alloc::vec::Vec<ConfigWriter>,
+    /// by key, without bodies
+    #[prost(message, repeated, tag = "4")]
+    pub documents: ::prost::alloc::vec::Vec<ConfigListed>,
+    #[prost(bool, tag = "5")]
+    pub more: bool,
+    /// that watch now
+    #[prost(message, repeated, tag = "6")]
+    pub nodes: ::prost::alloc::vec::Vec<ConfigNode>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConfigWriter {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// of its last accepted Put
+    #[prost(uint64, tag = "2")]
+    pub revision: u64,
+    #[prost(uint32, tag = "3")]
+    pub documents: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConfigListed {
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub writer: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub generation: u64,
+    #[prost(enumeration = "ConfigAudience", tag = "4")]
+    pub audience: i32,
+    #[prost(bytes = "bytes", tag = "5")]
+    pub sha256: ::prost::bytes::Bytes,
+    #[prost(uint32, tag = "6")]
+    pub size: u32,
+    /// of its last change
+    #[prost(uint64, tag = "7")]
+    pub revision: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ConfigNode {
+    #[prost(string, tag = "1")]
+    pub role: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// 0: nothing yet
+    #[prost(uint64, tag = "3")]
+    pub acknowledged: u64,
+    #[prost(message, repeated, tag = "4")]
+    pub rejected: ::prost::alloc::vec::Vec<RejectedDocument>,
+    #[prost(bytes = "bytes", tag = "5")]
+    pub ca_hash: ::prost::bytes::Bytes,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum PutConfigOutcome {
+    Unspecified = 0,
+    Accepted = 1,
+    /// `expected` is not this writer's last revision: somebody else wrote as this writer
+    Conflict = 2,
+    /// a key belongs to another writer
+    Owned = 3,
+    /// of this Put, or of the whole configuration
+    TooLarge = 4,
+    /// the request breaks the protocol
+    Invalid = 5,
+    /// some queue node's program does not know documents yet: upgrade it
+    NotYet = 6,
+}
+impl PutConfigOutcome {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "PUT_CONFIG_OUTCOME_UNSPECIFIED",
+            Self::Accepted => "PUT_CONFIG_OUTCOME_ACCEPTED",
+            Self::Conflict => "PUT_CONFIG_OUTCOME_CONFLICT",
+            Self::Owned => "PUT_CONFIG_OUTCOME_OWNED",
+            Self::TooLarge => "PUT_CONFIG_OUTCOME_TOO_LARGE",
+            Self::Invalid => "PUT_CONFIG_OUTCOME_INVALID",
+            Self::NotYet => "PUT_CONFIG_OUTCOME_NOT_YET",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PUT_CONFIG_OUTCOME_UNSPECIFIED" => Some(Self::Unspecified),
+            "PUT_CONFIG_OUTCOME_ACCEPTED" => Some(Self::Accepted),
+            "PUT_CONFIG_OUTCOME_CONFLICT" => Some(Self::Conflict),
+            "PUT_CONFIG_OUTCOME_OWNED" => Some(Self::Owned),
+            "PUT_CONFIG_OUTCOME_TOO_LARGE" => Some(Self::TooLarge),
+            "PUT_CONFIG_OUTCOME_INVALID" => Some(Self::Invalid),
+            "PUT_CONFIG_OUTCOME_NOT_YET" => Some(Self::NotYet),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod config_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    #[derive(Debug, Clone)]
+    pub struct ConfigClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl ConfigClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> ConfigClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> ConfigClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            ConfigClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Who declares: operator and admin. May be repeated: a Put that took effect is answered again as it was.
+        pub async fn put_config(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PutConfigRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PutConfigResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/postroad.v1.Config/PutConfig",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("postroad.v1.Config", "PutConfig"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Every role. A document goes to the roles of its audience, and to operator and admin; those for delivery nodes to no
+        /// other role at all.
+        pub async fn watch_config(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchConfigRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ConfigFrame>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/postroad.v1.Config/WatchConfig",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("postroad.v1.Config", "WatchConfig"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Edge, delivery and queue nodes, of a name that watches at this leader.
+        pub async fn ack_config(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AckConfigRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AckConfigResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/postroad.v1.Config/AckConfig",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("postroad.v1.Config", "AckConfig"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Operator and admin.
+        pub async fn config_status(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ConfigStatusRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ConfigStatusResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/postroad.v1.Config/ConfigStatus",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("postroad.v1.Config", "ConfigStatus"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod config_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with ConfigServer.
+    #[async_trait]
+    pub trait Config: std::marker::Send + std::marker::Sync + 'static {
+        /// Who declares: operator and admin. May be repeated: a Put that took effect is answered again as it was.
+        async fn put_config(
+            &self,
+            request: tonic::Request<super::PutConfigRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PutConfigResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the WatchConfig method.
+        type WatchConfigStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ConfigFrame, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Every role. A document goes to the roles of its audience, and to operator and admin; those for delivery nodes to no
+        /// other role at all.
+        async fn watch_config(
+            &self,
+            request: tonic::Request<super::WatchConfigRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::WatchConfigStream>,
+            tonic::Status,
+        >;
+        /// Edge, delivery and queue nodes, of a name that watches at this leader.
+        async fn ack_config(
+            &self,
+            request: tonic::Request<super::AckConfigRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AckConfigResponse>,
+            tonic::Status,
+        >;
+        /// Operator and admin.
+        async fn config_status(
+            &self,
+            request: tonic::Request<super::ConfigStatusRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ConfigStatusResponse>,
+            tonic::Status,
+        >;
+    }
+    #[derive(Debug)]
+    pub struct ConfigServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> ConfigServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for ConfigServer<T>
+    where
+        T: Config,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/postroad.v1.Config/PutConfig" => {
+                    #[allow(non_camel_case_types)]
+                    struct PutConfigSvc<T: Config>(pub Arc<T>);
+                    impl<T: Config> tonic::server::UnaryService<super::PutConfigRequest>
+                    for PutConfigSvc<T> {
+                        type Response = super::PutConfigResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PutConfigRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Config>::put_config(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PutConfigSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/postroad.v1.Config/WatchConfig" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchConfigSvc<T: Config>(pub Arc<T>);
+                    impl<
+                        T: Config,
+                    > tonic::server::ServerStreamingService<super::WatchConfigRequest>
+                    for WatchConfigSvc<T> {
+                        type Response = super::ConfigFrame;
+                        type ResponseStream = T::WatchConfigStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WatchConfigRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Config>::watch_config(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchConfigSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/postroad.v1.Config/AckConfig" => {
+                    #[allow(non_camel_case_types)]
+                    struct AckConfigSvc<T: Config>(pub Arc<T>);
+                    impl<T: Config> tonic::server::UnaryService<super::AckConfigRequest>
+                    for AckConfigSvc<T> {
+                        type Response = super::AckConfigResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AckConfigRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Config>::ack_config(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AckConfigSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/postroad.v1.Config/ConfigStatus" => {
+                    #[allow(non_camel_case_types)]
+                    struct ConfigStatusSvc<T: Config>(pub Arc<T>);
+                    impl<
+                        T: Config,
+                    > tonic::server::UnaryService<super::ConfigStatusRequest>
+                    for ConfigStatusSvc<T> {
+                        type Response = super::ConfigStatusResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ConfigStatusRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Config>::config_status(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ConfigStatusSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for ConfigServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "postroad.v1.Config";
+    impl<T> tonic::server::NamedService for ConfigServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+#[path = "../../../operator/src/rbac.rs"]
+mod rbac;
+
 /// One file that this program owns: where it stands in the tree, and what has to be in it.
 struct Generated {
     path: PathBuf,
@@ -94,6 +97,10 @@ fn definitions() -> Result<Vec<Generated>> {
         path: folder.join("REFERENCE.md"),
         text: resource::reference(),
     }];
+    files.push(Generated {
+        path: folder.join("cluster-role.yaml"),
+        text: rbac::rules(),
+    });
     for crd in resource::crds() {
         let yaml = serde_saphyr::to_string(&crd).context("write a definition as YAML")?;
         // Helm reads what stands in `templates` as its own language: braces in a text would be a program.

@@ -41,6 +41,8 @@ pub struct Attempt {
     pub ended: Instant,
     /// How.
     pub outcome: Outcome,
+    /// The id in the 250: this very message of ours must arrive, not only a copy of another attempt.
+    pub queued_as: Option<String>,
 }
 
 /// All attempts, by message.
@@ -55,13 +57,14 @@ impl Ledger {
         self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note(&self, id: u64, begun: Instant, outcome: Outcome) {
+    fn note(&self, id: u64, begun: Instant, outcome: Outcome, queued_as: Option<String>) {
         let acked = outcome == Outcome::Acked;
         let ended = Instant::now();
         let attempt = Attempt {
             begun,
             ended,
             outcome,
+            queued_as,
         };
         self.lock().entry(id).or_default().push(attempt);
         self.acked.fetch_add(u64::from(acked), Ordering::SeqCst);
@@ -304,27 +307,27 @@ impl Worker {
                 Some(connection) => connection,
                 None => match Connection::open(self.edges[self.at % self.edges.len()]).await? {
                     Ok(connection) => connection,
-                    Err(refused) => return Ok((None, Some(refused))),
+                    Err(refused) => return Ok((None, Err(refused))),
                 },
             };
             let to = format!("r{id}@{}", self.load.domain(id));
-            let refused = connection
+            let answer = connection
                 .send(&to, message, || {
                     dot_sent = true;
                     begun = Instant::now();
                 })
                 .await?;
-            anyhow::Ok((Some(connection), refused))
+            anyhow::Ok((Some(connection), answer))
         };
         let result = tokio::time::timeout(REPLY, attempt).await;
-        let (outcome, connection) = match result {
-            Ok(Ok((connection, None))) => (Outcome::Acked, connection),
-            Ok(Ok((_, Some(refused)))) => (Outcome::Refused(refused), None),
-            _ if dot_sent => (Outcome::Unknown, None),
-            _ => (Outcome::Broken, None),
+        let (outcome, queued_as, connection) = match result {
+            Ok(Ok((connection, Ok(ulid)))) => (Outcome::Acked, Some(ulid), connection),
+            Ok(Ok((_, Err(refused)))) => (Outcome::Refused(refused), None, None),
+            _ if dot_sent => (Outcome::Unknown, None, None),
+            _ => (Outcome::Broken, None, None),
         };
         let acked = outcome == Outcome::Acked;
-        self.ledger.note(id, begun, outcome);
+        self.ledger.note(id, begun, outcome, queued_as);
         acked.then(|| connection.filter(|c| c.sent < MESSAGES))
     }
 }
@@ -358,13 +361,14 @@ impl Connection {
         Ok(Ok(connection))
     }
 
-    /// `None`: 250. `dot` is called just before the first octet of the content's last piece can leave.
+    /// The id in the 250, or the reply that refuses. `dot` is called just before the first octet of the content's last piece
+    /// can leave.
     async fn send(
         &mut self,
         to: &str,
         message: &[u8],
         dot: impl FnOnce(),
-    ) -> Result<Option<String>> {
+    ) -> Result<Result<String, String>> {
         let begin = format!(
             "MAIL FROM:<sender@origin.test> BODY=8BITMIME SIZE={}\r\nRCPT TO:<{to}>\r\nDATA\r\n",
             message.len()
@@ -377,8 +381,8 @@ impl Connection {
                 refused.get_or_insert(reply);
             }
         }
-        if refused.is_some() {
-            return Ok(refused);
+        if let Some(refused) = refused {
+            return Ok(Err(refused));
         }
         let wire = stuffed(message);
         let (content, last) = wire.split_at(wire.len() - 3);
@@ -387,7 +391,15 @@ impl Connection {
         self.write.write_all(last).await?;
         let reply = self.reply().await?;
         self.sent += 1;
-        Ok((!reply.starts_with("250")).then_some(reply))
+        if !reply.starts_with("250") {
+            return Ok(Err(reply));
+        }
+        let ulid = reply
+            .rsplit_once("queued as ")
+            .map(|(_, ulid)| ulid.to_owned());
+        Ok(Ok(ulid.with_context(|| {
+            format!("a 250 without an id: {reply}")
+        })?))
     }
 
     /// The last line of a reply.

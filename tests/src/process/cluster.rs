@@ -1,5 +1,6 @@
 //! A cluster of real processes on loopback.
 
+mod asked;
 mod queues;
 
 use std::collections::BTreeMap;
@@ -40,6 +41,8 @@ pub struct Spec {
     pub relays: Vec<(String, u16)>,
     /// Shards of the queue.
     pub shards: u32,
+    /// Nodes read no files: what is relayed is written to the queue ([`Cluster::postroad`]).
+    pub declared: bool,
     /// Queue nodes can be cut off from each other ([`Cluster::cut`]). Needs root.
     pub cuttable: bool,
 }
@@ -55,6 +58,7 @@ impl Spec {
             data: BTreeMap::new(),
             relays: relays.iter().map(|(d, p)| ((*d).to_owned(), *p)).collect(),
             shards: 4,
+            declared: false,
             cuttable: false,
         }
     }
@@ -185,7 +189,9 @@ impl Cluster {
         let mut all = vec![role.to_string()];
         all.extend(args.iter().map(|a| (*a).to_owned()));
         all.extend(["--pki".to_owned(), text(&pki)?]);
-        all.extend(["--files".to_owned(), text(&self.files())?]);
+        if !self.spec.declared {
+            all.extend(["--files".to_owned(), text(&self.files())?]);
+        }
         all.extend(["--admin-listen".to_owned(), format!("127.0.0.1:{admin}")]);
         if role != Role::Edge {
             all.extend(["--data".to_owned(), text(&self.data(&name))?]);
@@ -230,7 +236,8 @@ spec: {limits: {connectionsPerSource: 1000}}
         self.dir.path().join(format!("pki-{name}"))
     }
 
-    fn files(&self) -> PathBuf {
+    /// The directory of resources.
+    pub fn files(&self) -> PathBuf {
         self.dir.path().join("resources")
     }
 

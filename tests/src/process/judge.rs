@@ -113,9 +113,6 @@ fn one(
     let (acked, unknown) = (count(Outcome::Acked), count(Outcome::Unknown));
     tally.acked += acked;
     tally.unknown += unknown;
-    if acked > 0 && copies.is_empty() {
-        tally.lost.push(id);
-    }
     let sent = client.load.message(id);
     let mut by_message: BTreeMap<String, Vec<&Copy>> = BTreeMap::new();
     for copy in copies {
@@ -124,6 +121,10 @@ fn one(
             Err(why) => tally.damaged.push(format!("{id}: {why}")),
         }
     }
+    // A copy of another attempt is no excuse for the one that got 250.
+    let promised = attempts.iter().filter_map(|a| a.queued_as.as_ref());
+    let missing = promised.filter(|ulid| !by_message.contains_key(*ulid));
+    tally.lost.extend(missing.map(|_| id));
     // Each transaction makes a message of ours: more of them than 250s are attempts whose reply was lost.
     let resent = by_message.len().saturating_sub(1);
     if by_message.len() > acked + unknown {

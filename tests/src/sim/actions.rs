@@ -70,7 +70,7 @@ impl World {
                 self.input(k, Input::Snapshot(input))?;
             }
             Action::Snapshot(action) => self.snapshot(k, action)?,
-            Action::Truncated { first } => self.replicas[k].disk.truncate(first),
+            Action::Truncated { first } => self.truncated(k, first)?,
             // The process ends, and Kubernetes starts it again.
             Action::Abort {
                 reason: AbortReason::DiskHung { .. },

@@ -13,9 +13,8 @@ use queue::control::{
 };
 use spool::event::GroupOrder;
 use spool::node::{GroupStatus, Input, Membership, Plan, Role};
-use spool::oversee::{Deed, Hosted, Overseer, deed};
+use spool::oversee::{Deed, Hosted, Overseer, deed, log_group};
 
-use crate::sim::disk::Disk;
 use crate::sim::net::Packet;
 use crate::sim::replica::Flushed;
 use crate::sim::rng::Rng;
@@ -331,7 +330,10 @@ impl World {
             true => &nothing,
             false => &replica.gone,
         };
-        match deed(own, &order, replica.hosted, gone) {
+        let what = deed(own, &order, replica.hosted, gone);
+        self.trace
+            .fold_all(&[own, order.placement.version, order.settled.into()]);
+        match what {
             Some(Deed::Create(peer)) => self.create(k, peer, order.placement.version)?,
             Some(Deed::Destroy(peer)) => self.destroy(k, peer)?,
             None => {}
@@ -354,7 +356,7 @@ impl World {
             made_at: version,
             leaving: false,
         });
-        replica.disk = Disk::default();
+        replica.disk.host(log_group(GROUP, peer));
         replica.flushed = Flushed {
             members: Churn::first(),
             ..Flushed::default()
@@ -374,6 +376,7 @@ impl World {
         }
         self.input(k, Input::Stop)?;
         self.pump(k)?;
+        self.replicas[k].disk.part();
         let process = self.replicas[k].process;
         let until = self.replicas[k].down_until;
         self.replicas[k].crash(until, &mut self.rng, false, false);
@@ -381,8 +384,7 @@ impl World {
         let replica = &mut self.replicas[k];
         replica.process = process;
         replica.hosted = None;
-        replica.gone.insert(spool::oversee::log_group(GROUP, peer));
-        replica.disk = Disk::default();
+        replica.gone.insert(log_group(GROUP, peer));
         replica.flushed = Flushed::default();
         replica.applied = 0;
         Ok(())
@@ -399,7 +401,7 @@ impl World {
             replicas.push(v1::ReplicaReport {
                 group: 0,
                 peer: peer_id(own, 0),
-                leads: control.leader == own,
+                leads: self.leads_control(control) == own,
                 term: request.term,
                 members: Some(v1::MembersRow {
                     voters: control.voters.clone(),
@@ -415,6 +417,17 @@ impl World {
             process: replica.process,
             replicas,
             ..v1::SteerReport::default()
+        }
+    }
+
+    /// The node that leads the control group: the one that should, or the first of the others once that one's disk is lost.
+    /// An election without the simulated Raft, which the control group has none of.
+    fn leads_control(&self, control: &v1::GroupOrder) -> u64 {
+        let lives = |node: &u64| !self.replicas[*node as usize - 1].dead;
+        let mut nodes = control.voters.iter().map(|peer| node_of(*peer));
+        match lives(&control.leader) {
+            true => control.leader,
+            false => nodes.find(lives).unwrap_or(0),
         }
     }
 

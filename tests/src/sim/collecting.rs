@@ -2,29 +2,35 @@
 //! and count when these are written down.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use spool::collect::{BodyIndex, CollectConfig, Collector, Move, Moves, Step};
 use spool::log::{Location, LogReader, LogWriter, Segments};
 use spool::state::{SegmentLive, StoreError};
 
 use crate::sim::disk::Trouble;
-use crate::sim::real_log::GROUP;
 use crate::sim::replica::Place;
 
-/// Where bodies lie by the last flush.
-#[derive(Default)]
-struct Index(Mutex<BTreeMap<u64, Location>>);
+/// Where bodies lie by the last flush, of the only replica.
+struct Index {
+    replica: u32,
+    places: Mutex<BTreeMap<u64, Location>>,
+}
+
+impl Index {
+    fn places(&self) -> MutexGuard<'_, BTreeMap<u64, Location>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl BodyIndex for Index {
-    fn locate(&self, group: u32, index: u64) -> Result<Option<Location>, StoreError> {
-        let places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = places.get(&index).copied();
-        Ok(found.filter(|_| group == GROUP))
+    fn locate(&self, replica: u32, index: u64) -> Result<Option<Location>, StoreError> {
+        let found = self.places().get(&index).copied();
+        Ok(found.filter(|_| replica == self.replica))
     }
 
-    fn replica_of(&self, group: u32) -> Option<u32> {
-        Some(group)
+    fn replica_of(&self, _group: u32) -> Option<u32> {
+        Some(self.replica)
     }
 
     fn rows(
@@ -32,13 +38,15 @@ impl BodyIndex for Index {
         from: (u32, u64),
         limit: usize,
     ) -> Result<Vec<(u32, u64, Location)>, StoreError> {
-        if from.0 > GROUP {
+        if from.0 > self.replica {
             return Ok(Vec::new());
         }
-        let first = if from.0 == GROUP { from.1 } else { 0 };
-        let places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = if from.0 == self.replica { from.1 } else { 0 };
+        let places = self.places();
         let rows = places.range(first..).take(limit);
-        Ok(rows.map(|(index, at)| (GROUP, *index, *at)).collect())
+        Ok(rows
+            .map(|(index, at)| (self.replica, *index, *at))
+            .collect())
     }
 }
 
@@ -55,8 +63,16 @@ pub struct Collecting {
 }
 
 impl Collecting {
-    pub fn new(writer: &LogWriter, reader: LogReader, live: &BTreeMap<u64, Place>) -> Collecting {
-        let index = Arc::new(Index::default());
+    pub fn new(
+        replica: u32,
+        writer: &LogWriter,
+        reader: LogReader,
+        live: &BTreeMap<u64, Place>,
+    ) -> Collecting {
+        let index = Arc::new(Index {
+            replica,
+            places: Mutex::default(),
+        });
         // Hasty and thorough: nearly every segment with something dead in it is worth it.
         let config = CollectConfig {
             threshold: Some(90),
@@ -79,7 +95,7 @@ impl Collecting {
 
     fn publish(&self, live: &BTreeMap<u64, Place>) {
         let places = live.iter().map(|(index, place)| (*index, place.at));
-        *self.index.0.lock().unwrap_or_else(PoisonError::into_inner) = places.collect();
+        *self.index.places() = places.collect();
     }
 
     /// One step; true when it did something.

@@ -24,6 +24,8 @@ pub enum Trouble {
     Failed(String),
     /// The power failed in the middle.
     Power,
+    /// There is no room for what cannot wait: the process ends, and begins again later.
+    NoRoom,
     /// The simulation or the log is wrong.
     Wrong(String),
 }
@@ -125,18 +127,42 @@ impl Disk {
     }
 
     /// A start completes what a crash came into: the log begins at the snapshot whose rows are there.
-    pub fn finish_install(&mut self, begin: (u64, u64)) {
-        if self.term_of(begin.0) != Some(begin.1) {
-            self.begin_at(begin);
-            self.hard_state.commit = self.hard_state.commit.max(begin.0);
+    pub fn finish_install(
+        &mut self,
+        begin: (u64, u64),
+        found: &mut RecoveredGroup,
+    ) -> Result<(), Trouble> {
+        if found.term_of(begin.0) == Some(begin.1) {
+            return Ok(());
+        }
+        if let Some(real) = &mut self.real {
+            real.begin_at(begin)?;
+        }
+        self.begin_at(begin);
+        self.hard_state.commit = self.hard_state.commit.max(begin.0);
+        found.truncated = begin;
+        found.entries.clear();
+        found.hard_state.commit = found.hard_state.commit.max(begin.0);
+        Ok(())
+    }
+
+    /// The node gives its replica up: the log, if it is a real one, stays with what it holds for nobody.
+    pub fn part(&mut self) {
+        if let Some(real) = &mut self.real {
+            real.part();
         }
     }
 
-    fn term_of(&self, index: u64) -> Option<u64> {
-        if index == self.truncated.0 {
-            return Some(self.truncated.1);
+    /// The node is given another replica, for which nothing was written yet. What the log calls it.
+    pub fn host(&mut self, group: u32) {
+        let mut real = self.real.take();
+        if let Some(real) = &mut real {
+            real.host(group);
         }
-        self.get(index).map(|stored| stored.term)
+        *self = Disk {
+            real,
+            ..Disk::default()
+        };
     }
 
     /// The last entry that is durable, or is part of the snapshot that the log begins with.
@@ -149,8 +175,22 @@ impl Disk {
         index <= self.truncated.0 && self.get(index).is_none()
     }
 
-    /// Keeps a body that came with a snapshot; where it lies.
-    pub fn keep_copy(&mut self, snapshot: u64, index: u64, data: Bytes) -> Location {
+    /// Keeps bodies that came with a snapshot; where they lie.
+    pub fn keep_copies(
+        &mut self,
+        snapshot: u64,
+        bodies: &[(u64, Bytes)],
+    ) -> Result<Vec<Location>, Trouble> {
+        match &mut self.real {
+            Some(real) => real.keep(snapshot, bodies),
+            None => Ok(bodies
+                .iter()
+                .map(|(index, data)| self.keep_copy(snapshot, *index, data.clone()))
+                .collect()),
+        }
+    }
+
+    fn keep_copy(&mut self, snapshot: u64, index: u64, data: Bytes) -> Location {
         let at = Location {
             segment: COPIES | snapshot >> 1,
             offset: index as u32,
@@ -255,6 +295,11 @@ impl Disk {
         };
         if (new.term, new.vote) != (old.term, old.vote) && !written(new) {
             return Err(format!("the log comes back with {new:?}, and had {old:?}"));
+        }
+        // A snapshot's log took the place of the old one.
+        let reset = in_flight.iter().filter_map(|task| task.reset).next_back();
+        if let Some(begin) = reset.filter(|begin| found.truncated.0 >= begin.0) {
+            self.begin_at(begin);
         }
         let overwritten = in_flight
             .iter()

@@ -29,6 +29,8 @@ impl World {
         if !self.model.members(index, members)? {
             return Ok(());
         }
+        self.trace.fold(index);
+        self.trace.fold_all(&members.voters);
         self.note(|| format!("the members are {members:?} with entry {index}"));
         if members.voters.len() < FACTOR as usize {
             return Err(format!("fewer voters than copies: {members:?}"));

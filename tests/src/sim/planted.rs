@@ -44,6 +44,14 @@ pub struct Planted {
     pub reuse_peers: bool,
     /// The members are not in the batch of the rows.
     pub members_apart: bool,
+    /// A snapshot's rows are merged into those that a replica has.
+    pub rows_merged: bool,
+    /// What became of a snapshot is not always reported.
+    pub report_lost: bool,
+    /// The rows of a snapshot name the places where its bodies lay at its sender.
+    pub places_of_sender: bool,
+    /// A start does not complete an installation that a crash came into.
+    pub half_installed: bool,
     /// A copy is referred to although its body died while it was copied.
     pub move_blindly: bool,
 }
@@ -158,14 +166,66 @@ pub fn own_bugs() -> Vec<Bug> {
                 ..none
             },
         ),
-        // ReusePeers, MembersApart, PromoteEarly, StayJoint and RemoveFirst can be planted, and are not hunted until the
-        // profile churn is clean without them.
         bug(
             "DestroyEarly",
             "a replica is destroyed before the members are settled without it",
             Profile::Churn,
             Planted {
                 destroy_early: true,
+                ..none
+            },
+        ),
+        bug(
+            "ReusePeers",
+            "a replica that comes back to a node is the peer that it was",
+            Profile::Churn,
+            Planted {
+                reuse_peers: true,
+                ..none
+            },
+        ),
+        bug(
+            "MembersApart",
+            "the members are not in the batch of the rows",
+            Profile::Churn,
+            Planted {
+                members_apart: true,
+                ..none
+            },
+        ),
+        bug(
+            "RowsMerged",
+            "a snapshot's rows are merged into those that are there",
+            Profile::Churn,
+            Planted {
+                rows_merged: true,
+                ..none
+            },
+        ),
+        bug(
+            "ReportLost",
+            "what became of a snapshot is not always reported",
+            Profile::Churn,
+            Planted {
+                report_lost: true,
+                ..none
+            },
+        ),
+        bug(
+            "PlacesOfSender",
+            "a snapshot's rows name the places where its bodies lay at the sender",
+            Profile::Churn,
+            Planted {
+                places_of_sender: true,
+                ..none
+            },
+        ),
+        bug(
+            "HalfInstalled",
+            "a crash between a snapshot's rows and the log is not made good at the next start",
+            Profile::Churn,
+            Planted {
+                half_installed: true,
                 ..none
             },
         ),
@@ -272,6 +332,26 @@ pub fn all_bugs() -> Vec<Bug> {
             Group::TermVoteNotWaited,
             "a Ready with only a term or vote is not waited for",
             Profile::Crashes,
+        ),
+        group(
+            Group::PromoteEarly,
+            "a learner is promoted whatever it lacks",
+            Profile::Churn,
+        ),
+        group(
+            Group::StayJoint,
+            "only the leader that began a joint configuration ends it",
+            Profile::Churn,
+        ),
+        group(
+            Group::RemoveFirst,
+            "the old replica is demoted before the new one votes",
+            Profile::Churn,
+        ),
+        group(
+            Group::TruncatesPast,
+            "the log does not wait for a snapshot that is on its way",
+            Profile::Churn,
         ),
         rows(
             Rows::ForgetEarly,

@@ -139,6 +139,7 @@ impl Faults {
             fetch_fails: 10,
             ..Faults::default()
         };
+        let real = profile == Profile::Churn && rng.one_in(4);
         match profile {
             Profile::Mixed => Faults {
                 cut: 150,
@@ -174,11 +175,17 @@ impl Faults {
                 cut: 250,
                 crash: 150,
                 crash_all: 10,
+                crash_in_write: 2,
                 slow_disk: 300,
+                full_disk: 900,
                 transfer: 400,
                 delivery_death: 900,
+                late_retry: 6,
+                upload: 8,
                 defer: 4,
                 churn: 150,
+                real_log: real,
+                collect: real && rng.one_in(2),
                 ..weather
             },
             Profile::Network => Faults {

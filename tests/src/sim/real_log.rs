@@ -5,21 +5,21 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use spool::collect::Move;
 use spool::identity::ClusterId;
 use spool::log::{
-    Location, Log, LogConfig, LogReader, LogWriter, OpenError, RecoveredGroup, SimDisk, WriteError,
-    WriteTask,
+    GONE, Location, Log, LogConfig, LogReader, LogWriter, OpenError, RecoveredGroup, SimDisk,
+    WriteError, WriteTask,
 };
 
+use crate::sim::churn::GROUP;
 use crate::sim::collecting::Collecting;
 use crate::sim::disk::{Durable, Stored, Trouble};
 use crate::sim::replica::Place;
 use crate::sim::rng::Rng;
 
 const DIR: &str = "/log";
-/// The only group of a simulated shard.
-pub const GROUP: u32 = 1;
 /// Octets of a simulated disk: some tens of segments.
 const CAPACITY: u64 = 6 << 20;
 /// The largest entry, octets: segments are as small as the log allows with it, about 40 KiB.
@@ -29,6 +29,8 @@ const BATCH: usize = 8 << 10;
 
 pub struct RealLog {
     disk: SimDisk,
+    /// What the log calls the replica that the node has.
+    group: u32,
     /// Whether it collects what is dead.
     collects: bool,
     collecting: Option<Collecting>,
@@ -47,6 +49,7 @@ impl RealLog {
     pub fn new(seed: u64, collects: bool) -> RealLog {
         RealLog {
             disk: SimDisk::new(CAPACITY, seed),
+            group: GROUP,
             collects,
             collecting: None,
             copied: 0,
@@ -57,8 +60,9 @@ impl RealLog {
         }
     }
 
-    fn config() -> LogConfig {
+    fn config(&self) -> LogConfig {
         LogConfig {
+            replicas: Some([self.group].into()),
             segment_bytes: 0,
             max_entry_bytes: ENTRY_MAX,
             batch_bytes: BATCH,
@@ -78,16 +82,16 @@ impl RealLog {
             self.disk.crash_after(rng.below(12));
         }
         let disk = Arc::new(self.disk.clone());
-        let opened = Log::open_on(disk.clone(), Path::new(DIR), Self::config());
+        let opened = Log::open_on(disk.clone(), Path::new(DIR), self.config());
         let opened = match opened {
             Err(_) if self.disk.is_down() => {
                 self.disk.restart();
-                Log::open_on(disk, Path::new(DIR), Self::config())
+                Log::open_on(disk, Path::new(DIR), self.config())
             }
             other if self.disk.is_down() => {
                 drop(other);
                 self.disk.restart();
-                Log::open_on(disk, Path::new(DIR), Self::config())
+                Log::open_on(disk, Path::new(DIR), self.config())
             }
             other => other,
         };
@@ -98,12 +102,12 @@ impl RealLog {
         self.disk.crash_after(u64::MAX);
         self.collecting = self
             .collects
-            .then(|| Collecting::new(&writer, reader.clone(), live));
+            .then(|| Collecting::new(self.group, &writer, reader.clone(), live));
         self.open = Some((writer, reader));
         if let Some(damaged) = found.damaged.first() {
             return Err(Trouble::Wrong(format!("no bits rot here, but {damaged:?}")));
         }
-        let group = found.groups.remove(&GROUP).unwrap_or_default();
+        let group = found.groups.remove(&self.group).unwrap_or_default();
         Ok((group, std::mem::take(&mut self.in_flight)))
     }
 
@@ -129,7 +133,7 @@ impl RealLog {
 
     pub fn read(&self, index: u64, at: Location) -> Option<Stored> {
         let (_, reader) = self.open.as_ref()?;
-        let entry = reader.read_entry(at, GROUP, index).ok()?;
+        let entry = reader.read_entry(at, self.group, index).ok()?;
         Some(Stored {
             term: entry.term,
             kind: entry.kind,
@@ -138,9 +142,67 @@ impl RealLog {
         })
     }
 
+    /// The replica goes: nothing that the log holds of it counts any more.
+    pub fn part(&mut self) {
+        if let Some((writer, _)) = &mut self.open {
+            writer.set_group_state(self.group, GONE);
+        }
+    }
+
+    /// The node is given another replica, for which nothing was written yet.
+    pub fn host(&mut self, group: u32) {
+        self.group = group;
+        self.in_flight.clear();
+    }
+
+    /// Begins the replica's log at a snapshot, at a start: what a crash came into.
+    pub fn begin_at(&mut self, begin: (u64, u64)) -> Result<(), Trouble> {
+        let task = WriteTask {
+            group: self.group,
+            number: 0,
+            entries: Vec::new(),
+            hard_state: None,
+            reset: Some(begin),
+            urgent: true,
+        };
+        let (_, left) = self.write(&[task])?;
+        match left.is_empty() {
+            true => Ok(()),
+            false => Err(Trouble::NoRoom),
+        }
+    }
+
+    /// Bodies that came with a snapshot; they are pinned in its name until [`RealLog::installed`].
+    pub fn keep(
+        &mut self,
+        snapshot: u64,
+        bodies: &[(u64, Bytes)],
+    ) -> Result<Vec<Location>, Trouble> {
+        let Some((writer, _)) = &mut self.open else {
+            return Err(Trouble::Wrong("a snapshot comes to a closed log".into()));
+        };
+        let kept = writer.write_bodies(self.group, bodies);
+        let locations = kept.map_err(|error| match error {
+            WriteError::NoSpace { .. } => Trouble::NoRoom,
+            WriteError::Fatal(_) if self.disk.is_down() => Trouble::Power,
+            WriteError::Fatal(error) => Trouble::Failed(error.to_string()),
+        })?;
+        let segments = locations.iter().map(|location| location.segment);
+        writer.segments().pin(snapshot, segments);
+        Ok(locations)
+    }
+
+    /// The durable rows refer to the bodies of a snapshot.
+    pub fn installed(&mut self, snapshot: u64, live: &BTreeMap<u64, Place>, now_ms: u64) {
+        self.flushed(live, now_ms);
+        if let Some((writer, _)) = &mut self.open {
+            writer.segments().unpin(snapshot);
+        }
+    }
+
     pub fn truncate(&mut self, truncated: (u64, u64)) {
         if let Some((writer, _)) = &mut self.open {
-            writer.set_group_state(GROUP, truncated);
+            writer.set_group_state(self.group, truncated);
         }
     }
 

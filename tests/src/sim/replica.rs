@@ -9,11 +9,13 @@ use queue::{ItemId, LeaseSessionId, MemoryRows, Token};
 use spool::decide::ClusterClock;
 use spool::log::{HardState, Location};
 use spool::node::{Committed, Group, GroupConfig, Limits, Membership};
-use spool::oversee::Hosted;
+use spool::oversee::{Hosted, log_group};
 use spool::storage::{CacheBudget, GroupLog, Hole};
 
+use crate::sim::churn::GROUP;
 use crate::sim::disk::{Disk, Trouble};
 use crate::sim::net::Actor;
+use crate::sim::planted::Planted;
 use crate::sim::profile::Faults;
 use crate::sim::real_log::RealLog;
 use crate::sim::rng::Rng;
@@ -274,13 +276,19 @@ impl Replica {
     }
 
     /// A process starts on what the disk holds.
-    pub fn start(&mut self, knobs: &Knobs, rng: &mut Rng) -> Result<(), Trouble> {
+    pub fn start(
+        &mut self,
+        knobs: &Knobs,
+        planted: &Planted,
+        rng: &mut Rng,
+    ) -> Result<(), Trouble> {
+        let mut found = self.disk.recovered(rng, &self.flushed.live)?;
         if let Some(begin) = self.flushed.installed
             && begin.0 == self.flushed.applied
+            && !planted.half_installed
         {
-            self.disk.finish_install(begin);
+            self.disk.finish_install(begin, &mut found)?;
         }
-        let found = self.disk.recovered(rng, &self.flushed.live)?;
         let hard_state: HardState = found.hard_state;
         let budget = CacheBudget::new(knobs.cache_bytes);
         let disk = &self.disk;
@@ -305,7 +313,8 @@ impl Replica {
         let config = GroupConfig {
             election_ticks: timeout..timeout + 1,
             limits: knobs.limits.clone(),
-            ..GroupConfig::new(1, self.peer, self.members.clone())
+            log_group: log_group(GROUP, self.peer),
+            ..GroupConfig::new(GROUP, self.peer, self.members.clone())
         };
         self.replays_to = log.last();
         let group = Group::new(config, log, hard_state, self.applied);

@@ -6,12 +6,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use queue::{MemoryRows, Rows, Table};
 use spool::node::{Input, Made, Membership, Message, SnapshotAction, SnapshotInput};
 
 use crate::sim::churn::slot_of;
 use crate::sim::net::Packet;
 use crate::sim::replica::Flushed;
-use crate::sim::world::World;
+use crate::sim::world::{STEP_MS, World};
 
 /// Steps that one is on its way at most.
 const TRAVELS_MAX: u64 = 120;
@@ -45,6 +46,8 @@ impl Parcel {
 #[derive(Default)]
 pub struct Snapshots {
     made: BTreeMap<u64, Arc<Content>>,
+    /// Made, and not known to have arrived or failed: the last entry of each, by its id.
+    running: BTreeMap<u64, u64>,
     /// By their ids.
     staged: BTreeMap<u64, Arc<Content>>,
     install: Option<Made>,
@@ -59,7 +62,9 @@ impl World {
             }
             SnapshotAction::Send { to, id, message } => self.send_snapshot(k, to, id, message),
             SnapshotAction::Drop { id } => {
-                self.replicas[k].snapshots.made.remove(&id);
+                let known = &mut self.replicas[k].snapshots;
+                known.made.remove(&id);
+                known.running.remove(&id);
                 Ok(())
             }
             SnapshotAction::Install(made) => {
@@ -106,6 +111,7 @@ impl World {
         };
         let content = Arc::new(Content { flushed, bodies });
         replica.snapshots.made.insert(id, content);
+        replica.snapshots.running.insert(id, made.index);
         self.note(|| format!("replica {} makes {made:?} for {to}", k + 1));
         Ok(Some(made))
     }
@@ -126,18 +132,52 @@ impl World {
         let from = self.replicas[k].peer;
         let at = self.now + self.rng.within(5, TRAVELS_MAX);
         let lost = !self.calm && self.rng.one_in(4);
-        let packet = match lost {
-            true => sent(from, to, id, false),
-            false => Packet::Snapshot(Parcel {
-                from,
-                to,
-                id,
-                message,
-                content,
-            }),
+        if lost {
+            self.tell_sender(at, sent(from, to, id, false));
+            return Ok(());
+        }
+        let parcel = Parcel {
+            from,
+            to,
+            id,
+            message,
+            content,
         };
-        self.net.put(at, packet);
+        self.net.put(at, Packet::Snapshot(parcel));
         Ok(())
+    }
+
+    /// The sender hears what became of it, always.
+    fn tell_sender(&mut self, at: u64, sent: Packet) {
+        if !self.planted.report_lost || self.rng.one_in(2) {
+            self.net.put(at, sent);
+        }
+    }
+
+    /// What became of a snapshot reaches its sender.
+    pub fn hear_sent(&mut self, from: u64, to: u64, id: u64, staged: bool) -> Result<(), String> {
+        let k = slot_of(from);
+        if self.replicas[k].peer != from {
+            return Ok(());
+        }
+        self.trace.fold_all(&[from, to, id, staged.into()]);
+        self.replicas[k].snapshots.running.remove(&id);
+        let input = SnapshotInput::Sent { to, id, staged };
+        self.input(k, Input::Snapshot(input))
+    }
+
+    /// The log waits for a snapshot that is on its way: what follows it must be there when it has arrived, or it was for
+    /// nothing, and so is the next one.
+    pub fn truncated(&mut self, k: usize, first: u64) -> Result<(), String> {
+        self.replicas[k].disk.truncate(first);
+        let running = self.replicas[k].snapshots.running.values();
+        match running.min() {
+            Some(last) if last + 1 < first => Err(format!(
+                "the log of replica {} begins with {first}, and a snapshot to {last} is on its way",
+                k + 1
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// It arrives. The sender always hears how it went, and not always the truth.
@@ -150,6 +190,7 @@ impl World {
             content,
         } = parcel;
         let k = slot_of(to);
+        self.trace.fold_all(&[from, to, id]);
         let replica = &mut self.replicas[k];
         let here = replica.group.is_some() && replica.peer == to;
         let busy = replica.snapshots.install.is_some();
@@ -161,7 +202,7 @@ impl World {
         }
         let lies = !self.calm && self.rng.one_in(6);
         let at = self.now + self.rng.within(1, 10);
-        self.net.put(at, sent(from, to, id, staged && !lies));
+        self.tell_sender(at, sent(from, to, id, staged && !lies));
         Ok(())
     }
 
@@ -182,11 +223,23 @@ impl World {
         let Some(content) = staged.filter(|content| content.flushed.applied == made.index) else {
             return Err(format!("replica {} has not staged {made:?}", k + 1));
         };
-        let replica = &mut self.replicas[k];
         let mut flushed = content.flushed.clone();
-        for (index, place) in &mut flushed.live {
-            let body = content.bodies.get(index).cloned().unwrap_or_default();
-            place.at = replica.disk.keep_copy(made.id, *index, body);
+        let bodies: Vec<_> = content.bodies.clone().into_iter().collect();
+        let kept = self.replicas[k].disk.keep_copies(made.id, &bodies);
+        let kept = match kept {
+            Ok(kept) => kept,
+            // The state is the old one; the process opens again with it.
+            Err(trouble) => return self.suffer(k, trouble),
+        };
+        for ((index, _), at) in bodies.iter().zip(kept) {
+            let place = flushed.live.get_mut(index);
+            if let Some(place) = place.filter(|_| !self.planted.places_of_sender) {
+                place.at = at;
+            }
+        }
+        let replica = &mut self.replicas[k];
+        if self.planted.rows_merged {
+            merge(&mut replica.rows, &mut flushed.rows);
         }
         flushed.installed = Some((made.index, made.term));
         flushed.members = made.members;
@@ -195,12 +248,32 @@ impl World {
         replica.live = flushed.live.clone();
         replica.members = flushed.members.clone();
         replica.conf.retain(|of, _| *of > made.index);
+        let now_ms = replica.clock(self.now) * STEP_MS;
+        if let Some(real) = &mut replica.disk.real {
+            real.installed(made.id, &flushed.live, now_ms);
+        }
         replica.flushed = flushed;
         self.snapshots += 1;
+        self.trace.fold_all(&[k as u64, made.id, made.index]);
         self.note(|| format!("replica {} is at entry {} by a snapshot", k + 1, made.index));
         let index = made.index;
         self.input(k, Input::Snapshot(SnapshotInput::Installed { index }))
     }
+}
+
+/// A planted bug: what the snapshot has not stays.
+fn merge(old: &mut MemoryRows, new: &mut MemoryRows) {
+    fn keep<K: Clone, V: Clone>(old: &dyn Table<K, V>, new: &mut dyn Table<K, V>) {
+        for (key, row) in old.range(None, usize::MAX) {
+            if new.get(&key).is_none() {
+                new.put(key, V::clone(&row));
+            }
+        }
+    }
+    keep(old.messages(), new.messages());
+    keep(old.items(), new.items());
+    keep(old.finished(), new.finished());
+    keep(old.sessions(), new.sessions());
 }
 
 fn sent(from: u64, to: u64, id: u64, staged: bool) -> Packet {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use queue::{Facts, Rows};
-use spool::node::{Committed, Input, SnapshotInput};
+use spool::node::{Committed, Input};
 
 use crate::sim::actions::context_of;
 use crate::sim::bodies::count_bodies;
@@ -49,7 +49,8 @@ impl World {
 
     /// A process begins on what its disk holds.
     pub fn start(&mut self, k: usize) -> Result<(), String> {
-        if let Err(trouble) = self.replicas[k].start(&self.knobs, &mut self.rng) {
+        let started = self.replicas[k].start(&self.knobs, &self.planted, &mut self.rng);
+        if let Err(trouble) = started {
             return self.suffer(k, trouble);
         }
         self.upgrade(k);
@@ -90,11 +91,15 @@ impl World {
     }
 
     /// The disk failed a replica.
-    fn suffer(&mut self, k: usize, trouble: Trouble) -> Result<(), String> {
+    pub fn suffer(&mut self, k: usize, trouble: Trouble) -> Result<(), String> {
         match trouble {
             Trouble::Wrong(error) => Err(format!("replica {}: {error}", k + 1)),
             Trouble::Power => {
                 self.kill(k, self.now + 10, true, false);
+                Ok(())
+            }
+            Trouble::NoRoom => {
+                self.kill(k, self.now + 10, false, false);
                 Ok(())
             }
             Trouble::Failed(error) if self.condemned.contains(&k) => {
@@ -172,10 +177,17 @@ impl World {
         Ok(())
     }
 
-    /// A majority of the disks takes no mail.
+    /// A majority of the voters' disks takes no mail.
     pub fn majority_full(&self) -> bool {
-        let full = self.replicas.iter().filter(|replica| replica.told_full);
-        full.count() * 2 > self.replicas.len()
+        let hosting = || {
+            let replicas = self.replicas.iter();
+            replicas.filter(|replica| replica.hosted.is_some() && !replica.dead)
+        };
+        let count = match self.churn {
+            Some(_) => hosting().count(),
+            None => self.replicas.len(),
+        };
+        hosting().filter(|replica| replica.told_full).count() * 2 > count
     }
 
     /// Reads for lagging followers.
@@ -328,14 +340,7 @@ impl World {
                 to,
                 id,
                 staged,
-            } => {
-                let k = slot_of(from);
-                if self.replicas[k].peer != from {
-                    return Ok(());
-                }
-                let input = SnapshotInput::Sent { to, id, staged };
-                self.input(k, Input::Snapshot(input))
-            }
+            } => self.hear_sent(from, to, id, staged),
             Packet::Ask { from, to, ask } => {
                 self.note(|| format!("{from:?} asks {}: {ask:?}", to + 1));
                 self.trace.fold_ask(from, &ask);

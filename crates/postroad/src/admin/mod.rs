@@ -12,6 +12,9 @@ use crate::first_start;
 use crate::settings::Connection;
 
 pub mod check;
+pub mod config;
+pub mod dns;
+pub mod get;
 pub mod members;
 pub mod pki;
 pub mod queue;

@@ -299,6 +299,20 @@ pub struct Check {
     pub output: Output,
 }
 
+/// `postroad dns`.
+#[derive(Debug, Args)]
+pub struct DomainRecords {
+    /// The domain, as in spec.domain of its RelayDomain
+    #[arg(value_name = "DOMAIN")]
+    pub domain: String,
+    /// Namespace of the RelayDomain [default: all]
+    #[arg(short, long, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// Form of the answer
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Output,
+}
+
 /// `postroad pki`.
 #[derive(Debug, Subcommand)]
 pub enum PkiCommand {

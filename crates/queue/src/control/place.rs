@@ -15,8 +15,10 @@ use std::sync::Arc;
 pub struct Node {
     /// May be empty: then all such nodes share the zone without a name.
     pub zone: Arc<str>,
-    /// It may be given replicas; if not, it loses those that it has.
+    /// It may have replicas; if not, it loses those that it has.
     pub hosts: bool,
+    /// It could take one more now: it answers and has room. If not, it keeps what it has, and others are chosen.
+    pub takes: bool,
     /// It should lead.
     pub leads: bool,
 }
@@ -68,6 +70,7 @@ pub fn first_map(nodes: &[u64], groups: u32, factor: usize) -> Map {
     let node = Node {
         zone: "".into(),
         hosts: true,
+        takes: true,
         leads: true,
     };
     let mut map = Map {
@@ -141,6 +144,12 @@ impl Map {
         held
     }
 
+    fn takes(&self, node: u64) -> bool {
+        self.nodes
+            .get(&node)
+            .is_some_and(|node| node.hosts && node.takes)
+    }
+
     fn hosts(&self, node: u64) -> bool {
         self.nodes.get(&node).is_some_and(|node| node.hosts)
     }
@@ -162,8 +171,8 @@ impl Map {
             group.voters.remove(&node);
         }
         let held = self.held();
-        let hosts = self.nodes.iter().filter(|(_, node)| node.hosts);
-        hosts
+        let takers = self.nodes.iter().filter(|(id, _)| self.takes(**id));
+        takers
             .map(|(id, node)| (self.in_zone(&group, &node.zone), held[id], *id))
             .filter(|(_, _, id)| !group.voters.contains(id) && Some(*id) != without)
             .min()
@@ -216,7 +225,7 @@ impl Map {
         let mut nodes: Vec<(usize, u64)> = hosts.map(|(id, held)| (*held, *id)).collect();
         nodes.sort_unstable();
         let mut pairs: Vec<(usize, u64, u64)> = Vec::new();
-        for &(few, new) in &nodes {
+        for &(few, new) in nodes.iter().filter(|(_, id)| self.takes(*id)) {
             for &(many, old) in nodes.iter().filter(|(many, _)| *many >= few + 2) {
                 pairs.push((many - few, old, new));
             }
@@ -330,6 +339,7 @@ impl super::ControlState {
             let node = Node {
                 zone: row.zone.clone(),
                 hosts: !self.joining.contains(id) && !self.leaving.contains(id) && !worn(*id),
+                takes: true,
                 leads: !self.resting.contains_key(id) && !self.leaving.contains(id),
             };
             (*id, node)

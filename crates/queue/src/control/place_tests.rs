@@ -8,6 +8,7 @@ fn node(zone: &str) -> Node {
     Node {
         zone: zone.into(),
         hosts: true,
+        takes: true,
         leads: true,
     }
 }
@@ -182,6 +183,24 @@ fn a_node_that_goes_without_a_place_for_its_copies_keeps_them() {
     let mut map = first_map(&[1, 2, 3], 5, 3);
     map.nodes.entry(2).and_modify(|node| node.hosts = false);
     assert_eq!(map.next(&BTreeSet::new()), None);
+}
+
+/// A node that was added and died before it had a replica was the emptiest, and so the target of every move: none was made.
+#[test]
+fn a_node_that_takes_nothing_now_is_passed_over_and_keeps_what_it_has() {
+    let mut map = first_map(&[1, 2, 3, 4, 5], 6, 3);
+    map.nodes.insert(6, node(""));
+    map.nodes.entry(6).and_modify(|node| node.takes = false);
+    map.nodes.entry(5).and_modify(|node| node.hosts = false);
+    let (end, _) = map.desired();
+    assert_eq!((end.held()[&5], end.held()[&6]), (0, 0));
+    assert!(end.groups.values().all(|group| group.voters.len() == 3));
+    let mut back = end.clone();
+    back.nodes.entry(6).and_modify(|node| node.takes = true);
+    let (mut even, _) = back.desired();
+    assert!(spread(&even.held(), |id| id != 5) <= 1);
+    even.nodes.entry(6).and_modify(|node| node.takes = false);
+    assert_eq!(even.next(&BTreeSet::new()), None);
 }
 
 #[test]

@@ -81,7 +81,11 @@ pub struct DkimKeyStatus {
     /// The record to publish.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub record: Option<KeyRecord>,
-    /// When its record was first seen.
+    /// Time to live of the record as it was last seen, seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "kube", schemars(range(min = 0)))]
+    pub ttl_seconds: Option<u32>,
+    /// When its record was seen, without being gone since.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(schema_with = "crate::schema::date_time"))]
     pub published_time: Option<String>,

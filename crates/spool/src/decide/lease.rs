@@ -41,7 +41,10 @@ impl Leader {
         if grants.is_empty() && !due {
             return self.grants.applied(reserved);
         }
-        self.window_since = None;
+        // Settles that were gathered since go when the window ends; without it nothing would wake us for them.
+        if due || self.settles.is_empty() {
+            self.window_since = None;
+        }
         let keepalives: Vec<_> = std::mem::take(&mut self.keepalives).into_iter().collect();
         let window = Window {
             keepalives: keepalives.iter().map(|(s, _)| *s).collect(),

@@ -110,6 +110,8 @@ pub struct Leader {
     settle_data: Vec<Bytes>,
     asked: HashMap<ItemId, Instant>,
     timers_busy: HashSet<ItemId>,
+    /// More timers were due than are worked on at once.
+    timers_left: bool,
     next_timer_scan: Instant,
     window_since: Option<Instant>,
     slow_cursor: Option<(LeaseSessionId, ItemId)>,
@@ -165,6 +167,7 @@ impl Leader {
             settle_data: Vec::new(),
             asked: HashMap::new(),
             timers_busy: HashSet::new(),
+            timers_left: false,
             next_timer_scan: now,
             window_since: None,
             slow_cursor: None,
@@ -177,6 +180,11 @@ impl Leader {
     /// Whether it has applied an entry of its own term.
     pub fn is_ready(&self) -> bool {
         self.ready
+    }
+
+    /// Decides by these retry times from now on.
+    pub fn set_retry(&mut self, retry: queue::retry::Policy) {
+        self.policy.retry = retry;
     }
 
     /// Cluster time.
@@ -305,6 +313,9 @@ impl Leader {
         self.run_settles(turn);
         self.run_chunks(turn);
         self.run_window(turn);
+        if self.wants_timers() {
+            self.run_timers(turn);
+        }
         if turn.now >= self.next_timer_scan {
             self.next_timer_scan = turn.now + TIMER_SCAN;
             if let Some(changed) = self.clock.check(outside.wall_ms, turn.now) {

@@ -347,3 +347,92 @@ fn chunks_of_many_uploads_take_turns_and_few_are_in_flight() {
     let stored = Ok(v1::AppendOutcome::ChunkStored);
     assert_eq!(outcomes.filter(|o| *o == stored).count(), 6);
 }
+
+/// The grants of a window that was not over took its end with them: settles that were gathered in it waited until
+/// something else woke the leader, up to five seconds.
+#[test]
+fn settles_leave_with_their_window_also_when_grants_leave_before() {
+    let mut world = World::new();
+    let session = world.open(1);
+    let granted = |world: &mut World, item: &ItemId| match world.rows.items().get(item)?.state {
+        State::Leased { token, .. } => Some(token),
+        _ => None,
+    };
+    let first = world.append(1);
+    let token = granted(&mut world, &first).unwrap();
+    while world.streams.get(1).is_some_and(|s| s.credit_items > 0) {
+        let next = 2 + u128::from(world.index);
+        world.append(next);
+    }
+    let waits = world.append(1_000_000);
+    assert_eq!(granted(&mut world, &waits), None);
+    let (to, mut answers) = unbounded_channel();
+    let call = crate::event::SettleCall {
+        shard: 0,
+        item: queue::SettleItem {
+            item: first,
+            token,
+            session: queue::LeaseSessionId(session),
+            release: true,
+            results: Vec::new(),
+            retry: None,
+            give_up: false,
+            reports: Vec::new(),
+        },
+        reply: crate::event::SettleReply {
+            request: 1,
+            to,
+            permit: None,
+        },
+    };
+    world.turn(|leader, turn| leader.settle(call, turn));
+    let credit = v1::Credit {
+        items: 1,
+        bytes: 1 << 20,
+        classes: Vec::new(),
+    };
+    world.streams.credit(1, &credit);
+    let outside = Outside {
+        wall_ms: WALL,
+        members_know: world.members_know,
+    };
+    world.turn(|leader, turn| leader.run(outside, turn));
+    world.apply();
+    assert!(
+        granted(&mut world, &waits).is_some(),
+        "its grant did not wait"
+    );
+    assert!(answers.try_recv().is_err(), "the window is not over");
+    let wake = world.leader.next_wake(&world.streams, world.now);
+    assert!(wake <= world.now + WINDOW, "{:?}", wake - world.now);
+    world.run();
+    assert_eq!(
+        answers.try_recv().unwrap().outcome(),
+        v1::SettleOutcome::Applied
+    );
+}
+
+/// 64 a second was all: the notices of a million parked messages would have held up expiries for hours.
+#[test]
+fn what_is_due_at_once_is_worked_off_in_one_go() {
+    let mut world = World::new();
+    for number in 1..=300 {
+        world.append(number);
+    }
+    world.now += Duration::from_secs(5 * 86_400 + 60);
+    let mut expired = 0;
+    let outside = Outside {
+        wall_ms: WALL,
+        members_know: world.members_know,
+    };
+    // No time passes: only entries are applied.
+    for _ in 0..40 {
+        world.turn(|leader, turn| leader.run(outside, turn));
+        let commands = world.apply();
+        let timers = commands
+            .iter()
+            .filter(|c| matches!(c, Command::ItemTimer(_)));
+        expired += timers.count();
+    }
+    assert_eq!(expired, 300);
+}

@@ -8,17 +8,26 @@ use super::report::Reason;
 use super::waiter::Waiter;
 use super::{Leader, Pending, ShardRows, Turn};
 
-/// Timers that one scan looks at.
-const TIMERS_SCANNED: usize = 1_000;
+/// Timers that one scan looks at: those that are worked on, and the next.
+const TIMERS_SCANNED: usize = 2 * TIMERS_AT_ONCE;
 
 /// Timers that are worked on at once: each may need a header block and an entry.
 const TIMERS_AT_ONCE: usize = 64;
 
+/// So few of them left, and the next are begun: a million notices that are due at once take as long as their entries do,
+/// not 64 a second.
+const TIMERS_REFILL: usize = TIMERS_AT_ONCE / 2;
+
 impl Leader {
     pub(super) fn run_timers(&mut self, turn: &mut Turn<'_, impl ShardRows>) {
         let time = self.time(turn.now);
+        self.timers_left = false;
         for (key, _) in turn.rows.timers().range(None, TIMERS_SCANNED) {
-            if key.at > time || self.timers_busy.len() >= TIMERS_AT_ONCE {
+            if key.at > time {
+                break;
+            }
+            if self.timers_busy.len() >= TIMERS_AT_ONCE {
+                self.timers_left = true;
                 break;
             }
             if self.timers_busy.contains(&key.item) {
@@ -41,6 +50,11 @@ impl Leader {
                 self.with_header(Pending::Timer(key.item, expire), &message, turn);
             }
         }
+    }
+
+    /// Whether more are due than are worked on, and it is time for them.
+    pub(super) fn wants_timers(&self) -> bool {
+        self.timers_left && self.timers_busy.len() <= TIMERS_REFILL
     }
 
     /// The header block is there.

@@ -47,6 +47,14 @@ pub struct GroupOrder {
     pub first: Vec<u64>,
 }
 
+/// A Put to the control group's leader.
+pub struct PutCall {
+    /// What.
+    pub put: queue::config::Put,
+    /// Once it has taken effect, or why not.
+    pub answer: oneshot::Sender<v1::PutConfigResponse>,
+}
+
 /// A request about the nodes of the cluster; answered by the control group's leader.
 pub enum MembersCall {
     /// See `Admin.Members`.

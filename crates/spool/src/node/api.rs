@@ -119,6 +119,9 @@ pub struct GroupConfig {
     pub heartbeat_ticks: usize,
     /// Bounds.
     pub limits: Limits,
+    /// Whether an entry with data brings mail, by its context. What a leader knows of its proposals a follower must see from
+    /// the entry: a settle with a report has data too, and must get into a full disk's reserved segments.
+    pub brings_mail: fn(&[u8]) -> bool,
 }
 
 impl GroupConfig {
@@ -132,6 +135,7 @@ impl GroupConfig {
             election_ticks: ELECTION_TICKS,
             heartbeat_ticks: HEARTBEAT_TICKS,
             limits: Limits::default(),
+            brings_mail: |_| true,
         }
     }
 }

@@ -65,6 +65,8 @@ pub struct Group {
     pub(super) unapplied_bytes: u64,
     /// Tick at which each peer was last heard of.
     pub(super) heard: BTreeMap<u64, u64>,
+    /// Tick at which a leader of this replica's term last spoke to it.
+    pub(super) led_at: Option<u64>,
     pub(super) needs_snapshot: BTreeSet<u64>,
     /// Every member that counts has everything up to here, durably.
     pub(super) floor: u64,
@@ -156,6 +158,7 @@ impl Group {
             unapplied: VecDeque::new(),
             unapplied_bytes: 0,
             heard: BTreeMap::new(),
+            led_at: None,
             needs_snapshot: BTreeSet::new(),
             floor: 0,
             full: BTreeSet::new(),
@@ -258,6 +261,13 @@ impl Group {
         self.raw.raft.term
     }
 
+    /// It leads, or a leader spoke to it within two election timeouts: a leader speaks to members only, so whatever else
+    /// is said, somebody counts on this replica.
+    pub fn is_needed(&self) -> bool {
+        let lately = 2 * self.config.election_ticks.end as u64;
+        self.leads() || self.led_at.is_some_and(|at| self.ticks - at <= lately)
+    }
+
     pub(super) fn leads(&self) -> bool {
         self.raw.raft.state == StateRole::Leader
     }
@@ -274,6 +284,8 @@ impl Group {
             MsgHup | MsgBeat | MsgPropose | MsgUnreachable | MsgSnapStatus | MsgCheckQuorum
             | MsgTransferLeader | MsgReadIndex | MsgReadIndexResp | MsgSnapshot => return,
             MsgAppend if self.unapplied_bytes > self.config.limits.unapplied_bytes => return,
+            // Raft sends it again.
+            MsgAppend if !message.entries.is_empty() && self.raw.store().is_exhausted() => return,
             // What waits for room cannot be overtaken: more of it would only fill the memory.
             MsgAppend if self.disk_late() && self.full.contains(&self.config.peer_id) => return,
             // A replica whose disk does not answer must not lead.
@@ -289,6 +301,10 @@ impl Group {
             _ => {}
         }
         self.heard.insert(from, self.ticks);
+        let leads = matches!(message.get_msg_type(), MsgAppend | MsgHeartbeat);
+        if leads && message.term >= self.raw.raft.term {
+            self.led_at = Some(self.ticks);
+        }
         // Stale and foreign messages are refused here; whoever sent them will notice by himself.
         let _ = self.raw.step(message);
         if self.leads() {

@@ -6,6 +6,7 @@ use raft::eraftpb::{Message, MessageType};
 use raft::{GetEntriesContext, ProgressState};
 
 use super::group::Fetching;
+use super::planted::Mutation;
 use super::{Action, FetchEntry, Group, GroupStatus, PeerStatus};
 use crate::storage::Wanted;
 
@@ -125,7 +126,13 @@ impl Group {
         if self.leads() {
             self.raise_floor(over_budget);
         }
-        let upto = upto.min(self.raw.raft.raft_log.applied()).min(self.floor);
+        // A snapshot under way is of what was durable here; all others may have been further then.
+        let held = match self.planted(Mutation::TruncatesPast) {
+            true => u64::MAX,
+            false => self.snapshots.holds(),
+        };
+        let applied = self.raw.raft.raft_log.applied();
+        let upto = upto.min(applied).min(self.floor).min(held);
         if upto >= self.raw.store().first() {
             self.raw.mut_store().truncate_to(upto);
             self.actions.push(Action::Truncated {

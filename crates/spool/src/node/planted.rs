@@ -26,6 +26,8 @@ pub enum Mutation {
     StayJoint,
     /// The old replica is demoted before the new one votes.
     RemoveFirst,
+    /// The log does not wait for a snapshot that is on its way.
+    TruncatesPast,
 }
 
 impl super::Group {

@@ -131,12 +131,15 @@ impl Group {
         self.write_or_install(task, snapshot);
     }
 
-    /// A leader was told; a follower cannot know, but what brings no body is never mail.
+    /// A leader was told; a follower looks at the entry. Replacing a replica is how a full disk is helped.
     fn is_urgent(&self, entry: &Entry) -> bool {
         match self.waiters.get(&entry.index) {
             Some(waiter) => waiter.urgent,
-            // Replacing a replica is how a full disk is helped.
-            None => entry.data.is_empty() || entry.get_entry_type() != EntryType::EntryNormal,
+            None => {
+                entry.data.is_empty()
+                    || entry.get_entry_type() != EntryType::EntryNormal
+                    || !(self.config.brings_mail)(&entry.context)
+            }
         }
     }
 

@@ -149,6 +149,14 @@ impl Snapshots {
         waits || self.making.contains_key(&peer) || self.offered.contains_key(&peer)
     }
 
+    /// The log keeps what follows this entry: a snapshot under way ends with it, and what comes after must be there when it
+    /// has arrived.
+    pub(super) fn holds(&self) -> u64 {
+        let offered = self.offered.values().map(|(made, _)| made.index);
+        let sending = self.sending.values().map(|sending| sending.index);
+        offered.chain(sending).min().unwrap_or(u64::MAX)
+    }
+
     /// The snapshot that is on its way to a peer.
     pub(super) fn to(&self, peer: u64) -> Option<u64> {
         self.sending
@@ -349,6 +357,9 @@ impl Group {
             return self.act(SnapshotAction::Discard { id });
         }
         self.heard.insert(message.from, self.ticks);
+        if message.term >= self.raw.raft.term {
+            self.led_at = Some(self.ticks);
+        }
         let _ = self.raw.step(message);
         let taken = self.raw.snap().is_some_and(|snapshot| {
             snapshot.get_metadata().index == index

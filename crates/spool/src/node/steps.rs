@@ -130,12 +130,13 @@ pub(super) fn next_step(
         let (promote, demote) = (missing, surplus);
         return Some(Step::Swap { promote, demote });
     }
-    if members.voters.iter().any(wanted) {
-        return heir(&|peer| plan.voters.contains(&peer)).map(Step::Lead);
+    if let Some(heir) = heir(&|peer| plan.voters.contains(&peer)) {
+        return Some(Step::Lead(heir));
     }
-    // Nobody stays (one copy that moves): the new ones must vote before one of them can lead.
+    // Nobody stays (one copy that moves), or nobody of those that stay answers: the new ones must vote before one of them can
+    // lead.
     let demote = Vec::new();
-    Some(Step::Swap {
+    (!missing.is_empty()).then_some(Step::Swap {
         promote: missing,
         demote,
     })

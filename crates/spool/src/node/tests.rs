@@ -49,6 +49,8 @@ pub(super) struct Room {
     hung: Option<usize>,
     deaf: Option<usize>,
     events: Vec<(usize, Action)>,
+    /// Who wrote entries, and whether they were urgent.
+    written: Vec<(usize, bool)>,
 }
 
 impl Room {
@@ -59,6 +61,7 @@ impl Room {
             hung: None,
             deaf: None,
             events: Vec::new(),
+            written: Vec::new(),
         }
     }
 
@@ -128,6 +131,9 @@ impl Room {
                 };
                 let locations = task.entries.iter().map(place).collect();
                 let number = task.number;
+                if !task.entries.is_empty() {
+                    self.written.push((k, task.urgent));
+                }
                 self.groups[k].handle(Input::Persisted { number, locations });
             }
             Action::Apply(entries) => {

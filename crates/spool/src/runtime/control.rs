@@ -1,9 +1,12 @@
 //! The control group on the state thread: its entries, and what its leader proposes.
 
 mod calls;
+mod compare;
+mod declared;
 mod list;
 
 pub use calls::not_leader;
+pub use declared::put_elsewhere;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,6 +19,7 @@ use queue::control::{Cluster, ControlCommand, ControlEffect, ControlState};
 use tokio::sync::{oneshot, watch};
 
 use super::{Health, Introduced};
+use crate::desk::ConfigDesk;
 use crate::directory::Directory;
 use crate::event::Ticket;
 use crate::node::{Ack, Committed, Proposal};
@@ -44,6 +48,10 @@ pub struct ControlSettings {
     pub tickets: Arc<AtomicU64>,
     /// What this node, while it leads the control group, tells all nodes.
     pub orders: watch::Sender<Option<Arc<Orders>>>,
+    /// What is declared, for the services.
+    pub desk: ConfigDesk,
+    /// Versions of the state machine that this program says it knows.
+    pub known: u32,
 }
 
 /// What the control group's leader tells every node.
@@ -69,7 +77,10 @@ pub struct Control {
     by_index: BTreeMap<u64, Ticket>,
     /// Who waits for an entry.
     waiting: BTreeMap<Ticket, oneshot::Sender<v1::ChangeMembersResponse>>,
+    /// Who waits for a Put.
+    puts: BTreeMap<Ticket, oneshot::Sender<v1::PutConfigResponse>>,
     overseer: Overseer,
+    pass: compare::Pass,
 }
 
 impl Control {
@@ -82,6 +93,9 @@ impl Control {
         settings: ControlSettings,
     ) -> Result<Control, crate::wire::log::WireError> {
         let state = crate::wire::control::state_from_bytes(&rows.blob())?;
+        declared::check_version(&state, settings.known)?;
+        let recovered = declared::recover(&rows)?;
+        settings.desk.write(|all| *all = recovered);
         Ok(Control {
             rows,
             state,
@@ -93,7 +107,9 @@ impl Control {
             wall_ms: 0,
             by_index: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            puts: BTreeMap::new(),
             overseer: Overseer::new(Instant::now()),
+            pass: compare::Pass::new(Instant::now()),
         })
     }
 
@@ -107,6 +123,9 @@ impl Control {
         directory: &Directory,
     ) -> Result<(), crate::wire::log::WireError> {
         self.state = crate::wire::control::state_from_bytes(&rows.blob())?;
+        declared::check_version(&self.state, self.settings.known)?;
+        let recovered = declared::recover(&rows)?;
+        self.settings.desk.write(|all| *all = recovered);
         self.rows = rows;
         self.publish(directory);
         Ok(())
@@ -119,6 +138,7 @@ impl Control {
         self.proposed.clear();
         // Whoever asked hears nothing, and asks the next leader: everything may be asked twice.
         self.waiting.clear();
+        self.puts.clear();
         self.by_index.clear();
         self.set_ready(leads && self.rows.applied().1 == term);
         if !self.ready {
@@ -128,12 +148,16 @@ impl Control {
 
     fn set_ready(&mut self, ready: bool) {
         self.ready = ready;
+        self.settings.desk.set_open(ready);
         self.overseer = Overseer::new(Instant::now());
+        self.pass = compare::Pass::new(Instant::now());
     }
 
     /// Proposals that are committed, by index.
     pub fn tickets(&mut self, tickets: Vec<(u64, Ticket)>) {
-        let waited = |(_, ticket): &(u64, Ticket)| self.waiting.contains_key(ticket);
+        let waited = |(_, ticket): &(u64, Ticket)| {
+            self.waiting.contains_key(ticket) || self.puts.contains_key(ticket)
+        };
         let tickets: Vec<_> = tickets.into_iter().filter(waited).collect();
         self.by_index.extend(tickets);
     }
@@ -141,6 +165,7 @@ impl Control {
     /// A proposal that has no known index.
     pub fn failed(&mut self, ticket: Ticket) {
         self.waiting.remove(&ticket);
+        self.puts.remove(&ticket);
         self.proposed.clear();
     }
 
@@ -156,7 +181,12 @@ impl Control {
             return;
         }
         if !context.is_empty() && entry.kind == crate::log::EntryKind::Normal {
-            match crate::wire::control::decode(&context) {
+            match crate::wire::control::decode(&context, self.settings.known) {
+                Ok(ControlCommand::PutConfig(put)) => self.put_applied(entry.index, &put),
+                Ok(ControlCommand::VerifyDigest { from, rows }) => {
+                    self.proposed.remove(&What::Digest);
+                    self.digest(entry.index, (&from, rows), directory, health);
+                }
                 Ok(command) => {
                     let effects = self.command(&command, directory, health);
                     self.answer(entry.index, &effects);
@@ -236,7 +266,7 @@ impl Control {
     }
 
     /// What the leader proposes: the cluster itself first, then what nodes say of themselves, then where groups go.
-    pub fn run(&mut self, now: Instant, wall_ms: u64) -> Vec<Proposal> {
+    pub fn run(&mut self, now: Instant, wall_ms: u64, members_know: u32) -> Vec<Proposal> {
         if !self.ready || self.leads.is_none() || now < self.next_look {
             return Vec::new();
         }
@@ -254,6 +284,8 @@ impl Control {
                 self.overseer.look(&self.state, now);
                 self.publish_orders(now);
                 let mut commands = self.announcements();
+                commands.extend(self.raise_version(members_know));
+                commands.extend(self.compare(now));
                 let pending = |what| self.proposed.contains_key(&what);
                 let moves = self.overseer.moves(&self.state, &pending, now, wall_ms);
                 commands.extend(moves);
@@ -329,5 +361,7 @@ impl Control {
 impl Drop for Control {
     fn drop(&mut self) {
         self.settings.orders.send_replace(None);
+        self.settings.desk.set_open(false);
+        self.settings.desk.write(|all| *all = Default::default());
     }
 }

@@ -22,6 +22,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use proto::v1::admin_server::AdminServer;
+use proto::v1::config_server::ConfigServer;
 use proto::v1::peer_server::PeerServer;
 use proto::v1::queue_server::QueueServer;
 use tokio::net::TcpListener;
@@ -39,6 +40,7 @@ pub use steer::Steered;
 
 use crate::collect::{BodyReader, CollectEvent};
 use crate::config::{Config, Error};
+use crate::desk::ConfigDesk;
 use crate::directory::{Directory, group_of};
 use crate::event::{Mailboxes, RaftEvent};
 use crate::peer::Peers;
@@ -160,6 +162,7 @@ async fn run_once(
         node.bodies.clone(),
         node.mender.clone(),
         node.health.clone(),
+        node.desk.clone(),
         config.shards,
     );
     let client_server = serve_clients(config, services, stop_servers.clone(), cut).await?;
@@ -222,6 +225,7 @@ struct Threads {
     log: mpsc::Sender<crate::event::LogEvent>,
     collect: mpsc::Sender<CollectEvent>,
     snapshots: Snapshots,
+    desk: ConfigDesk,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -262,7 +266,10 @@ impl Threads {
             introduced: introducer.introduced(),
             tickets: Arc::new(std::sync::atomic::AtomicU64::new(1)),
             orders: publish,
+            desk: ConfigDesk::default(),
+            known: config.state_machine,
         };
+        let desk = control_settings.desk.clone();
         let segments = recovered.writer.segments();
         let reader = recovered.reader.clone();
         let (collect, collect_mail) = mpsc::channel();
@@ -358,6 +365,7 @@ impl Threads {
             log,
             collect,
             snapshots,
+            desk,
             threads,
         })
     }
@@ -458,8 +466,10 @@ async fn serve_clients(
     let queue = QueueServer::new(services.clone())
         .max_decoding_message_size(proto::tls::MESSAGE_BYTES_MAX)
         .max_encoding_message_size(proto::tls::MESSAGE_BYTES_MAX);
-    let admin = AdminServer::new(services);
+    let admin = AdminServer::new(services.clone());
+    let declared = ConfigServer::new(services);
     let server = proto::tls::server().add_service(queue).add_service(admin);
+    let server = server.add_service(declared);
     let incoming = proto::incoming(listener, config.tls.clone()).until(cut);
     Ok(tokio::spawn(async move {
         if let Err(error) = server

@@ -281,6 +281,7 @@ fn group(
     let mut group = GroupConfig::new(id, peer_of(config.node, replica), members);
     group.log_group = replica;
     group.limits.silent_ticks = config.retention.silent_ticks();
+    group.brings_mail = crate::wire::log::brings_mail;
     Ok(Group::new(group, log, recovered.hard_state, applied)?)
 }
 

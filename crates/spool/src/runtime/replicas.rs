@@ -28,11 +28,17 @@ impl RaftThread {
     }
 
     /// A replica that this node shall not have any more. Whoever waits gets an answer first; the state thread is told when
-    /// nothing of it comes any more.
+    /// nothing of it comes any more. One that a leader counts on stays, until no leader does: the control group's leader
+    /// may be cut off from those that know better, and what it saw to be settled can have been undone since by a leader
+    /// with an older plan.
     pub(super) fn destroy(&mut self, id: u32, peer: u64) {
         if let Some(group) = self.groups.get_mut(&id)
             && group.peer() == peer
         {
+            if group.is_needed() {
+                let _ = self.to.state.send(StateEvent::Needed { group: id });
+                return;
+            }
             group.handle(Input::Stop);
             self.drain();
             self.groups.remove(&id);

@@ -240,7 +240,7 @@ impl Services {
     }
 }
 
-async fn answered<T>(answer: oneshot::Receiver<T>) -> Result<T, Status> {
+pub(super) async fn answered<T>(answer: oneshot::Receiver<T>) -> Result<T, Status> {
     match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(_)) => Err(Status::unavailable("this node is stopping; ask again")),

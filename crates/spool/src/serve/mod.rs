@@ -6,6 +6,7 @@
 
 mod admin;
 mod append;
+mod config;
 mod lease;
 mod peer;
 mod settle;
@@ -17,6 +18,7 @@ use proto::v1;
 use tokio::sync::Semaphore;
 
 use crate::collect::BodyReader;
+use crate::desk::ConfigDesk;
 use crate::directory::Directory;
 use crate::event::Mailboxes;
 use crate::log::LogReader;
@@ -42,6 +44,7 @@ pub struct Services {
     pub(crate) bodies: BodyReader,
     pub(crate) mender: Mender,
     pub(crate) health: Health,
+    pub(crate) desk: ConfigDesk,
     pub(crate) shards: u32,
     pub(crate) node: u64,
     pub(crate) appends: Arc<Semaphore>,
@@ -57,6 +60,7 @@ impl Services {
         bodies: BodyReader,
         mender: Mender,
         health: Health,
+        desk: ConfigDesk,
         shards: u32,
     ) -> Services {
         Services {
@@ -66,6 +70,7 @@ impl Services {
             bodies,
             mender,
             health,
+            desk,
             shards,
             appends: Arc::new(Semaphore::new(APPEND_BYTES_MAX)),
             settles: Arc::new(Semaphore::new(SETTLES_MAX)),

@@ -12,6 +12,7 @@ use queue::{
 
 use super::StoreError;
 use super::bodies::{Bodies, SegmentLive};
+use super::config::{ConfigKey, Part};
 use super::flush::FrozenGroup;
 use super::store::Keyspaces;
 use super::table::{Kinship, OverlayTable, Shared};
@@ -51,6 +52,8 @@ pub struct GroupState {
     uploads: OverlayTable<Ulid, Upload>,
     sessions: OverlayTable<LeaseSessionId, LeaseSession>,
     timers: OverlayTable<TimerKey, ()>,
+    /// Of the control group only.
+    pub(super) config: OverlayTable<ConfigKey, Part>,
     bodies: Bodies,
 }
 
@@ -87,6 +90,7 @@ impl GroupState {
             uploads: table!(uploads, None),
             sessions: table!(sessions, None),
             timers: table!(timers, OfMessage),
+            config: table!(config, None),
             bodies: Bodies::new(table!(kept, Indexed), segments),
             group,
             slot,
@@ -195,6 +199,7 @@ impl GroupState {
             + self.uploads.bytes()
             + self.sessions.bytes()
             + self.timers.bytes()
+            + self.config.bytes()
             + self.bodies.kept.bytes()
     }
 
@@ -226,6 +231,7 @@ impl GroupState {
             self.uploads.freeze(applied),
             self.sessions.freeze(applied),
             self.timers.freeze(applied),
+            self.config.freeze(applied),
             self.bodies.kept.freeze(applied),
         ];
         self.shared.forget_born();
@@ -256,6 +262,7 @@ impl GroupState {
         self.uploads.shed();
         self.sessions.shed();
         self.timers.shed();
+        self.config.shed();
         self.bodies.kept.shed();
     }
 
@@ -274,6 +281,7 @@ impl GroupState {
         self.uploads.thaw();
         self.sessions.thaw();
         self.timers.thaw();
+        self.config.thaw();
         self.bodies.kept.thaw();
     }
 }

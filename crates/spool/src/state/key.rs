@@ -4,6 +4,7 @@ use mail::{Destination, Ulid};
 use queue::{DueKey, ForgetKey, ItemId, LeaseSessionId, RecipientId, TimerKey, Timestamp};
 
 use super::codec::Reader;
+use super::config::ConfigKey;
 use crate::wire::log::intern;
 
 /// A key of a table.
@@ -50,6 +51,22 @@ impl Key for u64 {
     }
     fn index(&self) -> Option<u64> {
         Some(*self)
+    }
+}
+
+impl Key for ConfigKey {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.push(self.kind);
+        out.extend_from_slice(self.name.as_bytes());
+        out.push(0);
+        out.extend_from_slice(&self.part.to_be_bytes());
+    }
+    fn read(from: &mut Reader<'_>) -> Option<ConfigKey> {
+        Some(ConfigKey {
+            kind: from.byte()?,
+            name: from.until_nul()?.into(),
+            part: from.fixed().map(u16::from_be_bytes)?,
+        })
     }
 }
 

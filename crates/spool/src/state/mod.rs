@@ -32,6 +32,7 @@
 
 mod bodies;
 mod codec;
+mod config;
 mod digest;
 mod durable;
 mod error;
@@ -51,6 +52,7 @@ mod table;
 mod tests;
 
 pub use bodies::SegmentLive;
+pub use config::ConfigRow;
 pub use digest::{DIGEST_ROWS_MAX, Digested, digest};
 pub use error::StoreError;
 pub use export::{Export, ExportedBody};
@@ -73,7 +75,7 @@ pub const FLUSH_BYTES: usize = 32 * 1024 * 1024;
 /// fjall's block cache, bytes.
 pub const BLOCK_CACHE_BYTES: u64 = 64 * 1024 * 1024;
 
-/// A table's memtable, bytes: fifteen tables together stay near 64 MiB.
+/// A table's memtable, bytes: sixteen tables together stay near 64 MiB.
 pub const MEMTABLE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Journals on disk before fjall writes memtables out, bytes: what a start has to read.

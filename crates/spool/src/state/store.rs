@@ -55,6 +55,8 @@ pub(super) struct Keyspaces {
     pub(super) uploads: Keyspace,
     pub(super) sessions: Keyspace,
     pub(super) timers: Keyspace,
+    /// Documents of the control group.
+    pub(super) config: Keyspace,
     /// Body locations; local.
     pub(super) kept: Keyspace,
     /// Live octets a segment; local.
@@ -320,7 +322,7 @@ fn database(dir: &Path, config: &StoreConfig) -> fjall::Result<Database> {
 impl Keyspaces {
     /// The tables whose rows are the same on all replicas, with the numbers by which snapshots name them: these never
     /// change, and a new table gets a new one. The small values (`fixed`) are table 0.
-    pub(super) fn replicated(&self) -> [(u8, &Keyspace); 12] {
+    pub(super) fn replicated(&self) -> [(u8, &Keyspace); 13] {
         [
             (1, &self.messages),
             (2, &self.items),
@@ -334,6 +336,7 @@ impl Keyspaces {
             (10, &self.uploads),
             (11, &self.sessions),
             (12, &self.timers),
+            (13, &self.config),
         ]
     }
 
@@ -341,7 +344,7 @@ impl Keyspaces {
         let messages = [&self.messages, &self.items, &self.recipients];
         let scheduling = [&self.due, &self.inflight, &self.held, &self.destinations];
         let remembered = [&self.finished, &self.forgets, &self.uploads];
-        let rest = [&self.sessions, &self.timers];
+        let rest = [&self.sessions, &self.timers, &self.config];
         let local = [&self.kept, &self.segments, &self.fixed];
         let shared = messages.into_iter().chain(scheduling).chain(remembered);
         shared.chain(rest).chain(local)
@@ -363,6 +366,7 @@ impl Keyspaces {
             uploads: open("uploads")?,
             sessions: open("sessions")?,
             timers: open("timers")?,
+            config: open("config")?,
             kept: open("bodies")?,
             segments: open("segments")?,
             fixed: open("fixed")?,

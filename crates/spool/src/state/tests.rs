@@ -1,5 +1,6 @@
 //! The durable rows against the rows in memory; crashes; torn journals; keys and rows as octets.
 
+mod config;
 mod cost;
 mod life;
 mod octets;

@@ -7,6 +7,8 @@ use bytes::Bytes;
 
 /// Octets of entries that all groups of a node may keep in RAM.
 pub const CACHE_BYTES: usize = 64 << 20;
+/// What is not on disk yet is let in up to twice the limit, or twice this: a message of entries always gets in.
+const LIMIT_LEAST: usize = 1 << 20;
 /// What an entry costs beside its octets, roughly: a node of the map and two reference counts.
 pub(super) const ENTRY_OVERHEAD: usize = 64;
 
@@ -34,6 +36,12 @@ impl CacheBudget {
     /// Octets above the limit.
     pub(super) fn excess(&self) -> usize {
         self.used().saturating_sub(self.limit)
+    }
+
+    /// So much is not on disk yet that no more may come. A follower whose disk stands still would else keep
+    /// 32 MiB for each of its groups, gigabytes on a node with many (cockroach#90314, etcd#14624, nats#7233).
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.used() >= 2 * self.limit.max(LIMIT_LEAST)
     }
 
     pub(super) fn take(&self, octets: usize) {

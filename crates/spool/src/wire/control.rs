@@ -8,11 +8,9 @@ use queue::control::{Cluster, ControlCommand, ControlState, NodeRow, Placement, 
 
 use super::log::WireError;
 
-/// The version of the control group's state machine. It has only one: a command that a program does not know halts it.
-const CONTROL_VERSION: u32 = 1;
-
 /// The context of an entry of the control group.
 pub fn encode(command: &ControlCommand, cluster_time_ms: u64) -> Bytes {
+    let version = command.since();
     let command = match command {
         ControlCommand::CreateCluster {
             cluster,
@@ -57,27 +55,33 @@ pub fn encode(command: &ControlCommand, cluster_time_ms: u64) -> Bytes {
         }),
         ControlCommand::Rest { node, rest } => Command::Rest(rest_to_wire(*node, rest)),
         ControlCommand::EndRest { node } => Command::EndRest(v1::EndRestCommand { node: *node }),
+        ControlCommand::SetVersion { version } => {
+            Command::SetVersion(v1::SetVersionCommand { version: *version })
+        }
+        ControlCommand::VerifyDigest { from, rows } => {
+            Command::VerifyDigest(v1::VerifyDigestCommand {
+                from: Bytes::copy_from_slice(from),
+                rows: *rows,
+            })
+        }
+        ControlCommand::PutConfig(put) => Command::PutConfig(super::config::put_to_wire(put)),
     };
     let entry = v1::LogEntry {
-        version: CONTROL_VERSION,
+        version,
         cluster_time_ms,
         command: Some(command),
     };
     entry.encode_to_vec().into()
 }
 
-/// The command of an entry of the control group.
+/// The command of an entry of the control group. `known`: the newest version of the state machine that this program claims
+/// to know.
 ///
 /// # Errors
 /// As [`super::log::decode`]: the replica cannot go on past this entry.
-pub fn decode(context: &[u8]) -> Result<ControlCommand, WireError> {
+pub fn decode(context: &[u8], known: u32) -> Result<ControlCommand, WireError> {
     let entry = v1::LogEntry::decode(context)?;
-    if entry.version != CONTROL_VERSION {
-        return Err(WireError::Version {
-            found: entry.version,
-            known: CONTROL_VERSION,
-        });
-    }
+    super::log::check_version(entry.version, known)?;
     match entry.command.ok_or(WireError::UnknownCommand)? {
         Command::CreateCluster(c) => {
             let initial_nodes = c.initial_nodes.clone();
@@ -114,6 +118,15 @@ pub fn decode(context: &[u8]) -> Result<ControlCommand, WireError> {
             Ok(ControlCommand::Rest { node, rest })
         }
         Command::EndRest(r) => Ok(ControlCommand::EndRest { node: r.node }),
+        Command::SetVersion(s) => Ok(ControlCommand::SetVersion { version: s.version }),
+        Command::VerifyDigest(v) => Ok(ControlCommand::VerifyDigest {
+            from: v.from.as_ref().into(),
+            rows: v.rows,
+        }),
+        Command::PutConfig(p) => {
+            let put = super::config::put_from_wire(p)?;
+            Ok(ControlCommand::PutConfig(put.into()))
+        }
         _ => Err(WireError::WrongGroup { belongs: "shard" }),
     }
 }
@@ -147,6 +160,7 @@ pub fn state_to_bytes(state: &ControlState) -> Bytes {
         placed: state.placed.iter().map(placed_to_wire).collect(),
         placement_version: state.version,
         first_nodes: state.first_nodes.clone(),
+        state_machine: state.state_machine,
     };
     row.encode_to_vec().into()
 }
@@ -170,6 +184,7 @@ pub fn state_from_bytes(bytes: &[u8]) -> Result<ControlState, WireError> {
             .collect(),
         version: row.placement_version,
         first_nodes: row.first_nodes,
+        state_machine: row.state_machine,
         ..ControlState::default()
     };
     if let Some(cluster) = &row.cluster {
@@ -323,10 +338,15 @@ mod tests {
             ControlCommand::EndRest { node: 1 },
             ControlCommand::RemoveNode { node: 5 },
             ControlCommand::ForgetNode { node: 6 },
+            ControlCommand::SetVersion { version: 3 },
+            ControlCommand::VerifyDigest {
+                from: b"Kind/a/b".as_slice().into(),
+                rows: 7,
+            },
         ];
         let mut state = ControlState::default();
         for command in &commands {
-            assert_eq!(&decode(&encode(command, 5)).unwrap(), command);
+            assert_eq!(&decode(&encode(command, 5), 3).unwrap(), command);
             state.apply(command);
         }
         assert_eq!(state_from_bytes(&state_to_bytes(&state)).unwrap(), state);
@@ -334,15 +354,29 @@ mod tests {
     }
 
     #[test]
+    fn a_program_that_does_not_know_documents_halts_at_the_first() {
+        let raise = encode(&ControlCommand::SetVersion { version: 3 }, 1);
+        assert!(matches!(
+            decode(&raise, 2),
+            Err(WireError::Version { found: 3, known: 2 })
+        ));
+        let rest = encode(&ControlCommand::EndRest { node: 1 }, 1);
+        assert!(
+            decode(&rest, 1).is_ok(),
+            "what was there before is readable by whoever was there before"
+        );
+    }
+
+    #[test]
     fn a_shards_entry_in_the_control_group_is_an_error() {
         let expire = v1::ExpireUploadCommand::default();
         let entry = v1::LogEntry {
-            version: CONTROL_VERSION,
+            version: 1,
             cluster_time_ms: 1,
             command: Some(Command::ExpireUpload(expire)),
         };
         assert!(matches!(
-            decode(&entry.encode_to_vec()),
+            decode(&entry.encode_to_vec(), 3),
             Err(WireError::WrongGroup { .. })
         ));
     }

@@ -92,7 +92,27 @@ pub fn decode(context: &[u8], known: u32) -> Result<Facts, WireError> {
     })
 }
 
-fn check_version(found: u32, known: u32) -> Result<(), WireError> {
+/// Whether an entry with this context brings mail: an append, or a part of a large one. Only the tags are read, as every
+/// follower asks this of every entry with data; what cannot be read counts as mail, and is judged when it is applied.
+pub fn brings_mail(context: &[u8]) -> bool {
+    use prost::encoding::{DecodeContext, decode_key, skip_field};
+    let mut rest = context;
+    while !rest.is_empty() {
+        match decode_key(&mut rest) {
+            Ok((10 | 11, _)) => return true,
+            Ok((12.., _)) => return false,
+            Ok((tag, wire_type)) => {
+                if skip_field(wire_type, tag, &mut rest, DecodeContext::default()).is_err() {
+                    return true;
+                }
+            }
+            Err(_) => return true,
+        }
+    }
+    true
+}
+
+pub(super) fn check_version(found: u32, known: u32) -> Result<(), WireError> {
     if found == 0 || found > known {
         return Err(WireError::Version { found, known });
     }

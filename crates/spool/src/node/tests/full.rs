@@ -163,3 +163,54 @@ fn a_follower_that_is_full_and_stuck_does_not_stop_the_others_for_good() {
     };
     assert!(left(3) && !left(2));
 }
+
+/// A bounce is written in the entry of its settle, and so has data. Followers took it for mail: no reserved segment, and on
+/// full disks the group stood still behind it.
+#[test]
+fn followers_see_that_a_settle_with_a_report_is_no_mail() {
+    let config = |peer| GroupConfig {
+        brings_mail: |context| context.first() == Some(&b'm'),
+        ..config(peer, &[1, 2, 3])
+    };
+    let mut room = Room::new((1..=3).map(|peer| group(config(peer), 1 << 20)).collect());
+    room.tick(12);
+    let entry = |ticket, context: &'static [u8], urgent| Proposal {
+        context: Bytes::from_static(context),
+        urgent,
+        ..proposal(ticket, 100)
+    };
+    for (context, urgent) in [(&b"mail"[..], false), (&b"settle"[..], true)] {
+        room.written.clear();
+        room.handle(0, Input::Propose(vec![entry(1, context, urgent)]));
+        room.written.sort_unstable();
+        room.written.dedup();
+        assert_eq!(room.written, [(0, urgent), (1, urgent), (2, urgent)]);
+    }
+}
+
+/// cockroach#90314, etcd#14624, nats#7233, tikv#12247: limits counted messages, and a follower with a slow disk ran out of
+/// memory. All groups of a node share one budget, and what is not on disk yet cannot be evicted.
+#[test]
+fn trap_7_a_follower_whose_disk_stands_still_keeps_a_bounded_number_of_octets() {
+    const LIMIT: usize = 1 << 20;
+    const OCTETS: usize = 128 << 10;
+    let budgets: Vec<_> = (0..3).map(|_| CacheBudget::new(LIMIT)).collect();
+    let groups = (1..=3).zip(&budgets).map(|(peer, budget)| {
+        let log = GroupLog::new(budget.clone());
+        Group::new(config(peer, &[1, 2, 3]), log, HardState::default(), 0).unwrap()
+    });
+    let mut room = Room::new(groups.collect());
+    room.tick(12);
+    room.hung = Some(1);
+    for ticket in 1..=200 {
+        room.handle(0, Input::Propose(vec![proposal(ticket, OCTETS)]));
+        room.tick(1);
+        let used = budgets[1].used();
+        assert!(
+            used <= 2 * LIMIT + 2 * OCTETS,
+            "{used} octets after {ticket}"
+        );
+    }
+    assert!(room.committed(200), "the others go on");
+    assert!(budgets[1].used() > LIMIT, "the bound was reached");
+}

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 
+mod behind;
+
 /// What a carrier of snapshots does with the next one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Fate {

@@ -65,6 +65,38 @@ fn a_leader_that_goes_hands_over_when_the_new_one_is_whole_and_never_removes_its
     );
 }
 
+/// Two copies moved at once, and the disk of the only one that was to stay was lost: the leader, which was to go, waited for it
+/// for ever. Found by the simulation (churn).
+#[test]
+fn a_leader_that_goes_does_not_wait_for_an_heir_that_is_lost() {
+    let wanted = plan(&[2, 5, 7]);
+    let ask = |own, members: &Membership| {
+        let sight = Sight {
+            own,
+            ready: &|_| true,
+            alive: &|peer| peer != 2,
+        };
+        next_step(members, Some(&wanted), &sight)
+    };
+    let swap = |promote: &[u64], demote: &[u64]| {
+        let (promote, demote) = (promote.to_vec(), demote.to_vec());
+        Some(Step::Swap { promote, demote })
+    };
+    let now = members(&[1, 2, 3], &[5, 7], &[]);
+    assert_eq!(ask(3, &now), swap(&[5, 7], &[]));
+    let all = members(&[1, 2, 3, 5, 7], &[], &[]);
+    assert_eq!(ask(3, &all), Some(Step::Lead(5)));
+    assert_eq!(ask(5, &all), swap(&[], &[1, 3]));
+    // Without anybody to promote there is nothing to do but to wait.
+    let sight = Sight {
+        own: 1,
+        ready: &|_| true,
+        alive: &|peer| peer == 1,
+    };
+    let last = members(&[1, 2], &[], &[]);
+    assert_eq!(next_step(&last, Some(&plan(&[2])), &sight), None);
+}
+
 #[test]
 fn one_copy_moves_too() {
     let wanted = plan(&[2]);
@@ -166,6 +198,31 @@ fn an_older_plan_is_not_listened_to() {
     tell(&mut room, &plan(&[1, 2, 3]));
     room.tick(120);
     assert!(arrived(&room, &[1, 2, 4]));
+}
+
+/// The control group's leader, cut off, says that the members were settled without a replica; a leader with an older plan
+/// has taken it back since. Destroyed, it would leave what only it and one other have on one disk.
+#[test]
+fn a_replica_that_a_leader_counts_on_is_needed_and_one_that_left_is_not() {
+    let mut room = room(4);
+    room.tick(12);
+    let there = Plan {
+        version: 2,
+        ..plan(&[1, 2, 4])
+    };
+    tell(&mut room, &there);
+    room.tick(150);
+    assert!(arrived(&room, &[1, 2, 4]));
+    let needed = |room: &Room| -> Vec<bool> { room.groups.iter().map(Group::is_needed).collect() };
+    assert_eq!(needed(&room), [true, true, false, true]);
+    let back = Plan {
+        version: 3,
+        ..plan(&[1, 2, 3])
+    };
+    tell(&mut room, &back);
+    room.tick(150);
+    assert!(arrived(&room, &[1, 2, 3]));
+    assert_eq!(needed(&room), [true, true, true, false]);
 }
 
 /// etcd#12136, redpanda#6798: stuck in a joint configuration when its leader died there.

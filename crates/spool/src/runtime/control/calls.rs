@@ -20,7 +20,11 @@ type Answer = oneshot::Sender<v1::ChangeMembersResponse>;
 impl Control {
     /// Answers, or proposes what is asked; then the answer comes with the entry. `leader`: the address to go to instead.
     pub fn call(&mut self, call: MembersCall, leader: &str, now: Instant) -> Option<Proposal> {
-        if !self.ready || self.leads.is_none() || self.state.cluster.is_none() {
+        // A new leader has heard of nobody yet: it would take everybody for silent, and a rest without the process that
+        // rests would end with that very process's first report. Whoever asks comes again in a moment.
+        let guesses = !matches!(call, MembersCall::List(_) | MembersCall::Add(..))
+            && !self.overseer.has_looked(now);
+        if !self.ready || self.leads.is_none() || self.state.cluster.is_none() || guesses {
             not_leader(call, leader);
             return None;
         }
@@ -48,6 +52,7 @@ impl Control {
             MembersCall::MoveLeaders(node, answer) => {
                 let heard = self.overseer.heard.get(&node);
                 let rest = Rest {
+                    // A node that is down leads nothing; whichever process it starts may.
                     process: heard.map_or(0, |heard| heard.report.process),
                     until_ms: self.wall_ms + REST_MS,
                 };

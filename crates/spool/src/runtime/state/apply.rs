@@ -39,6 +39,9 @@ impl StateThread {
                     return;
                 }
                 control.apply(&entry, context, &self.directory, &self.health);
+                if self.health.stopped().is_some() {
+                    let _ = self.to.raft.send(RaftEvent::Stop);
+                }
                 if let Some(members) = self.control_conf.remove(&entry.index) {
                     control.members_changed(crate::wire::members::to_bytes(&members));
                 }

@@ -58,6 +58,22 @@ impl StateThread {
         }
     }
 
+    /// Takes over what is declared of retries; it counts for what is decided from now on.
+    pub(super) fn follow_retry(&mut self) {
+        // Nobody tells any more: what was told stays.
+        if !self.retry.has_changed().unwrap_or(false) {
+            return;
+        }
+        let retry = *self.retry.borrow_and_update();
+        if let Err(error) = retry.validate() {
+            tracing::error!(%error, "the retry times that are declared cannot be; the former ones stay");
+            return;
+        }
+        self.policy.retry = retry;
+        let leaders = self.shards.values_mut().filter_map(|s| s.leader.as_mut());
+        leaders.for_each(|leader| leader.set_retry(retry));
+    }
+
     pub(super) fn run_leaders(&mut self) {
         let (now, wall) = (Instant::now(), wall_ms());
         let mut outs = Vec::new();
@@ -87,7 +103,8 @@ impl StateThread {
             self.send(group, out);
         }
         if let Some(control) = &mut self.control {
-            let proposals = control.run(now, wall_ms());
+            let know = self.directory.members_know(crate::CONTROL_GROUP);
+            let proposals = control.run(now, wall_ms(), know.min(self.known));
             self.propose_control(proposals);
         }
         if now >= self.next_publish {

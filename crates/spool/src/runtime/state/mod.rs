@@ -19,6 +19,8 @@ use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use tokio::sync::watch;
+
 use super::control::{Control, ControlSettings};
 use super::recover::State;
 use crate::config::{Config, Error};
@@ -104,6 +106,8 @@ pub struct StateThread {
     pub directory: Directory,
     pub health: super::Health,
     pub policy: Policy,
+    /// What of it changes.
+    pub retry: watch::Receiver<queue::retry::Policy>,
     pub seed: u64,
     /// Versions of the state machine that this program says it knows.
     pub known: u32,
@@ -190,9 +194,10 @@ impl StateThread {
             directory,
             health,
             policy: Policy {
-                retry: config.retry,
+                retry: *config.retry.borrow(),
                 reporting_mta: config.hostname.as_str().into(),
             },
+            retry: config.retry.clone(),
             seed: rand::random(),
             known: config.state_machine,
             tickets,
@@ -225,6 +230,7 @@ impl StateThread {
             if !more {
                 return self.finish();
             }
+            self.follow_retry();
             self.run_leaders();
             self.flush_if_due();
             self.sweep_if_due();
@@ -301,12 +307,14 @@ impl StateThread {
             }
             StateEvent::Orders(orders) => self.orders(orders),
             StateEvent::Destroyed { group, peer } => self.destroyed(group, peer),
+            StateEvent::Needed { group } => self.needed(group),
             StateEvent::Heard { node, report } => {
                 if let Some(control) = &mut self.control {
                     control.heard(node, report, Instant::now());
                 }
             }
             StateEvent::Members(call) => self.members_call(call),
+            StateEvent::Put(call) => self.put_call(call),
             StateEvent::Swept(result) => self.swept(result),
             StateEvent::Moved { moves, hurry } => self.relocate(moves, hurry),
             StateEvent::LocateBody {

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 
 use queue::control::Placement;
 
-use super::super::control::{Control, not_leader};
+use super::super::control::{Control, not_leader, put_elsewhere};
 use super::super::recover::first_members;
 use super::{Shard, StateThread};
 use crate::config::Error;
 use crate::directory::{log_group, node_of, peer_of};
-use crate::event::{GroupOrder, LogEvent, MembersCall, RaftEvent, StateEvent};
+use crate::event::{GroupOrder, LogEvent, MembersCall, PutCall, RaftEvent, StateEvent};
 use crate::log::HardState;
 use crate::node::{Group, GroupConfig, Plan};
 use crate::oversee::{Deed, Hosted, deed};
@@ -93,6 +93,7 @@ impl StateThread {
         let mut config = GroupConfig::new(group, peer, members);
         config.log_group = replica;
         config.limits.silent_ticks = self.silent_ticks;
+        config.brings_mail = crate::wire::log::brings_mail;
         let log = GroupLog::new(self.budget.clone());
         let made = Group::new(config, log, HardState::default(), 0)?;
         if group == crate::CONTROL_GROUP {
@@ -106,13 +107,17 @@ impl StateThread {
 
     fn destroy(&mut self, group: u32, peer: u64) {
         if self.leaving.insert(group) {
-            tracing::info!(
-                group,
-                peer,
-                "this node gives up a replica: it is no member any more"
-            );
             let _ = self.to.raft.send(RaftEvent::Destroy { group, peer });
         }
+    }
+
+    /// A leader counts on a replica that was to go.
+    pub(super) fn needed(&mut self, group: u32) {
+        self.leaving.remove(&group);
+        tracing::debug!(
+            group,
+            "a replica that should go stays while a leader speaks to it"
+        );
     }
 
     /// The Raft thread has let a replica go: nothing of it comes any more, and nothing of it may come back.
@@ -131,6 +136,11 @@ impl StateThread {
             Some(Some(made)) => self.snapshots.discard(group, made.id),
             None => {}
         }
+        tracing::info!(
+            group,
+            peer,
+            "this node gave up a replica: it is no member any more"
+        );
         self.leaving.remove(&group);
         let replica = log_group(group, peer);
         if let Err(error) = self.store.bury(replica) {
@@ -198,6 +208,18 @@ impl StateThread {
             return not_leader(call, &leader);
         };
         let proposal = control.call(call, &leader, std::time::Instant::now());
+        self.propose_control(proposal.into_iter().collect());
+    }
+
+    pub(super) fn put_call(&mut self, call: PutCall) {
+        let leader = self.directory.leader_address(crate::CONTROL_GROUP);
+        let proposal = match &mut self.control {
+            Some(control) => control.put(call, leader),
+            None => {
+                put_elsewhere(call, leader);
+                None
+            }
+        };
         self.propose_control(proposal.into_iter().collect());
     }
 

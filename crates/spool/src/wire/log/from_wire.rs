@@ -104,7 +104,8 @@ pub(super) fn command(wire: Wire) -> Result<Command, WireError> {
         | Wire::ForgetNode(_)
         | Wire::Place(_)
         | Wire::Rest(_)
-        | Wire::EndRest(_) => {
+        | Wire::EndRest(_)
+        | Wire::PutConfig(_) => {
             return Err(WireError::WrongGroup { belongs: "control" });
         }
     })

@@ -269,8 +269,16 @@ proptest! {
     }
 
     #[test]
+    fn mail_is_told_by_its_tag(time in any::<u64>(), command in command()) {
+        let mail = matches!(command, Command::Append(_) | Command::BodyChunk { .. });
+        let context = encode(&Facts { time: Timestamp(time), command });
+        prop_assert_eq!(brings_mail(&context), mail);
+    }
+
+    #[test]
     fn damage_never_panics(bytes in vec(any::<u8>(), 0..200)) {
         let _ = decode(&bytes, STATE_MACHINE_VERSION);
+        let _ = brings_mail(&bytes);
     }
 }
 

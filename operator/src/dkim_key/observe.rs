@@ -1,0 +1,209 @@
+//! All keys of a domain as they are now: what was written of them, what their Secrets hold, what the DNS says.
+
+use futures::future::join_all;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Secret;
+use kube::ResourceExt;
+use kube::api::{Api, ListParams};
+use resource::dkim::{PublicKey, record_name};
+use resource::{ConditionStatus, DkimKey, DnsState, KeyCheck, KeyPhase, KeySource, RelayCluster};
+
+use super::keymaker::{self, Order};
+use super::lifecycle::{self, Key, Record, State, Wish};
+use super::verify::{self, Found};
+use crate::conditions::{find, is_true};
+use crate::context::Context;
+use crate::error::Error;
+use crate::names;
+
+/// The keys of a domain.
+#[derive(Default)]
+pub struct Seen {
+    /// Each of them.
+    pub keys: Vec<One>,
+    /// What is wrong with keys that are declared and cannot be used, for people.
+    pub problems: Vec<String>,
+}
+
+/// A key.
+pub struct One {
+    /// Its object.
+    pub object: DkimKey,
+    /// Its Secret.
+    pub secret: Option<Secret>,
+    /// Its public half, or what is wrong with its Secret.
+    pub public: Result<PublicKey, String>,
+    /// What the DNS says.
+    pub found: Found,
+    /// As the life of keys takes it.
+    pub key: Key,
+    /// Its object went with this look.
+    pub gone: bool,
+}
+
+/// Looks at all keys of the domain.
+pub async fn observe(
+    context: &Context,
+    order: &Order<'_>,
+    cluster: &RelayCluster,
+    wish: &Wish<'_>,
+    now: Timestamp,
+) -> Result<Seen, Error> {
+    let api: Api<DkimKey> = Api::namespaced(context.client.clone(), order.namespace);
+    let selected = ListParams::default().labels(&format!("{}={}", names::RELAY_DOMAIN, order.name));
+    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), order.namespace);
+    let mut keys = Vec::new();
+    for object in api.list(&selected).await?.items {
+        // Labels are for finding; whose a key is says its spec.
+        if object.metadata.deletion_timestamp.is_some()
+            || object.spec.domain_ref.name != order.name
+            || object.spec.domain != order.domain.spec.domain
+        {
+            continue;
+        }
+        let secret = secrets.get_opt(&object.spec.secret_name).await?;
+        keys.push(one(object, secret));
+    }
+    // The oldest first, so that what is told of them has an order.
+    keys.sort_by(|a, b| (a.key.created, &a.key.selector).cmp(&(b.key.created, &b.key.selector)));
+    let check = cluster.spec.dns.key_check;
+    let looks = keys
+        .iter()
+        .map(|one| look(context, cluster, check, wish, one, now));
+    let found = join_all(looks).await;
+    for (one, found) in keys.iter_mut().zip(found) {
+        let found = found?;
+        one.key.record = found.record;
+        one.key.ttl = found.ttl.unwrap_or(one.key.ttl);
+        one.found = found;
+    }
+    Ok(Seen {
+        keys,
+        problems: Vec::new(),
+    })
+}
+
+/// The public half of a key of a person's own, or what is wrong with its Secret.
+pub async fn imported(
+    context: &Context,
+    namespace: &str,
+    secret: &str,
+) -> Result<Result<PublicKey, String>, Error> {
+    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), namespace);
+    Ok(match secrets.get_opt(secret).await? {
+        Some(secret) => keymaker::public_key(&secret),
+        None => Err("it is not there".into()),
+    })
+}
+
+fn one(object: DkimKey, secret: Option<Secret>) -> One {
+    let status = object.status.clone().unwrap_or_default();
+    let public = match &secret {
+        Some(secret) => keymaker::public_key(secret),
+        None => Err("it is not there".into()),
+    };
+    // A Secret whose key is of another algorithm than it was is another key.
+    let public = public.and_then(|public| match public.algorithm == object.spec.algorithm {
+        true => Ok(public),
+        false => Err(format!("it holds a key of {:?}", public.algorithm)),
+    });
+    let seen = find(&status.conditions, "RecordSeen");
+    let absent = seen.filter(|condition| condition.status == ConditionStatus::False);
+    let created = object
+        .metadata
+        .creation_timestamp
+        .as_ref()
+        .map(|time| time.0);
+    let key = Key {
+        algorithm: object.spec.algorithm,
+        selector: object.spec.selector.clone(),
+        imported: object.spec.source == KeySource::Imported,
+        created: created.unwrap_or(Timestamp::UNIX_EPOCH),
+        rotation: object.annotations().get(names::ROTATE).cloned(),
+        revoked: object.spec.revoked == Some(true),
+        readable: public.is_ok(),
+        record: Record::Unknown,
+        absent_since: absent.and_then(|condition| condition.last_transition_time.parse().ok()),
+        ttl: status.ttl_seconds.unwrap_or_default(),
+        acknowledged: is_true(&status.conditions, "Programmed"),
+        state: state(&object, secret.as_ref()),
+    };
+    One {
+        object,
+        secret,
+        public,
+        found: Found {
+            record: Record::Unknown,
+            state: DnsState::Unknown,
+            revoked: DnsState::Unknown,
+            ttl: None,
+            observed: Vec::new(),
+            text: String::new(),
+        },
+        key,
+        gone: false,
+    }
+}
+
+/// Where a key is: as its status says, else as its Secret does, which outlives a RelayDomain.
+fn state(object: &DkimKey, secret: Option<&Secret>) -> State {
+    let status = object.status.clone().unwrap_or_default();
+    let time = |text: Option<&String>| text.and_then(|text| text.parse::<Timestamp>().ok());
+    if let Some(phase) = status.phase {
+        return State {
+            phase,
+            published: time(status.published_time.as_ref()),
+            active: time(status.active_time.as_ref()),
+            retiring: time(status.retiring_time.as_ref()),
+        };
+    }
+    let made = object.spec.source == KeySource::Generated;
+    let Some(notes) = secret.filter(|_| made).map(ResourceExt::annotations) else {
+        return State::NEW;
+    };
+    let phase = notes.get(names::KEY_PHASE).and_then(|text| {
+        serde_json::from_value::<KeyPhase>(serde_json::Value::String(text.clone())).ok()
+    });
+    match phase {
+        None => State::NEW,
+        Some(phase) => State {
+            phase,
+            published: time(notes.get(names::KEY_PUBLISHED)),
+            active: time(notes.get(names::KEY_ACTIVE)),
+            retiring: time(notes.get(names::KEY_RETIRING)),
+        },
+    }
+}
+
+/// Asks the DNS, unless somebody did just now.
+async fn look(
+    context: &Context,
+    cluster: &RelayCluster,
+    check: KeyCheck,
+    wish: &Wish<'_>,
+    one: &One,
+    now: Timestamp,
+) -> Result<Found, Error> {
+    // Of a key whose Secret is gone its record is still known.
+    let recorded = one
+        .object
+        .status
+        .as_ref()
+        .and_then(|status| status.record.as_ref());
+    let recorded = recorded.and_then(|record| PublicKey::of_record(&record.value));
+    let Some(public) = one.public.clone().ok().or(recorded) else {
+        return Ok(Found {
+            text: "without the key nobody knows its record".into(),
+            ..one.found.clone()
+        });
+    };
+    let name = record_name(&one.object.spec.selector, &one.object.spec.domain);
+    let every = lifecycle::look_every(wish, &one.key, now);
+    if let Some(found) = context.looks.recent(&name, &public, check, every) {
+        return Ok(found);
+    }
+    let authorities = context.authorities(&cluster.spec.dns.resolvers)?;
+    let found = verify::look(&authorities, check, &name, &public).await;
+    context.looks.note(name, public, check, found.clone());
+    Ok(found)
+}
