@@ -8,6 +8,7 @@
 //! trouble.rs    evictions, a lost volume, a killed operator, an API server that is away
 //! upgrade.rs    another image, another public certificate
 //! tenants.rs    who may claim what
+//! domains.rs    many of them
 //! uninstall.rs  what stays when the charts go
 //! relay.rs      one installation for all of these; traffic.rs: mail that passes meanwhile; smtp.rs: one question
 //! ```
@@ -16,6 +17,8 @@
 
 #[path = "charts.rs"]
 mod charts;
+#[path = "domains.rs"]
+mod domains;
 #[path = "readme.rs"]
 mod readme;
 #[path = "relay.rs"]

@@ -173,15 +173,6 @@ impl<'a> Relay<'a> {
     pub fn edge(&self) -> Result<String> {
         self.field("service/postroad-edge", "{.spec.clusterIP}")
     }
-
-    /// Status, reason and message of one condition.
-    pub fn condition(&self, object: &str, type_: &str) -> Result<String> {
-        let of = format!(".status.conditions[?(@.type=='{type_}')]");
-        self.field(
-            object,
-            &format!("{{{of}.status}} {{{of}.reason}} {{{of}.message}}"),
-        )
-    }
 }
 
 /// Where a chart lies.

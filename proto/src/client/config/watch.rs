@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use tokio::time::{Instant, timeout_at};
 use tonic::Streaming;
 use tonic::transport::Channel;
 
@@ -57,6 +58,8 @@ pub struct ConfigStream {
 struct Open {
     channel: Channel,
     frames: Streaming<ConfigFrame>,
+    /// When the leader said something last: callers may drop what they wait for, and ask again.
+    heard: Instant,
     begun: bool,
     whole: bool,
     /// What came since the last Synced; of each key the last word.
@@ -171,6 +174,7 @@ impl ConfigStream {
         self.open = Some(Open {
             channel,
             frames,
+            heard: Instant::now(),
             begun: false,
             whole: false,
             came: BTreeMap::new(),
@@ -183,7 +187,8 @@ impl ConfigStream {
         let Some(open) = &mut self.open else {
             return Err("it is not open".into());
         };
-        let frame = match tokio::time::timeout(SILENCE_MAX, open.frames.message()).await {
+        let until = open.heard + SILENCE_MAX;
+        let frame = match timeout_at(until, open.frames.message()).await {
             Ok(Ok(Some(frame))) => frame,
             Ok(Ok(None)) => return Err("the leader ended the stream".into()),
             Ok(Err(status)) => return Err(explain(&status)),
@@ -194,6 +199,7 @@ impl ConfigStream {
                 ));
             }
         };
+        open.heard = Instant::now();
         if let Some(not_leader) = frame.not_leader {
             let to = not_leader.leader_address;
             let why = "a node that was asked does not lead the control group";
