@@ -217,6 +217,7 @@ impl Queue for ScriptedQueue {
                             append.facts.as_ref().unwrap().message.clone()
                         }
                         Some(What::Chunk(chunk)) => chunk.message.clone(),
+                        Some(What::Abandon(abandon)) => abandon.message.clone(),
                         None => return,
                     };
                     let mut answer = AppendAnswer {

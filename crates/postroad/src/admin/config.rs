@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use proto::QueueClient;
 use proto::client::{ConfigView, PutChange, PutError};
 use proto::v1::{ConfigAudience, ConfigDocument, ConfigNode};
-use resource::document::sha256;
 use resource::seal::{Bound, SealingKeys};
 use resource::spec::{KeyUse, Named, dkim_key};
 use resource::{Audience, Document, KeyFile};
@@ -310,6 +309,8 @@ pub(super) fn short_hash(octets: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use resource::document::sha256;
+
     use super::*;
     use proto::v1::RejectedDocument;
 
