@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+#[allow(dead_code, reason = "the kinds are for the operator's own test")]
 #[path = "../../../operator/src/rbac.rs"]
 mod rbac;
 
