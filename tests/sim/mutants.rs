@@ -1,5 +1,5 @@
 //! Plants each bug in turn, runs seeds until one shows it, and prints the table of tests/README.md:
-//! `cargo run -p tests --features planted-bugs --bin mutants`. `SEEDS=n`: how many seeds a bug may survive.
+//! `cargo run -p tests --features planted-bugs --bin mutants`. `SEEDS=n`: how many seeds a bug may survive. `BUG=name`: only that one.
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -16,7 +16,11 @@ fn main() -> ExitCode {
     let begun = Instant::now();
     let mut missed = 0;
     println!("| bug | profile | first seed | how it shows |\n|---|---|---|---|");
+    let wanted = std::env::var("BUG").ok();
     for bug in all_bugs() {
+        if wanted.as_ref().is_some_and(|wanted| wanted != bug.name) {
+            continue;
+        }
         let (name, what, profile) = (bug.name, bug.what, bug.profile.name());
         match hunt(&bug, seeds) {
             Some((seed, error)) => {

@@ -13,7 +13,6 @@ use spool::log::{
     WriteError, WriteTask,
 };
 
-use crate::sim::churn::GROUP;
 use crate::sim::collecting::Collecting;
 use crate::sim::disk::{Durable, Stored, Trouble};
 use crate::sim::replica::Place;
@@ -46,10 +45,11 @@ pub struct RealLog {
 }
 
 impl RealLog {
-    pub fn new(seed: u64, collects: bool) -> RealLog {
+    /// An empty one. `group`: what it calls the replica that the node has.
+    pub fn new(seed: u64, group: u32, collects: bool) -> RealLog {
         RealLog {
             disk: SimDisk::new(CAPACITY, seed),
-            group: GROUP,
+            group,
             collects,
             collecting: None,
             copied: 0,

@@ -206,7 +206,10 @@ impl Replica {
     pub fn new(peer: u64, members: &Membership, faults: &Faults, rng: &mut Rng) -> Replica {
         let seed = rng.next();
         let mut disk = Disk::default();
-        disk.real = faults.real_log.then(|| RealLog::new(seed, faults.collect));
+        let group = log_group(GROUP, peer);
+        disk.real = faults
+            .real_log
+            .then(|| RealLog::new(seed, group, faults.collect));
         Replica {
             peer,
             group: None,
