@@ -205,6 +205,16 @@ mod tests {
     }
 
     #[test]
+    fn the_chart_grants_what_the_table_says() {
+        let charts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/postroad");
+        let granted = fs::read_to_string(charts.join("cluster-role.yaml")).expect("generated");
+        assert_eq!(granted, rules(), "run `cargo run -p gen`");
+        let template = fs::read_to_string(charts.join("templates/rbac.yaml")).expect("there");
+        let included = "rules:\n{{ .Files.Get \"cluster-role.yaml\" }}";
+        assert_eq!(template.matches(included).count(), 1);
+    }
+
+    #[test]
     fn nothing_that_people_write_is_written_and_no_right_is_named_twice() {
         let mut seen = BTreeSet::new();
         for right in RIGHTS {

@@ -278,6 +278,54 @@ async fn trap_9_one_byte_in_each_kind_of_record_and_file_loses_nothing_and_stops
     deliver(&mut cluster, &[&client, &meanwhile], &sink).await;
 }
 
+/// A hand, or a file system check, removed a segment of the log. The log itself needed nothing of it any more; the mail that
+/// lives in it is missed at the start, and comes from the other replicas.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_file_that_somebody_deleted_comes_from_the_others() {
+    let sink = Sink::start().await.unwrap();
+    let (mut cluster, client) = parked(&sink).await;
+    // More segments, of which the last ones say that the first is truncated.
+    assert_eq!(start(&mut cluster).await, Start::Ready);
+    let more = Load {
+        first: 1_000_000,
+        octets: (3_000, 9_000),
+        ..Load::new(size(600, 2_000), &["d0.test"])
+    };
+    let mut second = Client::start(&cluster.edges, more);
+    second.done(PATIENCE).await.unwrap();
+    tokio::time::sleep(FLUSHED).await;
+    stop(&mut cluster).await;
+    let all = records(&cluster.data("queue-2")).unwrap();
+    let oldest = all[0].file.clone();
+    let bodies = all.iter().filter(|r| r.file == oldest && r.kind == 1);
+    let bodies = bodies.filter(|r| r.payload > 3_000).count();
+    assert!(bodies > 20, "{bodies} in {}", oldest.display());
+    std::fs::remove_file(&oldest).unwrap();
+    assert_eq!(start(&mut cluster).await, Start::Ready);
+    let missing = "a segment of the log is missing";
+    assert!(process_said(&mut cluster).contains(missing));
+    let until = Instant::now() + PATIENCE;
+    let mended = |cluster: &Cluster| {
+        let said = cluster.all_said("queue-2").unwrap();
+        said.matches("is written again").count()
+    };
+    while mended(&cluster) < bodies {
+        assert!(
+            Instant::now() < until,
+            "{} of {bodies} mended\n{}",
+            mended(&cluster),
+            process_said(&mut cluster)
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    tokio::time::sleep(FLUSHED).await;
+    stop(&mut cluster).await;
+    // Whole again.
+    assert_eq!(start(&mut cluster).await, Start::Ready);
+    assert!(!process_said(&mut cluster).contains(missing));
+    deliver(&mut cluster, &[&client, &second], &sink).await;
+}
+
 /// Its supervisor put an empty volume under the log: whoever remembers no vote must not vote (rabbit#12366,
 /// restate#2415).
 #[tokio::test(flavor = "multi_thread")]

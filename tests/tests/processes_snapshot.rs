@@ -1,6 +1,7 @@
 //! A queue node that was away for longer than the log is kept for it: it comes back by snapshot, under load, and holds
 //! what it must hold when the others die.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use proto::client::QueueClient;
 use proto::v1::{AdminAction, ItemFilter};
 use tests::process::client::Outcome;
+use tests::process::records::{Record, flip, records};
 use tests::process::sink::Verdict;
 use tests::process::{Client, Cluster, Load, Sink, Spec, judge, size};
 
@@ -17,6 +19,12 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(100);
 /// Ids of the messages that wait all the time.
 const PARKED: u64 = 10_000_000;
+/// Of what passes one in so many is parked: some in each segment of the log.
+const PARKED_ONE_OF: usize = 200;
+/// The same, for small segments.
+const PARKED_ONE_OF_SMALL: usize = 12;
+/// Bodies that rot on each sender: of the first ones, which are parked.
+const ROTTEN: usize = 6;
 /// More messages than anybody waits for.
 const ENDLESS: u64 = 1_000_000;
 
@@ -81,7 +89,18 @@ async fn a_replica_comes_back_by_snapshot_and_then_the_others_die() {
         false => Verdict::Defer,
     };
     let sink = Sink::with(Box::new(parked), Duration::ZERO).await.unwrap();
-    let mut spec = Spec::full(&[("live.test", sink.port), ("parked.test", sink.port)]);
+    // Of what passes while it is away some is parked as well, in each segment of the log: so none of them dies as a whole.
+    let seen = open.clone();
+    let later = move |_| match seen.load(Ordering::SeqCst) {
+        true => Verdict::Accept,
+        false => Verdict::Defer,
+    };
+    let slow = Sink::with(Box::new(later), Duration::ZERO).await.unwrap();
+    let mut spec = Spec::full(&[
+        ("live.test", sink.port),
+        ("parked.test", sink.port),
+        ("slow.test", slow.port),
+    ]);
     for id in 1..=3 {
         let keep = size("2MiB", "64MiB");
         let segment = size("1MiB", "16MiB");
@@ -105,9 +124,11 @@ async fn a_replica_comes_back_by_snapshot_and_then_the_others_die() {
         .terminate("queue-3", Duration::from_secs(20))
         .await
         .unwrap();
+    let mut domains = vec!["live.test"; size(PARKED_ONE_OF_SMALL, PARKED_ONE_OF) - 1];
+    domains.push("slow.test");
     let load = Load {
         octets: (10_000, 40_000),
-        ..Load::new(ENDLESS, &["live.test"])
+        ..Load::new(ENDLESS, &domains)
     };
     let mut client = Client::start(&cluster.edges, load);
     let away = Instant::now();
@@ -120,6 +141,24 @@ async fn a_replica_comes_back_by_snapshot_and_then_the_others_die() {
     })
     .await;
     println!("without: {}", waits(&client, away, Instant::now()));
+
+    // Meanwhile bodies that live rot on both of those who could send it a snapshot, each its own: they come from the other.
+    let mut rotten = BTreeSet::new();
+    for name in ["queue-1", "queue-2"] {
+        let all = records(&cluster.data(name)).unwrap();
+        let body = |r: &&Record| r.kind == 1 && r.payload > 5_000;
+        let fresh: Vec<&Record> = all
+            .iter()
+            .filter(body)
+            .filter(|r| !rotten.contains(&(r.group & 0xffff, r.index)))
+            .take(ROTTEN)
+            .collect();
+        for record in &fresh {
+            flip(&record.file, record.offset + 48 + record.payload - 100).unwrap();
+        }
+        rotten.extend(fresh.iter().map(|r| (r.group & 0xffff, r.index)));
+    }
+    assert_eq!(rotten.len(), 2 * ROTTEN);
 
     // It comes back under load.
     let back = Instant::now();
@@ -143,6 +182,17 @@ async fn a_replica_comes_back_by_snapshot_and_then_the_others_die() {
         installed.iter().any(|line| line.contains("installed")),
         "{metrics}"
     );
+
+    let mut fetched = 0.0;
+    for name in ["queue-1", "queue-2"] {
+        let metrics = cluster.metrics(name).await.unwrap();
+        let counts = metrics
+            .lines()
+            .filter_map(|line| line.strip_prefix("postroad_bodies_fetched_total "));
+        fetched += counts.filter_map(|n| n.parse::<f64>().ok()).sum::<f64>();
+    }
+    println!("{fetched} rotten bodies came from another replica");
+    assert!(fetched >= 1.0, "what rots at the sender was met");
 
     // It and one other are a majority now: each of the others may die.
     for name in ["queue-1", "queue-2"] {
@@ -180,7 +230,7 @@ async fn a_replica_comes_back_by_snapshot_and_then_the_others_die() {
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     for client in [&waiting, &client] {
-        let tally = judge(client, &[&sink], &[]);
+        let tally = judge(client, &[&sink, &slow], &[]);
         println!("{tally}");
         tally.must_hold();
     }

@@ -180,3 +180,59 @@ async fn an_emptied_directory_under_an_old_id_is_refused_with_what_to_do() {
         "{error}"
     );
 }
+
+/// A queue node looks at ten thousand items a call, and gives a thousand destinations of a summary: what lies beyond must
+/// be found all the same, or `queue drop` drops less than it says.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_and_a_summary_reach_the_end_of_a_long_queue() {
+    const MESSAGES: usize = 12;
+    const ITEMS: usize = 1_000;
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options {
+        shards: 1,
+        ..Options::default()
+    };
+    let queue = Queue::start(dir.path(), options).await.unwrap();
+    let edge = queue.client("edge").unwrap();
+    edge.ready(Duration::from_secs(10)).await.unwrap();
+    for n in 0..MESSAGES {
+        let body = body(n);
+        let id = edge.new_message_id(tests::queue::wall_ms(), rand::random());
+        let mut append = tests::queue::message(id, "x@x.test", &body);
+        let facts = append.facts.as_mut().unwrap();
+        let item = |destination: String| v1::ItemFacts {
+            recipients: vec![v1::RecipientFacts {
+                address: format!("x@{destination}"),
+            }],
+            destination,
+        };
+        facts.items = (0..ITEMS).map(|i| item(format!("d{n}-{i}.test"))).collect();
+        // The fullest destination is the last one by name, and its items are the last of all.
+        if n == MESSAGES - 1 {
+            facts.items.extend((0..3).map(|_| item("zz.test".into())));
+        }
+        let what = v1::append_request::What::Append(append);
+        assert_eq!(edge.append(0, what).await, AppendResult::Created);
+    }
+    let admin = queue.client("admin").unwrap().admin();
+    let filter = v1::ItemFilter {
+        destination: "zz.test".into(),
+        ..Default::default()
+    };
+    let (found, more) = admin.list(&filter, 100).await.unwrap();
+    assert_eq!((found.len(), more), (3, false));
+    let summary = admin.summary(2).await.unwrap();
+    assert_eq!(summary.waiting, (MESSAGES * ITEMS + 3) as u64);
+    let (first, count) = (
+        &summary.destinations[0].destination,
+        summary.destinations.len(),
+    );
+    assert_eq!((first.as_str(), count), ("zz.test", 2));
+    let all = admin.summary(0).await.unwrap().destinations;
+    assert_eq!(all.len(), MESSAGES * ITEMS + 1);
+    // What was found can be acted on as a whole.
+    let all = admin.list(&v1::ItemFilter::default(), 3_000).await.unwrap();
+    let items: Vec<_> = all.0.into_iter().filter_map(|item| item.item).collect();
+    let held = admin.act(v1::AdminAction::Hold, items, "test", "why").await;
+    assert_eq!(held.unwrap().done, 3_000);
+}

@@ -1,5 +1,6 @@
 //! One attempt in the queue's words: a hand-out to a transaction, an outcome to a result per recipient.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use mail::{Envelope, Mailbox, Reply, ReversePath};
@@ -18,7 +19,10 @@ const TEXT_BYTES_MAX: usize = 512;
 pub(crate) struct Work {
     pub(crate) item: ItemId,
     pub(crate) shard: u32,
+    /// Its recipients are those that are still to be told of.
     pub(crate) handout: Box<v1::Handout>,
+    /// Results of this attempt that stand: of recipients that an earlier host refused, when others went on to the next.
+    pub(crate) decided: Vec<v1::RecipientResult>,
     /// Connections that were lost under it.
     pub(crate) lost: u32,
     /// Of its message, shared with the other items of it.
@@ -62,31 +66,37 @@ impl Work {
         })
     }
 
-    /// The same result for every recipient.
+    /// The same result for every recipient that has none yet.
     pub(crate) fn all(&self, result: &v1::RecipientResult) -> Vec<v1::RecipientResult> {
-        let one = |recipient: &v1::HandoutRecipient| v1::RecipientResult {
-            recipient: recipient.recipient,
-            ..result.clone()
-        };
-        self.handout.recipients.iter().map(one).collect()
+        self.with(|_| result.clone())
     }
 
     /// The results of a transaction. A recipient that the outcome does not name is deferred.
     pub(crate) fn results(&self, outcome: &Outcome, at: &At) -> Vec<v1::RecipientResult> {
         let silent = at.deferred("4.3.0", "the attempt ended without a result");
-        let recipients = self.handout.recipients.iter().enumerate();
-        recipients
-            .map(|(n, recipient)| {
-                let result = outcome
-                    .recipients
-                    .get(n)
-                    .map_or_else(|| silent.clone(), |outcome| at.result(outcome));
-                v1::RecipientResult {
-                    recipient: recipient.recipient,
-                    ..result
-                }
-            })
-            .collect()
+        let of = |outcome: &RecipientOutcome| at.result(outcome);
+        self.with(|n| outcome.recipients.get(n).map_or_else(|| silent.clone(), of))
+    }
+
+    /// What stands already, and for each other recipient what `result` gives by its place; in the order of recipients.
+    fn with(&self, result: impl Fn(usize) -> v1::RecipientResult) -> Vec<v1::RecipientResult> {
+        let open = self.handout.recipients.iter().enumerate();
+        let open = open.map(|(n, recipient)| v1::RecipientResult {
+            recipient: recipient.recipient,
+            ..result(n)
+        });
+        let mut results: Vec<_> = self.decided.iter().cloned().chain(open).collect();
+        results.sort_by_key(|result| result.recipient);
+        results
+    }
+
+    /// Those that the next host may take remain; the results of the others stand.
+    pub(crate) fn go_on(&mut self, results: &[v1::RecipientResult]) {
+        let (open, decided): (Vec<_>, _) = results.iter().cloned().partition(may_be_taken);
+        let open: HashSet<u32> = open.iter().map(|result| result.recipient).collect();
+        let recipients = &mut self.handout.recipients;
+        recipients.retain(|recipient| open.contains(&recipient.recipient));
+        self.decided = decided;
     }
 }
 
@@ -169,7 +179,6 @@ impl At {
 /// The result when there is nowhere to go.
 pub(crate) fn unroutable(no: &NoRoute) -> v1::RecipientResult {
     let mut result = v1::RecipientResult {
-        code: no.code,
         never_reached: true,
         ..Default::default()
     };
@@ -192,6 +201,50 @@ pub(crate) fn may_go_elsewhere(outcome: &Outcome) -> bool {
         let silent = recipient.reply.is_none() && recipient.stage < Stage::FinalDot;
         recipient.verdict == Verdict::Deferred && !recipient.ambiguous && (closed || silent)
     })
+}
+
+/// A transaction came to an end, and took nobody in for whom another host might still do: that one is asked in the same
+/// attempt, "in order until a delivery attempt succeeds" (RFC 5321 section 5.1). Where a recipient was taken the attempt
+/// has succeeded; the others wait for their next one, for what is delivered must not hang on a second conversation.
+pub(crate) fn next_host_may_take(results: &[v1::RecipientResult]) -> bool {
+    results.iter().any(may_be_taken)
+        && results
+            .iter()
+            .all(|result| result.verdict() != v1::Verdict::Delivered && !result.ambiguous)
+}
+
+/// It said "not now", whatever it was about: a greylist, a full disk, a sick database are that host's own. Or this node
+/// itself saw from what the host offers that it cannot take the message.
+fn may_be_taken(result: &v1::RecipientResult) -> bool {
+    result.verdict() == v1::Verdict::Deferred || is_our_refusal(result)
+}
+
+/// The host was not asked: it lacks what the message needs. The attempt fails for that only if all hosts lack it.
+pub(crate) fn is_our_refusal(result: &v1::RecipientResult) -> bool {
+    result.verdict() == v1::Verdict::Failed && result.code == 0
+}
+
+/// What stands of two hosts' results of the same recipients: the later one, unless it is only that the host was not asked
+/// while the one before said "not now". `None`: the later one said nothing.
+pub(crate) fn merge(
+    before: Vec<v1::RecipientResult>,
+    now: Option<Vec<v1::RecipientResult>>,
+) -> Vec<v1::RecipientResult> {
+    let Some(now) = now else { return before };
+    let one = |(before, now): (v1::RecipientResult, v1::RecipientResult)| {
+        let keeps = is_our_refusal(&now) && before.verdict() == v1::Verdict::Deferred;
+        if keeps { before } else { now }
+    };
+    before.into_iter().zip(now).map(one).collect()
+}
+
+/// A host that was not reached may offer what the others lack: the mail waits for it.
+pub(crate) fn wait_for_the_rest(results: &mut [v1::RecipientResult]) {
+    for result in results.iter_mut().filter(|result| is_our_refusal(result)) {
+        result.set_verdict(v1::Verdict::Deferred);
+        result.enhanced = result.enhanced.replacen('5', "4", 1);
+        result.text = cut(&format!("{}; another host was not reached", result.text));
+    }
 }
 
 fn verdict(verdict: Verdict) -> v1::Verdict {

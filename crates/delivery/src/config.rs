@@ -1,6 +1,6 @@
 //! The settings that must be known before a delivery node starts; the rest comes with the catalog.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,8 +18,12 @@ pub struct Config {
     pub hostname: String,
     /// Where the journal is. One process uses it.
     pub data_dir: PathBuf,
-    /// Addresses that this relay listens on; MX hosts with one of them are loops.
+    /// Addresses that this relay listens on; hosts with one of them are loops.
     pub own_addresses: Vec<IpAddr>,
+    /// What other nodes of this relay are called, beside what the catalog says; MX hosts with such a name are loops.
+    pub own_names: Vec<String>,
+    /// Where this very process accepts mail.
+    pub own_listen: Vec<SocketAddr>,
     /// Port of hosts found by MX, an address or an address literal: 25, but for tests.
     pub smtp_port: u16,
     /// CAs beside the well-known ones, in PEM, whose certificates a next hop may have where TLS is required.
@@ -53,6 +57,8 @@ impl Config {
             hostname: hostname.into(),
             data_dir: data_dir.into(),
             own_addresses: Vec::new(),
+            own_names: Vec::new(),
+            own_listen: Vec::new(),
             smtp_port: SMTP_PORT,
             tls_ca: None,
             idle: IDLE_DEFAULT,

@@ -1,17 +1,21 @@
 //! The driver of one SMTP session: one socket, one `smtp::client::Session`. It knows no mail: questions go to its owner.
 
+use std::future::poll_fn;
 use std::io::ErrorKind;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use resource::TlsPolicy;
 use smtp::client::{Answer, Config, Failure, Outcome, Output, Question, Session, Stage};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout_at;
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
+use tokio_util::io::poll_read_buf;
 
 use crate::attempt::At;
 use crate::route::Hop;
@@ -21,6 +25,8 @@ use crate::tls::{NextHopTls, Secured};
 const READ_BYTES: usize = 4 * 1024;
 /// Output is gathered up to here, so that a small message and its final dot leave in one write.
 const GATHER_BYTES_MAX: usize = 32 * 1024;
+/// How long a broken connection is listened to: what was said before the break is in the socket already.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What the session wants of its owner.
 #[derive(Debug)]
@@ -194,11 +200,7 @@ impl Connection {
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => self
                 .session
                 .lost("the next hop closed the connection", now()),
-            Ok(_) => {
-                let bytes = self.read.split().freeze();
-                tracing::trace!(hop = %self.hop.address, bytes = %bytes.escape_ascii(), "received");
-                self.session.feed(bytes, now());
-            }
+            Ok(_) => self.fed(),
             Err(error) => self
                 .session
                 .lost(&format!("the connection broke: {error}"), now()),
@@ -227,21 +229,73 @@ impl Connection {
         let bytes = self.gathered.split();
         tracing::trace!(hop = %self.hop.address, octets = bytes.len(), start = %bytes[..bytes.len().min(200)].escape_ascii(), "sent");
         let until = tokio::time::Instant::now() + self.write_timeout;
-        let written = timeout_at(until, async {
-            self.socket.write_all(&bytes).await?;
-            // TLS may still hold a part of it.
-            self.socket.flush().await
-        });
-        match written.await {
+        match timeout_at(until, self.write_while_reading(bytes)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => self
-                .session
-                .lost(&format!("the connection broke: {error}"), now()),
+            Ok(Err(error)) => {
+                self.hear_last_words().await;
+                self.session
+                    .lost(&format!("the connection broke: {error}"), now());
+            }
             Err(_) => self
                 .session
                 .lost("the next hop took no octets for too long", now()),
         }
     }
+
+    /// Writes, and reads what comes meanwhile. A host that will not have the message says so in the middle of it and
+    /// closes (RFC 5321 section 4.2.5 knows no such reply, many send it): unread, its refusal would be lost with the
+    /// connection. And two that only write wait for each other for ever.
+    async fn write_while_reading(&mut self, mut bytes: BytesMut) -> std::io::Result<()> {
+        let mut reads = true;
+        while !bytes.is_empty() {
+            self.read.reserve(READ_BYTES);
+            let (socket, read) = (&mut self.socket, &mut self.read);
+            let step = poll_fn(|cx| {
+                if reads && let Poll::Ready(got) = poll_read_buf(Pin::new(&mut *socket), cx, read) {
+                    return Poll::Ready(Step::Read(got));
+                }
+                Pin::new(&mut *socket)
+                    .poll_write(cx, &bytes)
+                    .map(Step::Written)
+            });
+            match step.await {
+                // That it sends nothing more is no reason not to take the rest; if it does not, the write says so.
+                Step::Read(Ok(0) | Err(_)) => reads = false,
+                Step::Read(Ok(_)) => self.fed(),
+                Step::Written(Ok(0)) => return Err(ErrorKind::WriteZero.into()),
+                Step::Written(written) => bytes.advance(written?),
+            }
+        }
+        // TLS may still hold a part of it.
+        self.socket.flush().await
+    }
+
+    /// After a write that failed: what the other end had said before is still there to be read.
+    async fn hear_last_words(&mut self) {
+        let hear = async {
+            loop {
+                self.read.reserve(READ_BYTES);
+                match self.socket.read_buf(&mut self.read).await {
+                    Ok(0) | Err(_) => return,
+                    Ok(_) => self.fed(),
+                }
+            }
+        };
+        let _ = tokio::time::timeout(LAST_WORDS, hear).await;
+    }
+
+    /// What was read goes to the session.
+    fn fed(&mut self) {
+        let bytes = self.read.split().freeze();
+        tracing::trace!(hop = %self.hop.address, bytes = %bytes.escape_ascii(), "received");
+        self.session.feed(bytes, now());
+    }
+}
+
+/// What one poll of a socket came to.
+enum Step {
+    Read(std::io::Result<usize>),
+    Written(std::io::Result<usize>),
 }
 
 /// The monotonic clock, the one that tests can turn.

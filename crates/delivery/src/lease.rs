@@ -18,11 +18,13 @@ use v1::lease_request::What as Request;
 use crate::hand::Hand;
 use crate::item::ItemId;
 
+mod hints;
 mod shard;
 #[cfg(test)]
 mod tests;
 mod work;
 
+use hints::{Hint, Hints};
 use shard::Shard;
 
 /// How often a lease session is kept alive: three may be lost before the fence.
@@ -35,8 +37,10 @@ pub(crate) const BYTES_IN_HAND_MAX: u64 = 64 * 1024 * 1024;
 pub(crate) const WINDOW_DEFAULT: u32 = 20;
 /// How long a request to open waits for its answer, and a refused shard for its next try.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
-/// Destinations whose windows are remembered for a new stream; beyond, they start at the default.
+/// Destinations whose windows are remembered; those beyond keep the default.
 const WINDOWS_MAX: usize = 10_000;
+/// Destinations that may back off at once: the queue remembers no more of one delivery node either.
+const BUSY_MAX: usize = 100_000;
 
 /// What the driver has to do.
 #[derive(Debug)]
@@ -61,8 +65,11 @@ pub(crate) enum Effect {
 #[derive(Debug)]
 struct Link {
     serial: u64,
+    /// Credit to be given.
     items: u32,
     bytes: u64,
+    /// What its queue node has not heard yet of destinations.
+    hints: Hints,
 }
 
 /// The leases of this node.
@@ -77,6 +84,8 @@ pub(crate) struct Leases {
     nodes: u32,
     windows: HashMap<String, u32>,
     busy: HashMap<String, Instant>,
+    /// When `busy` was last cleared of what is over.
+    pruned: Option<Instant>,
     /// Items that only the journal knows, until the new lease session says whether it kept them.
     recalled: HashMap<u32, Vec<(ItemId, v1::SettleRequest)>>,
     leaving: bool,
@@ -94,6 +103,7 @@ impl Leases {
             nodes: 1,
             windows: HashMap::new(),
             busy: HashMap::new(),
+            pruned: None,
             recalled: HashMap::new(),
             leaving: false,
         }
@@ -143,30 +153,27 @@ impl Leases {
         addresses
     }
 
-    /// A stream to a queue node stands. Gives its serial.
-    pub(crate) fn link_up(&mut self, address: &str, now: Instant, out: &mut Vec<Effect>) -> u64 {
+    /// A stream to a queue node stands. Gives its serial. What is in hand of streams that are gone is charged to it.
+    pub(crate) fn link_up(&mut self, address: &str, hand: &mut Hand) -> u64 {
         self.last_serial += 1;
-        let (items, bytes) = (
-            ITEMS_IN_HAND_MAX / self.nodes,
-            BYTES_IN_HAND_MAX / u64::from(self.nodes),
+        let share = (
+            (ITEMS_IN_HAND_MAX / self.nodes).max(1),
+            (BYTES_IN_HAND_MAX / u64::from(self.nodes)).max(1),
         );
+        self.links.remove(address);
+        let live: Vec<u64> = self.links.values().map(|link| link.serial).collect();
+        let (items, bytes) = hand.charge_orphans(&live, self.last_serial, share);
+        let mut hints = Hints::default();
+        for destination in self.windows.keys() {
+            hints.push(Hint::Window(destination.clone()));
+        }
         let link = Link {
             serial: self.last_serial,
-            items: items.max(1),
-            bytes: bytes.max(1),
+            items: share.0.saturating_sub(items),
+            bytes: share.1.saturating_sub(bytes),
+            hints,
         };
         self.links.insert(address.to_string(), link);
-        let mut send = |what| out.push(Effect::Send(address.to_string(), what));
-        for (destination, items) in &self.windows {
-            send(Request::Window(v1::DestinationWindow {
-                destination: destination.clone(),
-                items: *items,
-            }));
-        }
-        self.busy.retain(|_, until| *until > now);
-        for (destination, until) in &self.busy {
-            send(Request::Busy(busy(destination, *until - now)));
-        }
         self.last_serial
     }
 
@@ -202,49 +209,8 @@ impl Leases {
     /// This much of a stream's credit is free again.
     fn returned(&mut self, serial: u64, items: u32, bytes: u64) {
         if let Some(link) = self.links.values_mut().find(|link| link.serial == serial) {
-            link.items += items;
-            link.bytes += bytes;
-        }
-    }
-
-    /// This many unsettled items of a destination are wanted from each shard.
-    pub(crate) fn window(&mut self, destination: &str, items: u32, out: &mut Vec<Effect>) {
-        let before = self
-            .windows
-            .get(destination)
-            .copied()
-            .unwrap_or(WINDOW_DEFAULT);
-        if before == items {
-            return;
-        }
-        if items == WINDOW_DEFAULT {
-            self.windows.remove(destination);
-        } else if self.windows.len() < WINDOWS_MAX || self.windows.contains_key(destination) {
-            self.windows.insert(destination.to_string(), items);
-        }
-        for address in self.links.keys() {
-            let window = v1::DestinationWindow {
-                destination: destination.to_string(),
-                items,
-            };
-            out.push(Effect::Send(address.clone(), Request::Window(window)));
-        }
-    }
-
-    /// A destination is backing off: hand out nothing of it for so long.
-    pub(crate) fn busy(
-        &mut self,
-        destination: &str,
-        pause: Duration,
-        now: Instant,
-        out: &mut Vec<Effect>,
-    ) {
-        self.busy.insert(destination.to_string(), now + pause);
-        for address in self.links.keys() {
-            out.push(Effect::Send(
-                address.clone(),
-                Request::Busy(busy(destination, pause)),
-            ));
+            link.items = (link.items + items).min(ITEMS_IN_HAND_MAX);
+            link.bytes = (link.bytes + bytes).min(BYTES_IN_HAND_MAX);
         }
     }
 
@@ -257,6 +223,7 @@ impl Leases {
         for (serial, (items, bytes)) in hand.take_freed() {
             self.returned(serial, items, bytes);
         }
+        self.prune_now_and_then(now);
         if self.leaving {
             return;
         }
@@ -361,13 +328,5 @@ impl Leases {
             self.shards.resize_with(number + 1, Shard::default);
         }
         &mut self.shards[number]
-    }
-}
-
-fn busy(destination: &str, pause: Duration) -> v1::DestinationBusy {
-    let for_ms = u32::try_from(pause.as_millis()).unwrap_or(u32::MAX);
-    v1::DestinationBusy {
-        destination: destination.to_string(),
-        for_ms,
     }
 }

@@ -23,6 +23,9 @@ const EVENTS_BATCH: usize = 64;
 const BATCHES_WAITING_MAX: usize = 8;
 /// How often the time is looked at: fences and keepalives need no finer clock.
 const TICK: Duration = Duration::from_millis(250);
+/// Of a stream's places for requests, one part in so many is for what is said of destinations; the rest is kept for what
+/// keeps lease sessions alive.
+const HINTS_PART: usize = 4;
 /// Between two tries to reach a queue node.
 const RECONNECT_AFTER: Duration = Duration::from_millis(300);
 
@@ -88,7 +91,7 @@ pub(crate) async fn run(
                 driver.topology(&view);
             }
             Some(heard) = hearing.recv() => driver.hear(heard, &mut out),
-            Some(said) = said.recv() => driver.listen(said, &mut out),
+            Some(said) = said.recv() => driver.listen(said),
             () = driver.node.credit.notified() => {}
             _ = tick.tick() => {
                 driver.node.tidy(now());
@@ -97,6 +100,7 @@ pub(crate) async fn run(
         }
         driver.leases.tick(&mut driver.node.hand(), now(), &mut out);
         driver.carry_out(out);
+        driver.hint();
         let is_ready = driver.leases.ready();
         ready.send_if_modified(|ready| std::mem::replace(ready, is_ready) != is_ready);
     }
@@ -141,7 +145,7 @@ impl Driver {
         match heard {
             Heard::Up(address, ask, stream) => {
                 self.connecting.remove(&address);
-                let serial = self.leases.link_up(&address, now(), out);
+                let serial = self.leases.link_up(&address, &mut self.node.hand());
                 let reader = self.over.child_token();
                 let read = read(address.clone(), serial, stream, self.heard.clone());
                 tokio::spawn(reader.clone().run_until_cancelled_owned(read));
@@ -188,10 +192,10 @@ impl Driver {
         }
     }
 
-    fn listen(&mut self, said: Said, out: &mut Vec<Effect>) {
+    fn listen(&mut self, said: Said) {
         match said {
-            Said::Window(destination, items) => self.leases.window(&destination, items, out),
-            Said::Busy(destination, pause) => self.leases.busy(&destination, pause, now(), out),
+            Said::Window(destination, items) => self.leases.window(&destination, items),
+            Said::Busy(destination, pause) => self.leases.busy(&destination, pause, now()),
             Said::SettledFirst(shard) => self.leases.settled_first(shard),
         }
     }
@@ -206,6 +210,7 @@ impl Driver {
                             item,
                             shard,
                             handout,
+                            decided: Vec::new(),
                             lost: 0,
                             signature: self.node.signatures.of(item.message),
                         });
@@ -223,6 +228,21 @@ impl Driver {
                     session,
                 } => self.node.release(shard, item, token, session),
             }
+        }
+    }
+
+    /// Says of destinations what there is room for; the next tick goes on.
+    fn hint(&mut self) {
+        let room = |link: &Link| {
+            let places = link.ask.max_capacity();
+            let kept = places - places / HINTS_PART;
+            link.ask.capacity().saturating_sub(kept)
+        };
+        let links = self.links.iter();
+        let rooms: Vec<_> = links.map(|(at, link)| (at.clone(), room(link))).collect();
+        for (address, room) in rooms {
+            let hints = self.leases.hints(&address, room, now());
+            self.carry_out(hints);
         }
     }
 

@@ -19,14 +19,17 @@ use crate::dkim::Signatures;
 use crate::hand::{FENCE, Hand, Stop};
 use crate::item::ItemId;
 use crate::journal::Journal;
-use crate::resolve::Via;
-use crate::route::{Hop, Own};
+use crate::resolve::{Own, Via};
+use crate::route::Hop;
 use crate::site::{Enqueued, Site};
 use crate::tls::NextHopTls;
 use crate::worker;
 
 /// A site where nothing happens is forgotten after this, and with it what its window had learned.
 const SITE_FORGOTTEN_AFTER: Duration = Duration::from_secs(900);
+
+/// How often that is looked at.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
 
 /// What the lease side is told.
 #[derive(Debug)]
@@ -43,7 +46,6 @@ pub(crate) enum Said {
 pub(crate) struct Node {
     pub(crate) config: Config,
     pub(crate) host: mail::Host,
-    pub(crate) own: Own,
     pub(crate) queue: QueueClient,
     pub(crate) resolver: Resolver,
     pub(crate) tls: NextHopTls,
@@ -64,6 +66,8 @@ pub(crate) struct Node {
     first: Mutex<HashSet<ItemId>>,
     connections: AtomicU32,
     starved: AtomicBool,
+    /// When sites and destinations without use were last forgotten.
+    forgotten_at: Mutex<Instant>,
     said: mpsc::UnboundedSender<Said>,
     settles: mpsc::UnboundedSender<v1::SettleRequest>,
 }
@@ -92,15 +96,10 @@ impl Node {
         // Bounded by the items in hand: each has one request at a time.
         let ((said, said_to), (settles, settles_to)) =
             (mpsc::unbounded_channel(), mpsc::unbounded_channel());
-        let own = Own {
-            names: vec![config.hostname.to_ascii_lowercase()],
-            addresses: config.own_addresses.clone(),
-        };
         let hand = Mutex::new(Hand::new(config.fence_after.min(FENCE)));
         let node = Node {
             config,
             host,
-            own,
             queue,
             resolver,
             tls,
@@ -117,6 +116,7 @@ impl Node {
             first: Mutex::default(),
             connections: AtomicU32::new(0),
             starved: AtomicBool::new(false),
+            forgotten_at: Mutex::new(now()),
             said,
             settles,
         };
@@ -151,6 +151,26 @@ impl Node {
             .unwrap_or_default()
     }
 
+    /// Where mail of ours would come back: as this node was told, and as is declared.
+    pub(crate) fn own(&self) -> Own {
+        let config = &self.config;
+        let mut names = vec![config.hostname.to_ascii_lowercase()];
+        names.extend(
+            config
+                .own_names
+                .iter()
+                .map(|name| name.to_ascii_lowercase()),
+        );
+        if let Some(catalog) = self.catalog.borrow().as_ref() {
+            names.extend(catalog.own_names().map(str::to_ascii_lowercase));
+        }
+        Own {
+            names,
+            addresses: config.own_addresses.clone(),
+            listen: config.own_listen.clone(),
+        }
+    }
+
     /// Takes a leased item in. It is in the hand already.
     pub(crate) fn enqueue(self: &Arc<Node>, work: Work) {
         if self.leaving.is_cancelled() {
@@ -158,7 +178,8 @@ impl Node {
         }
         let destination = work.destination();
         let site = self.site(destination);
-        if let Some(items) = site.news(destination, self.shards.load(Ordering::Relaxed)) {
+        let shards = self.shards.load(Ordering::Relaxed);
+        if let Some(items) = site.news(destination, shards, now()) {
             self.say(Said::Window(destination.to_string(), items));
         }
         match site.enqueue(work, now()) {
@@ -223,8 +244,25 @@ impl Node {
                 self.connect(site);
             }
         }
+        let mut forgotten_at = lock(&self.forgotten_at);
+        if now < *forgotten_at + FORGET_EVERY {
+            return;
+        }
+        *forgotten_at = now;
+        drop(forgotten_at);
         if let Some(since) = now.checked_sub(SITE_FORGOTTEN_AFTER) {
-            lock(&self.sites).retain(|_, site| !site.unused_since(since));
+            self.forget_unused(since);
+        }
+    }
+
+    fn forget_unused(&self, since: Instant) {
+        let mut destinations = Vec::new();
+        lock(&self.sites).retain(|_, site| {
+            destinations.append(&mut site.forget_unused(since));
+            !site.unused_since(since)
+        });
+        for destination in destinations {
+            self.say(Said::Window(destination, crate::lease::WINDOW_DEFAULT));
         }
     }
 

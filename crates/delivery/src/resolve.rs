@@ -1,13 +1,13 @@
 //! From a site to its hops: asks the DNS what `route` needs to know.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use dns::{AddressAnswer, MxHost, Resolver};
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 use resource::{Host, Target};
 
-use crate::route::{self, ADDRESSES_MAX, Hop, NoRoute, Own};
+use crate::route::{self, ADDRESSES_MAX, Hop, NoRoute};
 
 /// Hosts that are asked for addresses: more than [`ADDRESSES_MAX`] are never tried, and a zone may list hundreds.
 const HOSTS_MAX: usize = ADDRESSES_MAX;
@@ -21,6 +21,33 @@ pub(crate) enum Via {
     Fixed(Vec<Target>),
 }
 
+/// Where mail of ours would come back to this relay.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Own {
+    /// What its nodes are called, lower case.
+    pub(crate) names: Vec<String>,
+    /// Where its nodes listen, whatever the port.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// Where this very process listens.
+    pub(crate) listen: Vec<SocketAddr>,
+}
+
+impl Own {
+    /// A connection to this address and port would end at this relay.
+    fn is(&self, ip: IpAddr, port: u16) -> bool {
+        let ip = ip.to_canonical();
+        let here = |at: &SocketAddr| {
+            at.port() == port && (at.ip() == ip || at.ip().is_unspecified() && is_local(ip))
+        };
+        self.addresses.contains(&ip) || self.listen.iter().any(here)
+    }
+}
+
+/// The address is one of this machine's: only those can be bound to.
+fn is_local(ip: IpAddr) -> bool {
+    UdpSocket::bind((ip, 0)).is_ok()
+}
+
 /// The hops to try, best first.
 pub(crate) async fn hops(
     via: &Via,
@@ -30,7 +57,7 @@ pub(crate) async fn hops(
 ) -> Result<Vec<Hop>, NoRoute> {
     match via {
         Via::Mx(destination) => match route::literal(destination) {
-            Some(ip) => Ok(vec![Hop::found(destination.clone(), (ip, port).into())]),
+            Some(ip) => route::to_literal(destination, ip, port, |ip| own.is(ip, port)),
             None => by_mx(destination, resolver, own, port).await,
         },
         Via::Fixed(targets) => fixed(targets, resolver).await,
@@ -44,7 +71,8 @@ async fn by_mx(
     port: u16,
 ) -> Result<Vec<Hop>, NoRoute> {
     let answer = resolver.mx(domain).await;
-    let mut hosts = route::hosts(domain, answer, own, &mut rand::rng())?;
+    let route::Hosts { mut hosts, backup } =
+        route::hosts(domain, answer, &own.names, &mut rand::rng())?;
     hosts.truncate(HOSTS_MAX);
     let ask = |host: MxHost| async {
         let answer = resolver.addresses(&host.host).await;
@@ -56,7 +84,7 @@ async fn by_mx(
         .collect::<FuturesOrdered<_>>()
         .collect()
         .await;
-    route::hops(domain, found, port, own)
+    route::hops(domain, found, port, backup, |ip| own.is(ip, port))
 }
 
 /// A server that was declared and cannot be found is a mistake to be corrected, never a reason to return mail.
@@ -91,11 +119,36 @@ async fn fixed(targets: &[Target], resolver: &Resolver) -> Result<Vec<Hop>, NoRo
     if hops.is_empty() {
         Err(NoRoute {
             permanent: false,
-            code: 0,
             enhanced: "4.4.3",
             text: why,
         })
     } else {
         Ok(hops)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_knows_the_sockets_that_are_its_own() {
+        let listening = |at: &str| Own {
+            listen: vec![at.parse().expect("an address")],
+            ..Own::default()
+        };
+        let is = |own: &Own, ip: &str, port| own.is(ip.parse().expect("an address"), port);
+        let everywhere = listening("0.0.0.0:25");
+        assert!(is(&everywhere, "127.0.0.1", 25) && is(&everywhere, "127.0.0.9", 25));
+        assert!(is(&everywhere, "::ffff:127.0.0.1", 25));
+        assert!(!is(&everywhere, "127.0.0.1", 2525), "another server's port");
+        assert!(!is(&everywhere, "192.0.2.1", 25), "another machine");
+        let one = listening("127.0.0.1:25");
+        assert!(is(&one, "127.0.0.1", 25) && !is(&one, "127.0.0.2", 25));
+        let told = Own {
+            addresses: vec!["192.0.2.1".parse().expect("an address")],
+            ..Own::default()
+        };
+        assert!(is(&told, "192.0.2.1", 25));
     }
 }

@@ -34,8 +34,6 @@ impl Hop {
 pub(crate) struct NoRoute {
     /// The mail fails now; else it waits.
     pub(crate) permanent: bool,
-    /// Reply code to report, 0 when there is no apt one.
-    pub(crate) code: u32,
     /// Enhanced status code (RFC 3463).
     pub(crate) enhanced: &'static str,
     /// For people.
@@ -43,10 +41,9 @@ pub(crate) struct NoRoute {
 }
 
 impl NoRoute {
-    fn permanent(code: u32, enhanced: &'static str, text: String) -> NoRoute {
+    fn permanent(enhanced: &'static str, text: String) -> NoRoute {
         NoRoute {
             permanent: true,
-            code,
             enhanced,
             text,
         }
@@ -56,20 +53,19 @@ impl NoRoute {
         // RFC 3463 X.4.3: directory server failure, for which the DNS is the example.
         NoRoute {
             permanent: false,
-            code: 0,
             enhanced: "4.4.3",
             text,
         }
     }
 }
 
-/// What we are called and where we listen: mail is never sent there by an MX record.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Own {
-    /// Host names, lower case.
-    pub(crate) names: Vec<String>,
-    /// Addresses.
-    pub(crate) addresses: Vec<IpAddr>,
+/// The hosts of a domain that may take its mail.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Hosts {
+    /// Best first.
+    pub(crate) hosts: Vec<MxHost>,
+    /// By its name one of the others is ourselves: we are the backup of these.
+    pub(crate) backup: bool,
 }
 
 /// The address in an address literal such as `[192.0.2.1]` or `[IPv6:2001:db8::1]` (RFC 5321 section 4.1.3); `None` when the
@@ -82,41 +78,60 @@ pub(crate) fn literal(destination: &str) -> Option<IpAddr> {
     }
 }
 
-/// The hosts to ask for addresses, best first, from a domain's MX answer.
+/// The one hop to an address literal.
+pub(crate) fn to_literal(
+    destination: &str,
+    ip: IpAddr,
+    port: u16,
+    is_own: impl Fn(IpAddr) -> bool,
+) -> Result<Vec<Hop>, NoRoute> {
+    if is_own(ip) {
+        return Err(loops(destination));
+    }
+    Ok(vec![Hop::found(destination.to_string(), (ip, port).into())])
+}
+
+/// The hosts to ask for addresses, from a domain's MX answer. `own`: what we are called, lower case; mail is never sent
+/// there by an MX record.
 pub(crate) fn hosts(
     domain: &str,
     answer: MxAnswer,
-    own: &Own,
+    own: &[String],
     random: &mut impl rand::Rng,
-) -> Result<Vec<MxHost>, NoRoute> {
+) -> Result<Hosts, NoRoute> {
     match answer {
         MxAnswer::Hosts(mut hosts) => {
             dns::order(&mut hosts, random);
             let own_at = hosts
                 .iter()
-                .find(|host| own.names.contains(&host.host))
+                .find(|host| own.contains(&host.host))
                 .map(|host| host.preference);
-            let left = before(hosts, own_at);
-            if left.is_empty() {
+            let hosts = before(hosts, own_at);
+            let backup = own_at.is_some();
+            if hosts.is_empty() {
                 Err(loops(domain))
             } else {
-                Ok(left)
+                Ok(Hosts { hosts, backup })
             }
         }
-        // RFC 7505 section 4: 556 and 5.1.10 are made for it.
+        // RFC 7505 section 4. Its reply code 556 is for who is asked by SMTP; here nobody was, so nobody said it.
         MxAnswer::Null => Err(NoRoute::permanent(
-            556,
             "5.1.10",
             format!("{domain} accepts no mail (null MX)"),
         )),
-        MxAnswer::NoMx if own.names.iter().any(|name| name == domain) => Err(loops(domain)),
-        MxAnswer::NoMx => Ok(vec![MxHost {
-            preference: 0,
-            host: domain.to_string(),
-        }]),
+        MxAnswer::NoMx if own.iter().any(|name| name == domain) => Err(loops(domain)),
+        MxAnswer::NoMx => {
+            let host = domain.to_string();
+            Ok(Hosts {
+                hosts: vec![MxHost {
+                    preference: 0,
+                    host,
+                }],
+                backup: false,
+            })
+        }
         // RFC 3463 X.1.2: bad destination system address.
         MxAnswer::NoDomain => Err(NoRoute::permanent(
-            0,
             "5.1.2",
             format!("the domain {domain} does not exist"),
         )),
@@ -124,25 +139,24 @@ pub(crate) fn hosts(
     }
 }
 
-/// The hops from the hosts and their addresses, in the hosts' order.
+/// The hops from the hosts and their addresses, in the hosts' order. `backup`: see [`Hosts`].
 pub(crate) fn hops(
     domain: &str,
     found: Vec<(MxHost, AddressAnswer)>,
     port: u16,
-    own: &Own,
+    backup: bool,
+    is_own: impl Fn(IpAddr) -> bool,
 ) -> Result<Vec<Hop>, NoRoute> {
     let own_at = found.iter().find_map(|(host, answer)| match answer {
-        AddressAnswer::Found(ips) if ips.iter().any(|ip| own.addresses.contains(ip)) => {
-            Some(host.preference)
-        }
+        AddressAnswer::Found(ips) if ips.iter().any(|ip| is_own(*ip)) => Some(host.preference),
         _ => None,
     });
+    let better = |(host, _): &(MxHost, _)| own_at.is_none_or(|own| host.preference < own);
+    let is_best = !backup && own_at.is_some() && !found.iter().any(better);
     let mut lookup_failed = None;
     let mut hops = Vec::new();
-    let mut looped = false;
     for (host, answer) in found {
         if own_at.is_some_and(|own| host.preference >= own) {
-            looped = true;
             continue;
         }
         match answer {
@@ -155,13 +169,19 @@ pub(crate) fn hops(
         }
     }
     hops.truncate(ADDRESSES_MAX);
-    match (hops.is_empty(), lookup_failed, looped) {
-        (false, ..) => Ok(hops),
-        (true, Some(why), _) => Err(NoRoute::temporary(why)),
-        (true, None, true) => Err(loops(domain)),
+    match (hops.is_empty(), lookup_failed) {
+        (false, _) => Ok(hops),
+        (true, Some(why)) => Err(NoRoute::temporary(why)),
+        (true, None) if is_best => Err(loops(domain)),
+        // A backup keeps the mail until the better hosts are back, in the DNS too.
+        (true, None) if backup || own_at.is_some() => Err(NoRoute {
+            enhanced: "4.4.4",
+            ..NoRoute::temporary(format!(
+                "no mail host of {domain} that is better than this relay has an address now"
+            ))
+        }),
         // RFC 3463 X.4.4: unable to route.
-        (true, None, false) => Err(NoRoute::permanent(
-            0,
+        (true, None) => Err(NoRoute::permanent(
             "5.4.4",
             format!("no mail host of {domain} has an address"),
         )),
@@ -182,7 +202,7 @@ fn loops(domain: &str) -> NoRoute {
     let text = format!(
         "mail for {domain} loops back to this relay: it is the domain's best MX and has no route for it"
     );
-    NoRoute::permanent(0, "5.4.6", text)
+    NoRoute::permanent("5.4.6", text)
 }
 
 #[cfg(test)]
@@ -201,18 +221,15 @@ mod tests {
         )
     }
 
-    fn own() -> Own {
-        Own {
-            names: vec!["us.example".into()],
-            addresses: vec![ip("192.0.2.99")],
-        }
+    fn is_own(address: IpAddr) -> bool {
+        address == ip("192.0.2.99")
     }
 
-    fn names(answer: MxAnswer) -> Result<Vec<String>, (bool, u32, &'static str)> {
+    fn names(answer: MxAnswer) -> Result<Vec<String>, (bool, &'static str)> {
         let mut random = rand::rngs::SmallRng::seed_from_u64(7);
-        hosts("d.example", answer, &own(), &mut random)
-            .map(|hosts| hosts.into_iter().map(|host| host.host).collect())
-            .map_err(|no| (no.permanent, no.code, no.enhanced))
+        hosts("d.example", answer, &["us.example".into()], &mut random)
+            .map(|found| found.hosts.into_iter().map(|host| host.host).collect())
+            .map_err(|no| (no.permanent, no.enhanced))
     }
 
     #[test]
@@ -221,22 +238,16 @@ mod tests {
         let table = [
             (mx(&[(20, "b"), (10, "a")]), ok(&["a", "b"])),
             (MxAnswer::NoMx, ok(&["d.example"])),
-            (MxAnswer::Null, Err((true, 556, "5.1.10"))),
-            (MxAnswer::NoDomain, Err((true, 0, "5.1.2"))),
-            (
-                MxAnswer::TempFail("SERVFAIL".into()),
-                Err((false, 0, "4.4.3")),
-            ),
+            (MxAnswer::Null, Err((true, "5.1.10"))),
+            (MxAnswer::NoDomain, Err((true, "5.1.2"))),
+            (MxAnswer::TempFail("SERVFAIL".into()), Err((false, "4.4.3"))),
             // We are the backup: only the better one is left.
             (
                 mx(&[(10, "a"), (20, "us.example"), (20, "c"), (30, "d")]),
                 ok(&["a"]),
             ),
             // We are the best: it would come straight back.
-            (
-                mx(&[(10, "us.example"), (20, "b")]),
-                Err((true, 0, "5.4.6")),
-            ),
+            (mx(&[(10, "us.example"), (20, "b")]), Err((true, "5.4.6"))),
         ];
         for (answer, expected) in table {
             assert_eq!(names(answer.clone()), expected, "{answer:?}");
@@ -251,8 +262,8 @@ mod tests {
         };
         let found =
             |list: &[&str]| AddressAnswer::Found(list.iter().map(|text| ip(text)).collect());
-        let of = |list: Vec<(MxHost, AddressAnswer)>| {
-            hops("d.example", list, 25, &own())
+        let backup = |list: Vec<(MxHost, AddressAnswer)>, backup| {
+            hops("d.example", list, 25, backup, is_own)
                 .map(|hops| {
                     hops.into_iter()
                         .map(|hop| format!("{} {}", hop.host, hop.address))
@@ -260,6 +271,7 @@ mod tests {
                 })
                 .map_err(|no| (no.permanent, no.enhanced))
         };
+        let of = |list| backup(list, false);
         assert_eq!(
             of(vec![
                 (host(1, "a"), found(&["192.0.2.1", "2001:db8::1"])),
@@ -288,6 +300,13 @@ mod tests {
             of(vec![(host(1, "a"), AddressAnswer::NoDomain)]),
             Err((true, "5.4.4"))
         );
+        let gone = || (host(1, "a"), AddressAnswer::NoAddress);
+        assert_eq!(
+            of(vec![gone(), (host(2, "b"), found(&["192.0.2.99"]))]),
+            Err((false, "4.4.4")),
+            "the backup waits, whatever becomes of the better ones"
+        );
+        assert_eq!(backup(vec![gone()], true), Err((false, "4.4.4")));
         let mixed = vec![
             (host(1, "a"), AddressAnswer::NoDomain),
             (host(2, "b"), AddressAnswer::TempFail("x".into())),
@@ -301,6 +320,12 @@ mod tests {
 
     #[test]
     fn literals() {
+        let to = |address: &str| {
+            let hops = to_literal("[x]", ip(address), 25, is_own);
+            hops.map(|hops| hops.len()).map_err(|no| no.enhanced)
+        };
+        assert_eq!(to("192.0.2.1"), Ok(1));
+        assert_eq!(to("192.0.2.99"), Err("5.4.6"));
         assert_eq!(literal("[192.0.2.1]"), Some(ip("192.0.2.1")));
         assert_eq!(literal("[ipv6:2001:db8::1]"), Some(ip("2001:db8::1")));
         for not in [

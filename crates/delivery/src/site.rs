@@ -18,7 +18,7 @@ use crate::window::Window;
 const ITEMS_NOTABLE: u32 = 16;
 /// Items in hand for each connection: one in the transaction, the rest cover the way to the queue and back.
 const ITEMS_PER_CONNECTION: u32 = 8;
-/// Destinations of one site whose windows are remembered: a smart host has all of them.
+/// Destinations of one site that are counted: a smart host has all of them. Those beyond keep the default window.
 const DESTINATIONS_SEEN_MAX: usize = 10_000;
 /// Unsettled items of one destination wanted from one shard at most.
 const WINDOW_ITEMS_MAX: u32 = 256;
@@ -41,8 +41,17 @@ struct State {
     idle: u32,
     dead_until: Option<Instant>,
     used: Instant,
-    /// How many items of a destination came, and the window announced for it.
-    seen: HashMap<String, (u32, u32)>,
+    seen: HashMap<String, Seen>,
+}
+
+/// One destination of a site.
+#[derive(Debug)]
+struct Seen {
+    /// Items that came.
+    items: u32,
+    /// The window announced for it.
+    announced: u32,
+    used: Instant,
 }
 
 /// What became of an item that was given to a site.
@@ -113,25 +122,38 @@ impl Site {
     }
 
     /// How many unsettled items of a destination to ask of each of `shards`, when that is news.
-    pub(crate) fn news(&self, destination: &str, shards: u32) -> Option<u32> {
+    pub(crate) fn news(&self, destination: &str, shards: u32, now: Instant) -> Option<u32> {
         let mut state = self.state();
         let connections = state.window.connections();
         let wanted = (connections * ITEMS_PER_CONNECTION)
             .div_ceil(shards.max(1))
             .next_power_of_two();
         let wanted = wanted.min(WINDOW_ITEMS_MAX);
-        let Some((count, announced)) = state.seen.get_mut(destination) else {
-            if state.seen.len() >= DESTINATIONS_SEEN_MAX {
-                state.seen.clear();
+        let Some(seen) = state.seen.get_mut(destination) else {
+            if state.seen.len() < DESTINATIONS_SEEN_MAX {
+                let seen = Seen {
+                    items: 1,
+                    announced: crate::lease::WINDOW_DEFAULT,
+                    used: now,
+                };
+                state.seen.insert(destination.to_string(), seen);
             }
-            state
-                .seen
-                .insert(destination.to_string(), (1, crate::lease::WINDOW_DEFAULT));
             return None;
         };
-        *count = count.saturating_add(1);
-        let news = *announced != wanted && *count >= ITEMS_NOTABLE;
-        news.then(|| *announced = wanted).map(|()| wanted)
+        seen.used = now;
+        seen.items = seen.items.saturating_add(1);
+        let news = seen.announced != wanted && seen.items >= ITEMS_NOTABLE;
+        news.then(|| seen.announced = wanted).map(|()| wanted)
+    }
+
+    /// Forgets the destinations of which nothing came since `since`. Gives those whose window is not the default: the
+    /// queue need not remember them either.
+    pub(crate) fn forget_unused(&self, since: Instant) -> Vec<String> {
+        let mut state = self.state();
+        let old = state.seen.extract_if(|_, seen| seen.used < since);
+        old.filter(|(_, seen)| seen.announced != crate::lease::WINDOW_DEFAULT)
+            .map(|(destination, _)| destination)
+            .collect()
     }
 
     /// A connection's task begins to wait for work (`true`) or no longer does.

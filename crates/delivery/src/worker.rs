@@ -1,21 +1,23 @@
 //! One connection's task: finds a host of the site, then serves the site's items over the connection until none comes.
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use mail::code::report::TLS_FAILED;
 use proto::v1;
 use resource::DeliverySettings;
-use smtp::client::{Answer, Config, Question, Timeouts, Tls, Verdict};
+use smtp::client::{Answer, Question, Verdict};
 
 use crate::attempt::{self, At, Work};
 use crate::body::Body;
-use crate::connection::{Connection, Event, Unopened, millis, now};
+use crate::connection::{Connection, Event, now};
 use crate::hand::Stop;
 use crate::node::Node;
 use crate::resolve;
 use crate::route::Hop;
 use crate::site::Site;
+
+mod dial;
+
+use dial::worse;
 
 /// Connections that may be lost under one item in one attempt before it is deferred.
 const LOST_MAX: u32 = 3;
@@ -41,6 +43,7 @@ pub(crate) async fn run(node: Arc<Node>, site: Arc<Site>) {
         site,
         dialing: true,
         carry: None,
+        put_off: None,
     };
     worker.visit().await;
     if let Some((work, results)) = worker.carry.take() {
@@ -64,6 +67,8 @@ struct Worker {
     settings: DeliverySettings,
     dialing: bool,
     carry: Carry,
+    /// An item that a host took for nobody, which the next one may take.
+    put_off: Carry,
 }
 
 impl Worker {
@@ -72,7 +77,7 @@ impl Worker {
         let found = resolve::hops(
             &self.site.via,
             &self.node.resolver,
-            &self.node.own,
+            &self.node.own(),
             config.smtp_port,
         )
         .await;
@@ -99,7 +104,7 @@ impl Worker {
                 Ok(connection) => {
                     last = None;
                     self.stand(true);
-                    let served = self.serve(connection).await;
+                    let served = self.serve(connection, &hops, next).await;
                     self.stand(false);
                     match served {
                         Served::Enough => return,
@@ -160,65 +165,8 @@ impl Worker {
         }
     }
 
-    /// Connects and speaks until the first transaction could start. A host with which opportunistic TLS fails is spoken to in
-    /// clear over a new connection: mail that TLS cannot protect from an attacker anyway must not wait for it.
-    async fn dial(&self, hop: &Hop) -> Result<Connection, Box<v1::RecipientResult>> {
-        let starttls = self.node.tls.starttls(hop, now());
-        match self.dial_once(hop, starttls).await {
-            Err(Undialed::Tls(_, text)) if starttls == Tls::Opportunistic => {
-                tracing::warn!(host = hop.host, address = %hop.address, reason = text, "the host offers TLS and cannot do it: it is spoken to in clear for a while");
-                metrics::counter!("postroad_delivery_clear_fallbacks_total").increment(1);
-                self.node.tls.speak_clear(hop, now());
-                self.dial_once(hop, Tls::Off).await
-            }
-            outcome => outcome,
-        }
-        .map_err(|(Undialed::Tls(result, _) | Undialed::Other(result))| result)
-    }
-
-    async fn dial_once(&self, hop: &Hop, starttls: Tls) -> Result<Connection, Undialed> {
-        let start = now();
-        let config = Arc::new(self.client_config(starttls));
-        let patience = self.settings.connect_timeout;
-        let tls = &self.node.tls;
-        let reached = || At::hop(hop, 0, millis(now() - start));
-        let no_tls = |text: String| {
-            tracing::debug!(hop = %hop.address, text, "no TLS");
-            let result = reached().deferred(&TLS_FAILED.to_string(), &text);
-            Undialed::Tls(Box::new(result), text)
-        };
-        let opened = Connection::open(hop.clone(), config, patience, tls).await;
-        let mut connection = match opened {
-            Ok(connection) => connection,
-            Err(Unopened::Tls(text)) => return Err(no_tls(text)),
-            Err(Unopened::Unreached(text)) => return Err(unreached(hop, start, &text)),
-        };
-        metrics::counter!("postroad_connections_total").increment(1);
-        loop {
-            match connection.next(std::future::pending()).await {
-                Event::Ask(Question::Next) => return Ok(connection),
-                Event::StartTls => connection = connection.secure(tls).await.map_err(no_tls)?,
-                Event::Broken(failure) => {
-                    tracing::debug!(hop = %hop.address, text = failure.text, stage = ?failure.stage, "no SMTP session");
-                    connection.flush().await;
-                    let result = Box::new(connection.at(start).refused(&failure));
-                    return Err(match connection.broke_by_tls(&failure) {
-                        true => Undialed::Tls(result, failure.text),
-                        false => Undialed::Other(result),
-                    });
-                }
-                Event::Closed => {
-                    let at = connection.at(start);
-                    let result = at.deferred("4.4.2", "the session ended at its start");
-                    return Err(Undialed::Other(Box::new(result)));
-                }
-                _ => {}
-            }
-        }
-    }
-
     /// Serves items until there are none for a while. The session has asked for the next transaction.
-    async fn serve(&mut self, mut connection: Connection) -> Served {
+    async fn serve(&mut self, mut connection: Connection, hops: &[Hop], at: usize) -> Served {
         let mut sent = 0;
         loop {
             let worn = sent >= self.settings.messages_per_connection;
@@ -228,15 +176,68 @@ impl Worker {
                 self.next_work(&mut connection).await
             };
             let Some(work) = work else {
-                connection.answer(Answer::Quit);
-                while !matches!(connection.next(std::future::pending()).await, Event::Closed) {}
+                quit(connection).await;
                 return if worn { Served::Worn } else { Served::Enough };
             };
-            if let Some(used) = self.attempt(&mut connection, work, sent > 0).await {
+            let over = self.attempt(&mut connection, work, sent > 0).await;
+            if let Some((work, results)) = self.put_off.take() {
+                self.try_elsewhere(work, results, hops, at + 1).await;
+            }
+            if let Some(used) = over {
                 return Served::Broken { used };
             }
             sent += 1;
         }
+    }
+
+    /// Offers an item that no host has taken yet to the rest of them, each over a connection of its own, while the one that
+    /// serves the site stands: what is wrong is more often about one mail than about a host.
+    async fn try_elsewhere(
+        &mut self,
+        mut work: Work,
+        mut results: Vec<v1::RecipientResult>,
+        hops: &[Hop],
+        from: usize,
+    ) {
+        // Hosts before this one were passed over because they could not be reached.
+        let mut all_asked = from == 1;
+        for hop in hops.get(from..).unwrap_or_default() {
+            if self.node.leaving.is_cancelled() {
+                all_asked = false;
+                break;
+            }
+            work.go_on(&results);
+            // The host said no, also where it was after the dot: nothing is in doubt any more.
+            self.node.forget(work.item);
+            let begun = {
+                let mut hand = self.node.hand();
+                hand.requeue(work.item);
+                hand.begin(work.item, now())
+            };
+            if let Err(stop) = begun {
+                return self.node.give_up(work.item, stop);
+            }
+            let Ok(mut connection) = self.dial(hop).await else {
+                all_asked = false;
+                continue;
+            };
+            let over = self.attempt(&mut connection, work, false).await;
+            if over.is_none() {
+                quit(connection).await;
+            }
+            let (again, now) = match (self.put_off.take(), self.carry.take()) {
+                (Some((again, now)), _) => (again, Some(now)),
+                // Lost under the item: what the host before it said is the better answer.
+                (None, Some((again, _))) => (again, None),
+                (None, None) => return,
+            };
+            all_asked &= now.is_some();
+            (work, results) = (again, attempt::merge(results, now));
+        }
+        if !all_asked {
+            attempt::wait_for_the_rest(&mut results);
+        }
+        self.node.settle(work, results, None);
     }
 
     /// The next item that may be begun; `None` when the connection is to be closed.
@@ -354,7 +355,10 @@ impl Worker {
                             {
                                 self.site.succeeded();
                             }
-                            self.node.settle(work, results, Some(&connection.hop));
+                            match attempt::next_host_may_take(&results) {
+                                true => self.put_off = Some((work, results)),
+                                false => self.node.settle(work, results, Some(&connection.hop)),
+                            }
                         }
                     }
                     return self.after(connection, used).await;
@@ -424,68 +428,16 @@ impl Worker {
             self.dialing = !standing;
         }
     }
-
-    fn client_config(&self, tls: Tls) -> Config {
-        let reply = self.settings.reply_timeout;
-        let timeouts = Timeouts {
-            greeting: reply,
-            hello: reply,
-            mail: reply,
-            rcpt: reply,
-            data: reply,
-            block: reply,
-            final_dot: self.settings.final_reply_timeout,
-            ..Timeouts::default()
-        };
-        Config {
-            timeouts,
-            tls,
-            ..Config::new(self.node.host.clone())
-        }
-    }
 }
 
-/// No SMTP session with a host, and the result to report; with TLS as the cause, also a text about it.
-enum Undialed {
-    Tls(Box<v1::RecipientResult>, String),
-    Other(Box<v1::RecipientResult>),
-}
-
-fn unreached(hop: &Hop, start: Instant, text: &str) -> Undialed {
-    let took = millis(now() - start);
-    metrics::counter!("postroad_connections_failed_total").increment(1);
-    tracing::debug!(hop = %hop.address, text, "no connection");
-    // RFC 3463 X.4.1: no answer from host.
-    let result = At::hop(hop, took, took).deferred("4.4.1", text);
-    Undialed::Other(Box::new(v1::RecipientResult {
-        never_reached: true,
-        ..result
-    }))
+/// Ends a session in order.
+async fn quit(mut connection: Connection) {
+    connection.answer(Answer::Quit);
+    while !matches!(connection.next(std::future::pending()).await, Event::Closed) {}
 }
 
 /// Why the final dot was held back.
 enum Halt {
     Stop(Stop),
     Trouble(String),
-}
-
-/// Of two hosts' failures the one to report: a host that spoke, then one that was reached; a host that defers outweighs one
-/// that fails, for it may still take the mail.
-fn worse(before: Option<v1::RecipientResult>, now: v1::RecipientResult) -> v1::RecipientResult {
-    let rank = |result: &v1::RecipientResult| {
-        (
-            result.verdict() == v1::Verdict::Deferred,
-            result.code != 0,
-            !result.never_reached,
-        )
-    };
-    let Some(before) = before else { return now };
-    let reached = !before.never_reached || !now.never_reached;
-    let mut kept = if rank(&now) >= rank(&before) {
-        now
-    } else {
-        before
-    };
-    kept.never_reached = !reached;
-    kept
 }

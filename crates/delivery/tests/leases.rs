@@ -178,3 +178,55 @@ async fn a_killed_node_settles_first_what_its_journal_knows() {
     assert_eq!(remote.taken().len(), 1, "nothing is sent twice");
     again.leave().await;
 }
+
+/// A node that had mail for thousands of destinations could not say all that it knew of them on a new stream: the stream
+/// was given up for being full, again and again, and nothing that keeps a lease session alive was ever sent.
+#[tokio::test]
+async fn a_node_that_knows_of_thousands_of_destinations_survives_a_broken_stream() {
+    const DESTINATIONS: usize = 2_000;
+    let mut world = World::new().await;
+    let remote = world.domain("shop.test", |_, _| Action::Good).await;
+    let declared = "\
+apiVersion: postroad.dev/v1alpha1
+kind: RelayDomain
+metadata: {name: shop, namespace: t}
+spec: {domain: shop.test, inbound: {}}
+---
+apiVersion: postroad.dev/v1alpha1
+kind: DeliveryPool
+metadata: {name: out, namespace: t}
+spec: {egress: {smartHost: {host: gone.test}}}
+";
+    world.catalog = resource::load_dir(vec![("t.yaml".into(), declared.into())]).unwrap();
+    let mut config = world.config();
+    (config.keepalive_every, config.fence_after) =
+        (Duration::from_millis(200), Duration::from_secs(3));
+    let node = world.node(config).await;
+    // The smart host is dead after a few; each destination after that is told to back off.
+    for number in 0..DESTINATIONS + 10 {
+        let domain = format!("d{number}.test");
+        world.queue.append(&domain, &["a"], "x\r\n");
+    }
+    let told = || world.queue.state.lock().unwrap().busy.len();
+    eventually("told", || (told() >= DESTINATIONS).then_some(())).await;
+    let before = told();
+    world.queue.break_stream();
+    eventually("told again", || {
+        (told() >= before + DESTINATIONS).then_some(())
+    })
+    .await;
+    // Longer than the fence: the lease session lives on by its keepalives.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert!(*node.ready.borrow());
+    {
+        let state = world.queue.state.lock().unwrap();
+        assert_eq!((state.opens.len(), state.reattached.len()), (1, 1));
+    }
+    let id = world.queue.append("shop.test", &["a"], "x\r\n");
+    assert_eq!(
+        world.queue.results(id, 0).await[0].verdict(),
+        Verdict::Delivered
+    );
+    assert_eq!(remote.taken().len(), 1);
+    node.leave().await;
+}

@@ -8,6 +8,8 @@
 //!               memory short: AppendChunk
 //! ```
 //!
+//! A message has a bounded number of chunks, so they may be as small as time and memory want only at first: see [`Cuts`].
+//!
 //! The trace header is the only thing that is put before the content; every octet of the content stays as it came.
 
 use std::net::IpAddr;
@@ -15,21 +17,26 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
-use mail::header::HeaderFacts;
 use mail::trace::{Protocol, Received};
 use mail::{Digest, Digester, Envelope, Reply, Ulid};
 use proto::client::{AppendResult, GIVE_UP, QueueClient};
 use proto::v1::append_request::What;
-use proto::v1::{AppendChunk, AppendMessage, MessageFacts};
+use proto::v1::{AppendAbandon, AppendChunk, AppendMessage, MessageFacts};
+use smtp::server::Commit;
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
-use crate::facts;
+use crate::cuts::Cuts;
+use crate::facts::{self, Needs};
 use crate::memory::{Memory, Share};
 use crate::policy::Admission;
 use crate::tls::TlsFacts;
 
 /// Octets of one chunk, and of the largest body that goes as a whole (queue.proto, AppendChunk).
 pub const CHUNK_BYTES_MAX: usize = 1 << 20;
+/// A chunk that is too small to be sent for its age waits so many times longer: eight minutes, before the queue takes the
+/// upload for abandoned after ten.
+const SMALL_CHUNK_WAITS: u32 = 4;
 /// The text of an id that is not drawn yet: as long as the real one, which is written over it.
 const ID_OCTETS: usize = 26;
 
@@ -76,12 +83,15 @@ pub(crate) struct Incoming {
     arrived_ms: u64,
     /// Octets of the trace header; they lead the body.
     trace_bytes: usize,
+    /// It has no octets above 127.
+    trace_ascii: bool,
     /// Where the id stands in the trace header.
     id_at: usize,
     /// What was not sent yet; with chunks sent, only what came after them.
     gathered: BytesMut,
     share: Share,
     since: Instant,
+    cuts: Cuts,
     upload: Option<Upload>,
     /// The outcome is decided already; what still comes is thrown away, because the client hears us only at the dot.
     failed: Option<(Reply, &'static str)>,
@@ -99,21 +109,34 @@ struct Upload {
 }
 
 impl Drop for Incoming {
+    /// The client left, or its message is refused: the queue need not keep the chunks until it finds them too old. Sent once
+    /// and behind the last chunk; if it does not arrive, time does the same.
     fn drop(&mut self) {
-        // Chunks without their AppendMessage are no message; the queue forgets them.
-        if let Some(task) = self
-            .upload
-            .as_mut()
-            .and_then(|upload| upload.in_flight.take())
-        {
-            task.abort();
-        }
+        let Some(mut upload) = self.upload.take() else {
+            return;
+        };
+        let (queue, runtime) = (self.appender.queue.clone(), Handle::try_current());
+        let Ok(runtime) = runtime else { return };
+        runtime.spawn(async move {
+            if let Some(task) = upload.in_flight.take() {
+                let _ = task.await;
+            }
+            let message = proto::ulid_bytes(upload.id);
+            let abandon = What::Abandon(AppendAbandon { message });
+            queue.append(upload.shard, abandon).await;
+        });
     }
 }
 
 impl Appender {
-    /// The content of `envelope` is next.
-    pub fn begin(&self, envelope: Arc<Envelope>, admission: Admission, client: Client) -> Incoming {
+    /// The content of `envelope` is next, of at most `octets_max`.
+    pub fn begin(
+        &self,
+        envelope: Arc<Envelope>,
+        admission: Admission,
+        client: Client,
+        octets_max: u64,
+    ) -> Incoming {
         let arrived_ms = unix_millis();
         let placeholder = [b'0'; ID_OCTETS];
         let tls = client.tls.as_ref();
@@ -145,10 +168,12 @@ impl Appender {
             client,
             arrived_ms,
             trace_bytes: trace.len(),
+            trace_ascii: trace.is_ascii(),
             id_at,
             gathered,
             share: self.memory.share(),
             since: Instant::now(),
+            cuts: Cuts::new(octets_max.saturating_add(trace.len() as u64)),
             upload: None,
             failed: None,
         }
@@ -163,13 +188,24 @@ impl Incoming {
                 self.send_chunk().await;
                 continue;
             }
-            let part = content.len().min(CHUNK_BYTES_MAX - self.gathered.len());
-            if !self.share.grow_now(self.gathered.len() + part) {
-                // Whoever waits for memory must hold none, or all wait for each other.
-                if self.gathered.len() > self.trace_bytes || self.upload.is_some() {
-                    self.send_chunk().await;
+            let mut part = content.len().min(CHUNK_BYTES_MAX - self.gathered.len());
+            let least = self.cuts.least();
+            // Whoever waits for memory must hold none, or all wait for each other.
+            if self.gathered.is_empty() {
+                let wanted = part.max(least);
+                if !self.share.grow_now(wanted) {
+                    self.share.grow(wanted).await;
                 }
-                self.share.grow(self.gathered.len() + part).await;
+            } else if !self.share.grow_now(self.gathered.len() + part) {
+                if self.gathered.len() < least {
+                    // So much was taken before the chunk began.
+                    part = part.min(least - self.gathered.len());
+                } else if self.gathered.len() > self.trace_bytes || self.upload.is_some() {
+                    self.send_chunk().await;
+                    continue;
+                } else {
+                    self.share.grow(self.gathered.len() + part).await;
+                }
             }
             self.gathered.extend_from_slice(&content[..part]);
             content = &content[part..];
@@ -179,7 +215,11 @@ impl Incoming {
     /// When what was gathered goes to the queue although it is no full chunk.
     pub fn due(&self) -> Option<Instant> {
         let waiting = self.failed.is_none() && !self.gathered.is_empty();
-        waiting.then(|| self.since + self.appender.chunk_after)
+        let patience = match self.gathered.len() < self.cuts.least() {
+            true => self.appender.chunk_after * SMALL_CHUNK_WAITS,
+            false => self.appender.chunk_after,
+        };
+        waiting.then(|| self.since + patience)
     }
 
     /// Sends what was gathered, if it is due.
@@ -190,7 +230,7 @@ impl Incoming {
     }
 
     /// The final dot: appends, and says what became of it.
-    pub async fn finish(mut self, header: HeaderFacts) -> Outcome {
+    pub async fn finish(mut self, commit: &Commit) -> Outcome {
         if self.upload.is_some() {
             if !self.gathered.is_empty() {
                 self.send_chunk().await;
@@ -207,7 +247,7 @@ impl Incoming {
         let Some((id, shard)) = drawn else {
             return Outcome::Refused(None, Reply::queue_unreachable(), "unreachable");
         };
-        let mut facts = self.facts(id, &header);
+        let mut facts = self.facts(id, commit);
         let body = match &self.upload {
             Some(upload) => {
                 (facts.size, facts.chunks) = (upload.octets, upload.sent);
@@ -226,7 +266,11 @@ impl Incoming {
             body,
         });
         let result = self.appender.queue.append(shard, append).await;
-        outcome(id, result)
+        let outcome = outcome(id, result);
+        if let Outcome::Queued(_) = outcome {
+            self.upload = None;
+        }
+        outcome
     }
 
     /// Hands what was gathered to the queue as the next chunk, after the one before it was stored.
@@ -254,6 +298,7 @@ impl Incoming {
             return;
         };
         let data = std::mem::take(&mut self.gathered).freeze();
+        self.cuts.cut(data.len());
         upload.digester.update(&data);
         upload.octets += data.len() as u64;
         let chunk = AppendChunk {
@@ -316,8 +361,10 @@ impl Incoming {
         Some((id, view.shard_of(id)))
     }
 
-    fn facts(&self, id: Ulid, header: &HeaderFacts) -> MessageFacts {
-        let mut facts = facts::message(id, &self.envelope, &self.admission);
+    fn facts(&self, id: Ulid, commit: &Commit) -> MessageFacts {
+        let header = &commit.header;
+        let needs = Needs::of(commit, self.trace_ascii);
+        let mut facts = facts::message(id, &self.envelope, needs, &self.admission);
         facts.header_size = (self.trace_bytes + header.size) as u32;
         facts.arrived_ms = self.arrived_ms;
         facts.origin = Some(facts::origin(

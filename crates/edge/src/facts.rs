@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use mail::header::HeaderFacts;
 use mail::{Envelope, Mailbox, ReversePath, Ulid};
 use proto::v1::{ItemFacts, MessageFacts, Origin, RecipientFacts};
+use smtp::server::Commit;
 
 use crate::append::Client;
 use crate::policy::Admission;
@@ -44,8 +45,34 @@ impl Room {
     }
 }
 
+/// What a message asks of whoever takes it next. What the client declared is only what it may ask: many clients declare
+/// 8BITMIME and SMTPUTF8 for plain ASCII, which any host takes (RFC 6152 section 3, RFC 6531 section 3.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Needs {
+    /// 8BITMIME: octets above 127 stand in it.
+    eight_bit: bool,
+    /// SMTPUTF8: they stand in its header block. Addresses speak for themselves, at each item.
+    smtputf8: bool,
+}
+
+impl Needs {
+    /// `trace_ascii`: of the field that we put before the content.
+    pub fn of(commit: &Commit, trace_ascii: bool) -> Needs {
+        Needs {
+            eight_bit: commit.eight_bit || !trace_ascii,
+            // Who did not ask for it and sends such a header gets what it got before SMTPUTF8: eight bits.
+            smtputf8: commit.envelope.smtputf8 && (commit.header.eight_bit || !trace_ascii),
+        }
+    }
+}
+
 /// The facts of a message, without its body's size and digest.
-pub(crate) fn message(id: Ulid, envelope: &Envelope, admission: &Admission) -> MessageFacts {
+pub(crate) fn message(
+    id: Ulid,
+    envelope: &Envelope,
+    needs: Needs,
+    admission: &Admission,
+) -> MessageFacts {
     MessageFacts {
         message: proto::ulid_bytes(id),
         tenant: admission.tenant.as_ref().into(),
@@ -55,8 +82,8 @@ pub(crate) fn message(id: Ulid, envelope: &Envelope, admission: &Admission) -> M
             ReversePath::Mailbox(mailbox) => mailbox.to_string(),
         },
         items: items(&envelope.recipients),
-        eight_bit: envelope.eight_bit,
-        smtputf8: envelope.smtputf8,
+        eight_bit: needs.eight_bit,
+        smtputf8: needs.smtputf8,
         trace_context: trace_context(),
         ..MessageFacts::default()
     }
@@ -127,6 +154,39 @@ mod tests {
     }
 
     #[test]
+    fn a_message_needs_what_it_holds_and_not_what_was_declared() {
+        let needs = |declared: (bool, bool), content: bool, header: bool, trace_ascii: bool| {
+            let mut envelope = Envelope::new(ReversePath::Null);
+            (envelope.eight_bit, envelope.smtputf8) = declared;
+            let commit = Commit {
+                envelope: envelope.into(),
+                size: 0,
+                eight_bit: content,
+                header: HeaderFacts {
+                    eight_bit: header,
+                    ..HeaderFacts::default()
+                },
+            };
+            let needs = Needs::of(&commit, trace_ascii);
+            (needs.eight_bit, needs.smtputf8)
+        };
+        let (nothing, all) = ((false, false), (true, true));
+        assert_eq!(needs(all, false, false, true), (false, false), "all ASCII");
+        assert_eq!(needs(all, true, false, true), (true, false), "in the body");
+        assert_eq!(needs(all, true, true, true), (true, true), "in the header");
+        assert_eq!(
+            needs(all, false, false, false),
+            (true, true),
+            "in our field"
+        );
+        assert_eq!(
+            needs(nothing, true, true, true),
+            (true, false),
+            "undeclared"
+        );
+    }
+
+    #[test]
     fn recipients_become_one_item_a_destination_split_at_a_hundred() {
         let addresses =
             (0..150).flat_map(|n| [format!("u{n}@a.example"), format!("u{n}@[192.0.2.1]")]);
@@ -164,7 +224,7 @@ mod tests {
             class: "c".into(),
             principal: None,
         };
-        let facts = message(Ulid(1), &envelope, &admission);
+        let facts = message(Ulid(1), &envelope, Needs::default(), &admission);
         assert!(facts.encoded_len() <= FACTS_BYTES_MAX - FACTS_BYTES_FIXED + 100);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mail::Host;
+use mail::{Host, Mailbox};
 use resource::{Catalog, EdgeSettings};
 use smtp::server::StartTls;
 use tokio::sync::watch;
@@ -41,6 +41,23 @@ impl Node {
         declared.unwrap_or_else(|| self.config.settings.clone())
     }
 
+    /// Who gets the mail for `recipient`, when that is the postmaster of this server: `RCPT TO:<Postmaster>`, or its
+    /// address at our own name (RFC 5321 section 4.5.1).
+    pub fn postmaster(&self, recipient: &Mailbox) -> Option<Mailbox> {
+        let ours = Host::Domain(self.config.hostname.clone());
+        if !recipient.local().eq_ignore_ascii_case("postmaster") || *recipient.host() != ours {
+            return None;
+        }
+        let declared = self.settings().postmaster?;
+        match Mailbox::parse(&declared, false) {
+            Ok(mailbox) => Some(mailbox),
+            Err(error) => {
+                tracing::error!(%declared, %error, "the postmaster's address is none; mail to it is refused");
+                None
+            }
+        }
+    }
+
     fn starttls(&self) -> StartTls {
         match (&self.tls, self.config.starttls_required) {
             (None, _) => StartTls::Off,
@@ -56,6 +73,7 @@ impl Node {
         config.message_bytes_max = settings.message_size;
         config.recipients_max = settings.recipients;
         config.starttls = self.starttls();
+        config.refuse_early_talkers = !settings.greeting_pause.is_zero();
         Arc::new(config)
     }
 }

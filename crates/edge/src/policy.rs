@@ -6,6 +6,9 @@ use std::sync::Arc;
 use mail::{Destination, Reply};
 use resource::{Catalog, Principal};
 
+/// Tenant and class of mail that is nobody's but the relay's own.
+const DEFAULT: &str = "default";
+
 /// On whose account a message is taken. The first accepted RCPT of a transaction sets it for all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admission {
@@ -26,13 +29,16 @@ pub struct Question<'a> {
     pub sender: Option<&'a str>,
     /// Where the recipient's mail goes.
     pub recipient: &'a Destination,
+    /// That is where our own postmaster's mail goes.
+    pub postmaster: bool,
     /// What an earlier RCPT of this transaction set.
     pub admitted: Option<&'a Admission>,
 }
 
 /// Decides one RCPT; `None` as catalog: no configuration has come yet.
 ///
-/// First match: (1) the recipient's domain is inbound; (2) the client is a principal and MAIL FROM is in one of its
+/// First match: (1) the recipient's domain is inbound, or its address was declared for our postmaster, who must be reachable
+/// by anybody (RFC 5321 section 4.5.1); (2) the client is a principal and MAIL FROM is in one of its
 /// sender domains, or is null and it has at least one; (3) 550 5.7.1.
 ///
 /// # Diagnostics
@@ -46,6 +52,11 @@ pub fn decide(catalog: Option<&Catalog>, question: Question<'_>) -> Result<Admis
         Some(inbound) => Admission {
             tenant: inbound.tenant.clone(),
             class: inbound.class.clone(),
+            principal: None,
+        },
+        None if question.postmaster => Admission {
+            tenant: DEFAULT.into(),
+            class: DEFAULT.into(),
             principal: None,
         },
         None => match catalog.outbound_for(question.client, question.sender) {
@@ -106,6 +117,7 @@ spec: {domain: bank.example, inbound: {}}
                 client: client.parse().unwrap(),
                 sender,
                 recipient: &Destination::from_canonical(recipient),
+                postmaster: false,
                 admitted: admitted.as_ref(),
             };
             answers.push(match decide(Some(&catalog), question) {
@@ -191,6 +203,23 @@ spec: {domain: bank.example, inbound: {}}
     }
 
     #[test]
+    fn the_postmaster_is_reachable_by_anybody_wherever_the_mail_goes() {
+        let catalog = catalog();
+        let tenant = |recipient: &str| {
+            let question = Question {
+                client: "192.0.2.1".parse().unwrap(),
+                sender: None,
+                recipient: &Destination::from_canonical(recipient),
+                postmaster: true,
+                admitted: None,
+            };
+            decide(Some(&catalog), question).unwrap().tenant
+        };
+        assert_eq!(&*tenant("bank.example"), "team-b");
+        assert_eq!(&*tenant("else.example"), "default");
+    }
+
+    #[test]
     fn a_recipient_of_another_tenant_or_class_comes_again_in_its_own_transaction() {
         let answers = transaction(
             "10.1.2.3",
@@ -219,6 +248,7 @@ spec: {domain: bank.example, inbound: {}}
             client: "127.0.0.1".parse().unwrap(),
             sender: None,
             recipient: &recipient,
+            postmaster: false,
             admitted: None,
         };
         assert_eq!(

@@ -43,6 +43,8 @@ pub(crate) struct Conversation {
     tls: Option<TlsFacts>,
     who: Who,
     smtp: Session,
+    /// Octets of a message.
+    message_bytes_max: u64,
     transaction: Transaction,
     input: BytesMut,
     /// Replies of one batch go out in one write (RFC 2920 section 3.2).
@@ -71,8 +73,7 @@ enum Pause {
 
 impl Conversation {
     pub fn new(node: Arc<Node>, socket: TcpStream, who: Who) -> Conversation {
-        let smtp = Session::new(node.smtp_config(), Instant::now());
-        Conversation::with(node, Either::Left(socket), smtp, None, who)
+        Conversation::with(node, Either::Left(socket), None, who)
     }
 
     /// TLS began with the connection.
@@ -82,23 +83,23 @@ impl Conversation {
         tls: TlsFacts,
         who: Who,
     ) -> Conversation {
-        let smtp = Session::over_tls(node.smtp_config(), Instant::now());
-        Conversation::with(node, Either::Right(socket), smtp, Some(tls), who)
+        Conversation::with(node, Either::Right(socket), Some(tls), who)
     }
 
-    fn with(
-        node: Arc<Node>,
-        socket: Wire,
-        smtp: Session,
-        tls: Option<TlsFacts>,
-        who: Who,
-    ) -> Conversation {
+    fn with(node: Arc<Node>, socket: Wire, tls: Option<TlsFacts>, who: Who) -> Conversation {
+        let config = node.smtp_config();
+        let message_bytes_max = config.message_bytes_max;
+        let smtp = match tls {
+            None => Session::new(config, Instant::now()),
+            Some(_) => Session::over_tls(config, Instant::now()),
+        };
         Conversation {
             node,
             socket,
             tls,
             who,
             smtp,
+            message_bytes_max,
             transaction: Transaction::default(),
             input: BytesMut::new(),
             output: Vec::new(),
@@ -204,7 +205,10 @@ impl Conversation {
 
     async fn decide(&mut self, question: Question) -> io::Result<Answer> {
         let answer = match question {
-            Question::Connect => self.connect(),
+            Question::Connect => {
+                self.pause().await?;
+                self.connect()
+            }
             Question::Mail(facts) => {
                 self.transaction = Transaction {
                     return_path: Some(facts.return_path),
@@ -228,6 +232,27 @@ impl Conversation {
         })
     }
 
+    /// Lets the client wait for its greeting, as far as that is declared. Programs that send mail without speaking SMTP do
+    /// not wait (RFC 5321 section 3.1 says that clients must); what they say goes to the session, which refuses them.
+    async fn pause(&mut self) -> io::Result<()> {
+        let pause = self.node.settings().greeting_pause;
+        if pause.is_zero() {
+            return Ok(());
+        }
+        self.input.reserve(READ_BYTES);
+        tokio::select! {
+            read = self.socket.read_buf(&mut self.input) => {
+                if read? == 0 {
+                    return Err(io::Error::other("the client left before the greeting"));
+                }
+                self.smtp.feed(self.input.split().freeze(), Instant::now());
+            }
+            () = tokio::time::sleep(pause) => {}
+            () = self.node.draining.cancelled() => {}
+        }
+        Ok(())
+    }
+
     fn connect(&self) -> Result<(), Reply> {
         if self.node.draining.is_cancelled() {
             return Err(Reply::shutting_down());
@@ -243,15 +268,18 @@ impl Conversation {
             Some(ReversePath::Mailbox(mailbox)) => Some(mailbox.destination()),
             _ => None,
         };
+        let postmaster = self.node.postmaster(recipient);
+        let taker = postmaster.as_ref().unwrap_or(recipient);
         let question = policy::Question {
             client: self.who.client.ip(),
             sender: sender.as_ref().map(|domain| domain.as_str()),
-            recipient: &recipient.destination(),
+            recipient: &taker.destination(),
+            postmaster: postmaster.is_some(),
             admitted: self.transaction.admission.as_ref(),
         };
         let admission = policy::decide(self.node.catalog().as_deref(), question);
         let result = admission.and_then(|admission| {
-            if !self.transaction.room.take(recipient) {
+            if !self.transaction.room.take(taker) {
                 return Err(Reply::too_many_recipients());
             }
             self.transaction.admission = Some(admission);
@@ -269,6 +297,12 @@ impl Conversation {
         let Some(admission) = self.transaction.admission.clone() else {
             return Err(Reply::try_again());
         };
+        let mut envelope = Arc::unwrap_or_clone(envelope);
+        for recipient in &mut envelope.recipients {
+            if let Some(postmaster) = self.node.postmaster(recipient) {
+                *recipient = postmaster;
+            }
+        }
         let client = Client {
             address: self.who.client.ip(),
             helo: self.smtp.helo().unwrap_or_default().into(),
@@ -276,7 +310,9 @@ impl Conversation {
             listener: self.who.listener.clone(),
             tls: self.tls.clone(),
         };
-        self.transaction.incoming = Some(self.node.appender.begin(envelope, admission, client));
+        let appender = &self.node.appender;
+        let incoming = appender.begin(envelope.into(), admission, client, self.message_bytes_max);
+        self.transaction.incoming = Some(incoming);
         Ok(())
     }
 
@@ -287,7 +323,7 @@ impl Conversation {
             return Answer::Refuse(Reply::try_again());
         };
         let began = Instant::now();
-        let outcome = incoming.finish(commit.header).await;
+        let outcome = incoming.finish(&commit).await;
         let seconds = began.elapsed().as_secs_f64();
         let (id, word, answer) = match outcome {
             Outcome::Queued(id) => (

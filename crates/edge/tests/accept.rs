@@ -153,6 +153,7 @@ async fn a_large_message_goes_in_chunks_and_is_whole() {
         "{replies:?}"
     );
     for (facts, body) in world.store.messages() {
+        assert!(facts.chunks <= edge::CHUNKS_MAX);
         assert!(
             facts.chunks as usize >= content.len() / edge::CHUNK_BYTES_MAX,
             "{}",
@@ -165,6 +166,31 @@ async fn a_large_message_goes_in_chunks_and_is_whole() {
             trace.contains(&format!(" id {id}\r\n")),
             "the first chunk has the id: {trace}"
         );
+    }
+}
+
+/// Memory so short that each read of a client would become a chunk: a message may have 256, and 8 MiB came to more.
+#[tokio::test]
+async fn a_large_message_passes_when_memory_is_short() {
+    let world = World::with(|config| config.body_bytes = 0, Duration::from_secs(120)).await;
+    let line = format!("{}\r\n", "x".repeat(998));
+    let content = [b"a: b\r\n\r\n", line.repeat(12 << 10).as_bytes()].concat();
+    let send = async |mut client: Client| {
+        let to = ["b@else.example"];
+        client.mail("a@client.example", &to, &content).await
+    };
+    let clients = [
+        world.client().await,
+        world.client().await,
+        world.client().await,
+    ];
+    let replies = futures::future::join_all(clients.into_iter().map(send)).await;
+    for reply in replies {
+        assert!(reply.starts_with("250 "), "{reply}");
+    }
+    for (facts, body) in world.store.messages() {
+        assert!(facts.chunks <= edge::CHUNKS_MAX, "{}", facts.chunks);
+        assert_eq!(&body[body.len() - content.len()..], content);
     }
 }
 
@@ -192,6 +218,44 @@ async fn a_slow_message_is_sent_as_it_comes_and_a_lost_upload_is_told_at_the_dot
     tokio::time::sleep(Duration::from_millis(100)).await;
     client.send(b"second\r\n.\r\n").await;
     assert!(client.reply().await.starts_with("451 4.3.0"));
+}
+
+#[tokio::test]
+async fn what_a_client_uploaded_before_it_left_is_not_kept() {
+    let world = World::new().await;
+    let content = "x\r\n".repeat(1 << 20);
+    for breaks_off in [true, false] {
+        let mut client = world.client().await;
+        client.begin("a@client.example", &["b@else.example"]).await;
+        client.send(content.as_bytes()).await;
+        while world.store.chunk_counts().is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        if breaks_off {
+            drop(client);
+        } else {
+            // A message that is refused in its middle.
+            client.send(b"bare\nline\r\n").await;
+            assert!(client.reply().await.starts_with("554 5.5.2"));
+        }
+        tokio::time::timeout(Duration::from_secs(20), async {
+            while !world.store.chunk_counts().is_empty() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await
+        .expect("the queue is told");
+    }
+    // What was appended is not touched: the chunks of a message stay its body.
+    let mut client = world.client().await;
+    let content = format!("a: b\r\n\r\n{content}");
+    let to = ["b@else.example"];
+    let reply = client
+        .mail("a@client.example", &to, content.as_bytes())
+        .await;
+    assert!(reply.starts_with("250 "), "{reply}");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(world.store.chunk_counts().len(), 1);
 }
 
 #[tokio::test]

@@ -30,9 +30,9 @@ pub struct ReportedRecipient<'a> {
     pub reply: Option<(u16, &'a str)>,
     /// What happened, for people, where there is no reply.
     pub reason: &'a str,
-    /// The host that answered.
+    /// The host that was spoken to; `None`: none was reached.
     pub remote_host: Option<&'a str>,
-    /// Last attempt, in milliseconds since the Unix epoch.
+    /// Last attempt, in milliseconds since the Unix epoch; `None`: there was none, or nobody knows when.
     pub last_attempt_millis: Option<u64>,
     /// For delayed: until when it is tried.
     pub will_retry_until_millis: Option<u64>,
@@ -167,11 +167,12 @@ impl Report<'_> {
                 "\r\n<{}>:\r\n",
                 one_line(recipient.address, usize::MAX)
             );
-            let (who, said) = match (recipient.reply, recipient.remote_host) {
-                (Some((code, said)), host) => (host, format!("{code} {said}")),
-                (None, host) => (host, recipient.reason.to_owned()),
+            let said = match recipient.reply {
+                Some((code, said)) => format!("{code} {said}"),
+                None => recipient.reason.to_owned(),
             };
-            if let Some(host) = who {
+            // Nobody is quoted who said nothing.
+            if let (Some(host), Some(_)) = (recipient.remote_host, recipient.reply) {
                 let _ = write!(text, "    {} said:\r\n", printable(host, utf8));
             }
             wrap(text, &printable(&said, utf8));
@@ -393,6 +394,7 @@ mod tests {
             reply: None,
             reason: "no host answers",
             will_retry_until_millis: Some(1_700_400_000_000),
+            last_attempt_millis: None,
             ..recipient("a@example.net")
         }];
         let composed = Report {
@@ -403,6 +405,8 @@ mod tests {
         let text = String::from_utf8(composed.bytes).unwrap();
         assert!(text.contains("\r\nAction: delayed\r\nStatus: 4.1.1\r\n"));
         assert!(text.contains("\r\nDiagnostic-Code: X-Postroad; no host answers\r\n"));
+        assert!(text.contains("\r\n<a@example.net>:\r\n    no host answers\r\n"));
+        assert!(!text.contains("said:") && !text.contains("Last-Attempt-Date"));
         assert!(text.contains("\r\nWill-Retry-Until: Sun, 19 Nov 2023 13:20:00 +0000\r\n"));
     }
 

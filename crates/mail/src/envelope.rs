@@ -9,9 +9,9 @@ pub struct Envelope {
     pub return_path: ReversePath,
     /// At most [`crate::limits::RECIPIENTS_MAX`], in the order of their RCPT.
     pub recipients: Vec<Mailbox>,
-    /// BODY=8BITMIME was declared (RFC 6152).
+    /// At the edge: BODY=8BITMIME was declared (RFC 6152). To a next hop: the content has octets above 127.
     pub eight_bit: bool,
-    /// SMTPUTF8 was declared (RFC 6531).
+    /// At the edge: SMTPUTF8 was declared (RFC 6531). To a next hop: the header block needs it; addresses speak for themselves.
     pub smtputf8: bool,
 }
 

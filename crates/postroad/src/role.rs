@@ -91,6 +91,7 @@ pub async fn run_delivery(settings: settings::Delivery) -> Result<(), Failure> {
     let hostname = hostname(settings.mail.hostname.as_deref())?;
     let mut config = delivery::Config::new(name, hostname.to_string(), settings.data);
     config.own_addresses = settings.own_addresses;
+    config.own_names = settings.own_names;
     config.smtp_port = settings.resolver.smtp_port;
     config.tls_ca = settings.resolver.tls_ca.clone();
     let resolver = resolver(&settings.resolver, &followed.declared)?;

@@ -198,6 +198,14 @@ pub struct Delivery {
         value_name = "ADDRESS"
     )]
     pub own_addresses: Vec<IpAddr>,
+    /// Names by which MX records call this cluster's edges, beside --hostname and the EdgePool's: they would be a loop
+    #[arg(
+        long,
+        env = "POSTROAD_OWN_NAMES",
+        value_delimiter = ',',
+        value_name = "NAME"
+    )]
+    pub own_names: Vec<String>,
     #[command(flatten)]
     pub admin: AdminListen,
 }

@@ -56,6 +56,7 @@ pub async fn run(settings: settings::Up) -> Result<(), Failure> {
     let (edge, addresses) = role::edge(config, queue, at_edge.declared.clone())?;
     let mut config = delivery::Config::new("up", hostname.to_string(), opened.delivery_dir());
     config.own_addresses = role::own_addresses(&addresses);
+    config.own_listen.clone_from(&addresses);
     config.smtp_port = settings.resolver.smtp_port;
     config.tls_ca = settings.resolver.tls_ca.clone();
     let queue = client(&opened, proto::Role::Delivery)?;

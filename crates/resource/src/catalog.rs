@@ -134,6 +134,10 @@ pub struct EdgeSettings {
     pub recipients: usize,
     /// How long a leaving node waits for its SMTP sessions.
     pub drain: Duration,
+    /// Who gets the mail to `Postmaster`; `None`: it is refused.
+    pub postmaster: Option<Arc<str>>,
+    /// How long a client waits for the greeting, and may not talk; zero: neither.
+    pub greeting_pause: Duration,
 }
 
 /// Settings of one delivery node.
@@ -182,6 +186,8 @@ impl EdgeSettings {
             message_size,
             recipients: limits.recipients as usize,
             drain: Duration::from_secs(drain_seconds.into()),
+            postmaster: None,
+            greeting_pause: Duration::ZERO,
         }
     }
 }
@@ -241,6 +247,8 @@ pub struct Catalog {
     pub(crate) retry: Retry,
     pub(crate) dkim: Vec<Dkim>,
     pub(crate) edge: Option<EdgeSettings>,
+    /// What its nodes at the edge are called.
+    pub(crate) own_names: Vec<Arc<str>>,
     pub(crate) delivery: Option<DeliverySettings>,
 }
 
@@ -302,6 +310,11 @@ impl Catalog {
     /// Bounds of an edge node, when an EdgePool was declared.
     pub fn edge(&self) -> Option<&EdgeSettings> {
         self.edge.as_ref()
+    }
+
+    /// What the relay's nodes at the edge are called in SMTP, as declared: an MX record that names one leads back here.
+    pub fn own_names(&self) -> impl Iterator<Item = &str> {
+        self.own_names.iter().map(|name| &**name)
     }
 
     /// Settings of a delivery node: of the DeliveryPool that was declared, else the defaults.

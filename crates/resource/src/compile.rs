@@ -23,6 +23,8 @@ pub struct Compiled {
     pub keys: Vec<KeyFile>,
     /// What the EdgePool says, when there is one.
     pub edge: Option<EdgeSettings>,
+    /// What the EdgePool calls its nodes.
+    pub edge_hostname: Option<String>,
     /// What the DeliveryPool says, when there is one.
     pub delivery: Option<DeliverySettings>,
     /// The DeliveryPool's smart host.
@@ -59,6 +61,11 @@ impl Compiled {
         debug_assert!(rejected.is_empty(), "{rejected:?}");
         let mut catalog = documents.catalog(&Catalog {
             edge: self.edge.clone(),
+            own_names: self
+                .edge_hostname
+                .iter()
+                .map(|name| name.as_str().into())
+                .collect(),
             delivery: self.delivery.clone(),
             smart_host: self.smart_host.clone(),
             ..Catalog::default()
@@ -172,6 +179,7 @@ impl<'a> Compiler<'a> {
             }
             Resource::EdgePool(spec) => {
                 self.compiled.edge = self.faults(place, spec::edge_pool(spec));
+                self.compiled.edge_hostname.clone_from(&spec.hostname);
             }
             Resource::DeliveryPool(spec) => {
                 if let Some((settings, smart_host)) = self.faults(place, spec::delivery_pool(spec))

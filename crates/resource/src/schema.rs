@@ -115,6 +115,16 @@ pub(crate) fn host_name(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// A mail address with a plain local part, and a domain of A-labels.
+pub(crate) fn address(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "minLength": 3,
+        "maxLength": 318,
+        "pattern": "^[A-Za-z0-9._+-]{1,64}@[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$"
+    })
+}
+
 /// Names of clusters and pools: names of children and hashes fit in 63 behind them, and they become names of Services.
 pub(crate) fn short_name_rule() -> Rule {
     Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$')").message(

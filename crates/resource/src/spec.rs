@@ -1,6 +1,8 @@
 //! One resource to the document that nodes get. What it says is checked here, whoever it came through: an API server's rules
 //! are written in another language, and may be older.
 
+use std::time::Duration;
+
 use crate::catalog::{DeliverySettings, EdgeSettings, Host, Target, TlsPolicy};
 use crate::document::{
     Audience, ClusterBody, Document, DocumentKey, DocumentKind, DomainBody, InboundBody, KeyBody,
@@ -13,7 +15,8 @@ use crate::kind::{
 };
 use crate::seal::Sealed;
 use crate::validate::{
-    bounded, parse_domain, parse_host, parse_label, parse_network, parse_quantity, parse_resolver,
+    bounded, parse_address, parse_domain, parse_host, parse_label, parse_network, parse_quantity,
+    parse_resolver,
 };
 
 /// Targets of one domain.
@@ -28,8 +31,11 @@ const RESOLVERS_MAX: usize = 8;
 const IMPORTED_KEYS_MAX: usize = 4;
 /// Smallest message size that may be asked for: RFC 5321 section 4.5.3.1.7 asks for 64K octets.
 const MESSAGE_SIZE_MIN: u64 = 64 << 10;
-/// Largest message size that may be asked for.
-const MESSAGE_SIZE_MAX: u64 = 1 << 30;
+/// Largest message size that may be asked for: the queue takes 256 chunks of a message, of 1 MiB each, and an edge needs
+/// the freedom to send many of them before they are full.
+const MESSAGE_SIZE_MAX: u64 = 128 << 20;
+/// Longest pause before the greeting: clients wait five minutes for it (RFC 5321 section 4.5.3.2.1), people do not.
+const GREETING_PAUSE_MAX: u32 = 60;
 /// Smallest volume of a queue node: below it the log could not keep what it may hold back for a node that is away.
 const VOLUME_MIN: u64 = 2 << 30;
 
@@ -355,7 +361,18 @@ pub fn edge_pool(spec: &EdgePoolSpec) -> Result<EdgeSettings, Vec<Fault>> {
     let size = parse_quantity(&limits.message_size)
         .and_then(|size| bounded(size, MESSAGE_SIZE_MIN, MESSAGE_SIZE_MAX));
     let size = check.value("spec.limits.messageSize", size);
-    check.done(size.map(|size| EdgeSettings::new(limits, size, spec.drain_seconds)))
+    let pause = bounded(spec.greeting_pause_seconds, 0, GREETING_PAUSE_MAX);
+    let pause = check.value("spec.greetingPauseSeconds", pause);
+    let postmaster = spec.postmaster.as_deref().map(parse_address).transpose();
+    let postmaster = check.value("spec.postmaster", postmaster);
+    let settings = (|| {
+        Some(EdgeSettings {
+            postmaster: postmaster?,
+            greeting_pause: Duration::from_secs(pause?.into()),
+            ..EdgeSettings::new(limits, size?, spec.drain_seconds)
+        })
+    })();
+    check.done(settings)
 }
 
 /// What a DeliveryPool says of each of its nodes: its settings, and the smart host.

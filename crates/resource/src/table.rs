@@ -150,6 +150,7 @@ impl Documents {
     pub fn catalog(&self, base: &Catalog) -> Catalog {
         let mut catalog = Catalog {
             edge: base.edge.clone(),
+            own_names: base.own_names.clone(),
             delivery: base.delivery.clone(),
             smart_host: base.smart_host.clone(),
             ..Catalog::default()

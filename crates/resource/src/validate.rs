@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -11,6 +12,8 @@ use crate::catalog::Host;
 pub const DOMAIN_OCTETS_MAX: usize = 253;
 /// Octets of a DNS label (RFC 1035 section 2.3.4); names of resources are labels too.
 const LABEL_OCTETS_MAX: usize = 63;
+/// Octets of an address's local part (RFC 5321 section 4.5.3.1.1).
+const LOCAL_OCTETS_MAX: usize = 64;
 /// Port of DNS (RFC 1035 section 4.2).
 const DNS_PORT: u16 = 53;
 
@@ -34,6 +37,18 @@ pub fn parse_domain(text: &str) -> Result<String, String> {
         return Err(format!("`{text}` is an address, not a domain name"));
     }
     Ok(ascii.into_owned())
+}
+
+/// A mail address with a plain local part, and its domain as A-labels.
+pub(crate) fn parse_address(text: &str) -> Result<Arc<str>, String> {
+    let wrong = || format!("`{text}` is no mail address; write one like postmaster@example.org");
+    let (local, domain) = text.rsplit_once('@').ok_or_else(wrong)?;
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._+-".contains(c);
+    let dots = local.starts_with('.') || local.ends_with('.') || local.contains("..");
+    if local.is_empty() || local.len() > LOCAL_OCTETS_MAX || dots || !local.chars().all(is_plain) {
+        return Err(wrong());
+    }
+    Ok(format!("{local}@{}", parse_domain(domain)?).into())
 }
 
 /// A host name or an address.

@@ -156,7 +156,7 @@ fn rules_refuse_with_what_to_do() {
         (
             "EdgePool",
             json!({"listeners": [{"name": "a", "protocol": "SMTP", "port": 25}], "limits": {"messageSize": "2Gi"}}),
-            "from 64Ki to 1Gi",
+            "from 64Ki to 128Mi",
         ),
         (
             "RelayCluster",

@@ -150,6 +150,8 @@ impl Session {
     /// What the driver brings. An answer to no open question changes nothing.
     pub fn answer(&mut self, answer: Answer, now: Instant) {
         self.now = now;
+        // What the next hop said while the question was open goes first: a refusal in the middle of content ends it there.
+        while matches!(self.state, State::Content | State::AtDot) && self.step() {}
         match (self.state, answer) {
             (State::Idle, Answer::Send(transaction)) => self.begin(*transaction),
             (State::Idle, Answer::Quit) => {

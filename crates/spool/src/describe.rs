@@ -102,6 +102,10 @@ const GAUGES: &[(&str, &str)] = &[
         "Octets of the log's segments in which nothing lives: what is collected and given back.",
     ),
     (
+        "postroad_log_kept_for_followers_bytes",
+        "Octets of the log that are kept only for replicas that lag; beyond its budget the silent ones get a snapshot.",
+    ),
+    (
         "postroad_log_live_bytes",
         "Octets of the log's segments in bodies that are still needed.",
     ),

@@ -66,6 +66,8 @@ pub enum AppendWhat {
         /// Octets.
         data: Bytes,
     },
+    /// What came of this message is not wanted any more.
+    Abandon(mail::Ulid),
 }
 
 /// Results that want to be settled.
@@ -366,8 +368,13 @@ pub enum LogEvent {
         /// Where they lie.
         entries: Vec<crate::node::FetchEntry>,
     },
-    /// Live bodies of each segment, as of the last durable flush of the state.
-    Live(std::collections::BTreeMap<u64, u64>),
+    /// The state as of its last durable flush.
+    Durable {
+        /// What lives in each segment.
+        live: std::collections::BTreeMap<u64, crate::state::SegmentLive>,
+        /// Index up to which each replica's rows are durable, by what the log calls it.
+        applied: std::collections::BTreeMap<u32, u64>,
+    },
     /// This node does not have the replica any more; what the log calls it.
     Gone(u32),
     /// A damaged body that came from another replica, to be written again.
@@ -381,7 +388,7 @@ pub enum LogEvent {
         /// The entry's data.
         data: Bytes,
     },
-    /// The durable state refers to what these pins kept. Comes after the [`LogEvent::Live`] that says so.
+    /// The durable state refers to what these pins kept. Comes after the [`LogEvent::Durable`] that says so.
     Unpin(Vec<u64>),
     /// Bodies of a snapshot, to be written and pinned.
     Bodies {

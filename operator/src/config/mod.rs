@@ -63,8 +63,11 @@ const WAITS_LONG: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub struct Pushes {
     known: Mutex<HashMap<String, Known>>,
-    labels: Mutex<HashMap<String, (Instant, BTreeMap<String, String>)>>,
+    labels: Mutex<HashMap<String, Asked>>,
 }
+
+/// Labels of a namespace, and when they were asked for.
+type Asked = (Instant, BTreeMap<String, String>);
 
 /// Judges all domains of one cluster, writes those that count to its queue and looks who has them.
 pub async fn reconcile(cluster: Arc<RelayCluster>, context: Arc<Context>) -> Result<Action, Error> {

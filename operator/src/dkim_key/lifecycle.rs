@@ -18,6 +18,8 @@ use resource::{DkimAlgorithm, DkimMode, DkimSpec, KeyPhase};
 /// A record that was not there is remembered by resolvers as that for at most so long, as a rule; longer if its time to live
 /// says so.
 const HOLD_MIN: Duration = Duration::from_secs(60 * 60);
+/// Resolvers keep an answer for a day at most, whatever it says, seconds.
+const TTL_MAX: u32 = 24 * 60 * 60;
 /// A key is made so long before its hold begins: for the person who publishes it.
 const HEAD_START: Duration = Duration::from_secs(60 * 60);
 /// A record may be missing so long before its key ceases to sign: zones are reloaded.
@@ -263,7 +265,7 @@ fn hold(key: &Key, wish: &Wish<'_>) -> Duration {
 }
 
 fn hold_of(ttl: u32) -> Duration {
-    HOLD_MIN.max(Duration::from_secs(2 * u64::from(ttl)))
+    HOLD_MIN.max(Duration::from_secs(2 * u64::from(ttl.min(TTL_MAX))))
 }
 
 /// Algorithms of which a key is to be made now.

@@ -1,9 +1,10 @@
 //! DeliveryPool: nodes that deliver.
 
-use resource::{DeliveryPool, RelayCluster};
+use resource::{DeliveryPool, EdgePool, RelayCluster};
 use serde_json::{Value, json};
 
 use super::build::{Nodes, deployment};
+use super::edge;
 use crate::names::{self, ADMIN_PORT, Component, DATA_DIR, PKI_DIR, POOL_DIR, PoolName};
 use crate::ssa;
 use crate::template;
@@ -25,6 +26,7 @@ pub fn build(
     name: &PoolName,
     image: &str,
     queue: &str,
+    edges: &[EdgePool],
 ) -> Value {
     let mut args: Vec<String> = ["delivery", "--queue", queue, "--pki", PKI_DIR]
         .map(Into::into)
@@ -36,6 +38,15 @@ pub fn build(
     args.extend(["--log-format".into(), "json".into()]);
     if let Some(host) = &pool.spec.egress.hostname {
         args.extend(["--hostname".into(), host.clone()]);
+    }
+    // What MX records call the edges: mail for a domain that has them as backup must not be sent to them.
+    let mut names: Vec<String> = edges
+        .iter()
+        .map(|pool| edge::hostname(pool, &name.namespace))
+        .collect();
+    names.sort();
+    if !names.is_empty() {
+        args.extend(["--own-names".into(), names.join(",")]);
     }
     // The journal outlives the container and not the pod: a pod that is gone has no connection that could still say 250.
     let volumes = vec![

@@ -18,6 +18,12 @@ pub fn name(pool: &EdgePool, namespace: &str) -> PoolName {
     }
 }
 
+/// What the nodes of a pool are called in SMTP.
+pub fn hostname(pool: &EdgePool, namespace: &str) -> String {
+    let service = || format!("{}.{namespace}.svc", name(pool, namespace).object());
+    pool.spec.hostname.clone().unwrap_or_else(service)
+}
+
 /// The Deployment of a pool.
 pub fn build(
     pool: &EdgePool,
@@ -33,8 +39,7 @@ pub fn build(
     args.extend(["--pool".into(), POOL_DIR.into()]);
     args.extend(["--admin-listen".into(), format!("0.0.0.0:{ADMIN_PORT}")]);
     args.extend(["--log-format".into(), "json".into()]);
-    let host = format!("{}.{}.svc", name.object(), name.namespace);
-    args.extend(["--hostname".into(), spec.hostname.clone().unwrap_or(host)]);
+    args.extend(["--hostname".into(), hostname(pool, &name.namespace)]);
     let listen = |implicit: bool| {
         let wanted = spec.listeners.iter();
         let wanted =

@@ -124,13 +124,24 @@ pub async fn reconcile_delivery(
     );
     let mut state = json!({});
     if let Some(home) = home(&context, &name, &mut conditions).await? {
+        let edges = of_cluster(&context, namespace, |edge: &EdgePool| {
+            edge.spec.cluster_ref.name == name.cluster
+        });
+        let edges = edges.await?;
         let objects = Objects {
             controller: Controller::DeliveryPool,
             role: Role::Delivery,
             owners: ssa::owner(&*pool),
             replicas: pool.spec.replicas,
             listeners: Vec::new(),
-            deployment: delivery::build(&pool, &home.cluster, &name, &home.image, &home.queue),
+            deployment: delivery::build(
+                &pool,
+                &home.cluster,
+                &name,
+                &home.image,
+                &home.queue,
+                &edges,
+            ),
             resource: build::document("DeliveryPool", namespace, own, &json!(pool.spec)),
         };
         let deployment = objects.apply(&context, &name, &home.cluster.spec).await?;

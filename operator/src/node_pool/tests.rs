@@ -98,7 +98,14 @@ fn only_delivery_pods_get_the_sealing_key() {
     );
     pool.metadata.uid = Some("u".into());
     let name = delivery::name(&pool, "mail");
-    let deployment = delivery::build(&pool, &cluster(), &name, "image:1", "q:7100");
+    let named = edge_pool(json!({"hostname": "mx.example.org"}));
+    let edges = [edge_pool(json!({})), named];
+    let deployment = delivery::build(&pool, &cluster(), &name, "image:1", "q:7100", &edges);
+    // What its edges are called is nowhere else to be known.
+    let own = argument(&deployment, "--own-names");
+    assert_eq!(own.as_deref(), Some("front-edge.mail.svc,mx.example.org"));
+    let alone = delivery::build(&pool, &cluster(), &name, "image:1", "q:7100", &[]);
+    assert_eq!(argument(&alone, "--own-names"), None);
     assert!(
         deployment
             .to_string()

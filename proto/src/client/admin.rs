@@ -12,11 +12,14 @@ use crate::v1::admin_client::AdminClient as Stub;
 use crate::v1::{
     ActRequest, ActResponse, AdminAction, DestinationSummary, ItemFilter, ItemRef, ItemSummary,
     ListRequest, NodeStatus, ShowRequest, ShowResponse, StatusRequest, SummaryRequest,
+    SummaryResponse,
 };
 use crate::{ulid, ulid_bytes};
 
 /// Items asked for at once.
 const PAGE_ITEMS: u32 = 1_000;
+/// Items acted on at once: a queue node takes no more of a request.
+const ACT_ITEMS: usize = 1_000;
 
 /// The service Admin of the whole queue.
 #[derive(Clone)]
@@ -91,17 +94,11 @@ impl AdminClient {
         join_all(asked).await
     }
 
-    /// The numbers of the queue; at most `limit` destinations of each shard (0: 1,000).
-    pub async fn summary(&self, limit: u32) -> Result<Summary, CallError> {
+    /// The numbers of the queue, with the `limit` fullest destinations (0: all). Which are the fullest shows only when
+    /// all were counted, so all pages of all shards are read, whatever the limit.
+    pub async fn summary(&self, limit: usize) -> Result<Summary, CallError> {
         let shards = self.shards().await?;
-        let parts = try_join_all((0..shards).map(|shard| {
-            let ask = move |channel| async move {
-                stub(channel).summary(SummaryRequest { shard, limit }).await
-            };
-            self.client
-                .ask_leader(shard, ASK_GIVE_UP, ask, |r| r.not_leader.as_ref())
-        }))
-        .await?;
+        let parts = try_join_all((0..shards).map(|shard| self.summary_of(shard))).await?;
         let mut sum = Summary::default();
         let mut destinations: BTreeMap<String, DestinationSummary> = BTreeMap::new();
         for part in parts {
@@ -127,7 +124,40 @@ impl AdminClient {
         // The sort keeps the order of names among equals.
         sum.destinations
             .sort_by_key(|d| std::cmp::Reverse(d.waiting + d.leased + d.held));
+        if limit > 0 {
+            sum.destinations.truncate(limit);
+        }
         Ok(sum)
+    }
+
+    /// One shard's numbers with all its destinations. Each page is of its own moment; the totals are those of the first.
+    async fn summary_of(&self, shard: u32) -> Result<SummaryResponse, CallError> {
+        let mut all: Option<SummaryResponse> = None;
+        let mut from = String::new();
+        loop {
+            let ask = |channel| {
+                let request = SummaryRequest {
+                    shard,
+                    limit: 0,
+                    from: from.clone(),
+                };
+                async move { stub(channel).summary(request).await }
+            };
+            let page = self
+                .client
+                .ask_leader(shard, ASK_GIVE_UP, ask, |r| r.not_leader.as_ref())
+                .await?;
+            // A page never begins with its own next one.
+            let more = !page.next.is_empty() && page.next != from;
+            from.clone_from(&page.next);
+            match &mut all {
+                None => all = Some(page),
+                Some(all) => all.destinations.extend(page.destinations),
+            }
+            if !more {
+                return Ok(all.unwrap_or_default());
+            }
+        }
     }
 
     /// Items that match, at most `limit`, shard after shard; `true` when there are more.
@@ -167,8 +197,9 @@ impl AdminClient {
                     .client
                     .ask_leader(shard, ASK_GIVE_UP, ask, |r| r.not_leader.as_ref())
                     .await?;
-                after = found.items.last().and_then(|item| item.item.clone());
                 items.extend(found.items);
+                // A page may be empty and not the last: a node looks at so many rows a call, whether they match or not.
+                after = found.next;
                 if !found.more || after.is_none() {
                     break;
                 }
@@ -214,12 +245,16 @@ impl AdminClient {
                 None => sum.missing += 1,
             }
         }
-        for (shard, items) in by_shard {
+        let parts = by_shard.iter().flat_map(|(shard, items)| {
+            let parts = items.chunks(ACT_ITEMS);
+            parts.map(move |items| (*shard, items))
+        });
+        for (shard, items) in parts {
             let ask = |channel| {
                 let request = ActRequest {
                     shard,
                     action: action.into(),
-                    items: items.clone(),
+                    items: items.to_vec(),
                     actor: actor.to_owned(),
                     reason: reason.to_owned(),
                 };

@@ -26,7 +26,7 @@ pub enum AppendResult {
     Conflict,
     /// The id is unknown and its time is more than 15 min from cluster time.
     Stale,
-    /// The chunks sent before were dropped: too old, or over quota.
+    /// The chunks sent before were dropped: too old, over quota, or abandoned.
     UploadGone,
     /// The request breaks the protocol; the text says how.
     Invalid(String),
@@ -105,7 +105,7 @@ impl Kind for Appends {
                 append.body.len() + append.facts.as_ref().map_or(0, Message::encoded_len)
             }
             Some(What::Chunk(chunk)) => chunk.data.len(),
-            None => 0,
+            Some(What::Abandon(_)) | None => 0,
         }
     }
 

@@ -730,7 +730,7 @@ pub struct AppendRequest {
     pub request: u64,
     #[prost(uint32, tag = "2")]
     pub shard: u32,
-    #[prost(oneof = "append_request::What", tags = "3, 4")]
+    #[prost(oneof = "append_request::What", tags = "3, 4, 5")]
     pub what: ::core::option::Option<append_request::What>,
 }
 /// Nested message and enum types in `AppendRequest`.
@@ -741,6 +741,8 @@ pub mod append_request {
         Append(super::AppendMessage),
         #[prost(message, tag = "4")]
         Chunk(super::AppendChunk),
+        #[prost(message, tag = "5")]
+        Abandon(super::AppendAbandon),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -761,6 +763,13 @@ pub struct AppendChunk {
     /// at most 1 MiB
     #[prost(bytes = "bytes", tag = "3")]
     pub data: ::prost::bytes::Bytes,
+}
+/// No more chunks of this message come, and no AppendMessage: what is there of it makes room for others. The answer is
+/// UPLOAD_GONE. A message that was appended is not touched.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AppendAbandon {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub message: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AppendAnswers {
@@ -1881,13 +1890,16 @@ pub struct DiskStatus {
     #[prost(uint64, tag = "8")]
     pub collecting_bytes: u64,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SummaryRequest {
     #[prost(uint32, tag = "1")]
     pub shard: u32,
-    /// destinations; 0: 1,000
+    /// destinations, at most 1,000; 0: as many
     #[prost(uint32, tag = "2")]
     pub limit: u32,
+    /// the first destination; empty: from the beginning
+    #[prost(string, tag = "3")]
+    pub from: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SummaryResponse {
@@ -1901,10 +1913,14 @@ pub struct SummaryResponse {
     pub leased: u64,
     #[prost(uint64, tag = "5")]
     pub held: u64,
+    /// in the order of their names
     #[prost(message, repeated, tag = "6")]
     pub destinations: ::prost::alloc::vec::Vec<DestinationSummary>,
     #[prost(uint64, tag = "7")]
     pub cluster_time_ms: u64,
+    /// give it as `from`; empty: this was the last page
+    #[prost(string, tag = "8")]
+    pub next: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DestinationSummary {

@@ -91,8 +91,10 @@ impl Leases {
                     holding,
                 };
                 out.push(Effect::Send(address.clone(), Request::Reattach(reattach)));
-                shard.link = Some(link.serial);
+                let serial = link.serial;
+                shard.link = Some(serial);
                 out.push(Effect::Send(address, shard.keepalive(id, session, now)));
+                self.repeat_busy(serial);
             }
             (Some(session), true) => {
                 if shard

@@ -39,9 +39,13 @@ impl World {
     }
 
     fn link(&mut self, address: &str) -> Vec<String> {
-        let mut out = Vec::new();
-        self.link = self.leases.link_up(address, self.now, &mut out);
-        self.tick(out)
+        self.link = self.leases.link_up(address, &mut self.hand);
+        self.tick(Vec::new())
+    }
+
+    fn hints(&mut self, room: usize) -> Vec<String> {
+        let hints = self.leases.hints(QUEUE, room, self.now);
+        hints.iter().map(say).collect()
     }
 
     fn hear(&mut self, what: Event) -> Vec<String> {
@@ -91,7 +95,10 @@ fn say(effect: &Effect) -> String {
             format!("reattach {} {}", again.session, list(&again.holding))
         }
         Effect::Send(_, Request::Keepalive(keep)) => format!("keepalive {}", keep.sequence),
-        Effect::Send(_, Request::Credit(_)) => "credit".into(),
+        Effect::Send(_, Request::Credit(credit)) => match credit.items {
+            ITEMS_IN_HAND_MAX => "credit".into(),
+            items => format!("credit {items}"),
+        },
         Effect::Send(_, Request::Extend(extend)) => format!("extend {}", list(&extend.items)),
         Effect::Send(_, Request::Window(window)) => {
             format!("window {} {}", window.destination, window.items)
@@ -212,7 +219,7 @@ fn a_new_leader_hears_of_the_same_session_with_all_that_is_held() {
         ["reattach 5 [1@7 2@8!]", "keepalive 2"]
     );
     // It sends once more what it knows not to be held; what is held is not begun twice.
-    assert_eq!(world.hear(work(1, 7)), ["credit"]);
+    assert_eq!(world.hear(work(1, 7)), ["credit 1"]);
     assert_eq!(world.hear(work(3, 9)), ["work 3@9"]);
 }
 
@@ -227,7 +234,7 @@ fn what_a_deposed_leader_hands_out_is_not_worked_on() {
     assert_eq!(world.hear(work(1, 7)), ["work 1@7"]);
     world.hand.settle(item(1), true);
     world.hand.settled(item(1), 7);
-    assert_eq!(world.pass(SECOND), ["credit"]);
+    assert_eq!(world.pass(SECOND), ["credit 1"]);
     let new = std::mem::replace(&mut world.link, old);
     assert!(world.hear(work(1, 7)).is_empty(), "settled");
     assert!(world.hear(work(2, 8)).is_empty(), "never seen before");
@@ -241,8 +248,8 @@ fn a_grant_that_is_over_is_not_worked_on_again_whoever_hands_it_out() {
     world.hear(work(1, 7));
     world.hand.settle(item(1), false);
     world.hand.settled(item(1), 7);
-    assert_eq!(world.hear(work(1, 7)), ["credit"]);
-    assert_eq!(world.hear(work(1, 6)), ["credit"]);
+    assert_eq!(world.hear(work(1, 7)), ["credit 1"]);
+    assert_eq!(world.hear(work(1, 6)), ["credit 1"]);
     assert_eq!(world.hear(work(1, 9)), ["work 1@9"], "the next attempt");
 }
 
@@ -348,46 +355,80 @@ fn what_the_journal_knows_is_settled_first_and_then_claimed() {
 }
 
 #[test]
-fn credit_comes_back_to_the_stream_that_it_was_given_to() {
+fn what_is_in_hand_of_a_broken_stream_is_charged_to_the_next_one() {
     let mut world = World::open();
     world.hear(work(1, 7));
     world.hand.settle(item(1), true);
     world.hand.settled(item(1), 7);
-    assert_eq!(world.pass(SECOND), ["credit"]);
-    world.hear(work(2, 8));
-    let old = world.link;
-    world.leases.link_down(QUEUE, old);
-    assert_eq!(
-        world.link(QUEUE),
-        ["reattach 5 [2@8]", "keepalive 1", "credit"]
-    );
+    assert_eq!(world.pass(SECOND), ["credit 1"]);
+    for number in 2..=4 {
+        world.hear(work(number, 8));
+    }
+    for sequence in 1..=3 {
+        let old = world.link;
+        world.leases.link_down(QUEUE, old);
+        assert_eq!(
+            world.link(QUEUE),
+            [
+                "reattach 5 [2@8 3@8 4@8]".to_string(),
+                format!("keepalive {sequence}"),
+                format!("credit {}", ITEMS_IN_HAND_MAX - 3),
+            ],
+            "however often the stream breaks"
+        );
+    }
     world.hand.settle(item(2), true);
     world.hand.settled(item(2), 8);
-    assert!(
-        world.pass(SECOND).is_empty(),
-        "the new stream got its whole credit at once"
-    );
+    assert_eq!(world.pass(SECOND), ["credit 1"], "on the stream of now");
 }
 
 #[test]
-fn a_new_stream_hears_of_windows_and_dead_destinations() {
+fn a_new_stream_hears_of_destinations_after_all_else_and_as_room_allows() {
     let mut world = World::open();
-    let mut out = Vec::new();
-    world.leases.window("d.example", 64, &mut out);
-    world.leases.window("d.example", 64, &mut out);
-    world
-        .leases
-        .busy("dead.example", 10 * SECOND, world.now, &mut out);
+    world.leases.window("d.example", 64);
+    world.leases.window("d.example", 64);
+    world.leases.busy("dead.example", 10 * SECOND, world.now);
     assert_eq!(
-        out.iter().map(say).collect::<Vec<_>>(),
+        world.hints(9),
         ["window d.example 64", "busy dead.example 10000"]
     );
     world.now += 4 * SECOND;
-    let heard = world.link(QUEUE);
     assert_eq!(
-        heard[..2],
-        ["window d.example 64", "busy dead.example 6000"]
+        world.link(QUEUE),
+        ["reattach 5 []", "keepalive 1", "credit"]
     );
+    assert_eq!(world.hints(0), [""; 0]);
+    assert_eq!(world.hints(1), ["window d.example 64"]);
+    assert_eq!(world.hints(1), ["busy dead.example 6000"]);
+    assert_eq!(world.hints(1), [""; 0]);
+    // A destination that is as any other again is said once and then forgotten.
+    world.leases.window("d.example", WINDOW_DEFAULT);
+    assert_eq!(world.hints(9), ["window d.example 20"]);
+    world.now += 10 * SECOND;
+    world.link(QUEUE);
+    assert_eq!(world.hints(9), [""; 0]);
+}
+
+#[test]
+fn a_back_off_is_told_to_a_lease_session_that_opens_later() {
+    let mut world = World::new();
+    world.lead(QUEUE);
+    world.link(QUEUE);
+    world.leases.busy("dead.example", 10 * SECOND, world.now);
+    assert_eq!(world.hints(9), ["busy dead.example 10000"]);
+    world.hear(opened(5, &[]));
+    assert_eq!(world.hints(9), ["busy dead.example 10000"]);
+}
+
+#[test]
+fn back_offs_that_are_over_are_forgotten() {
+    let mut world = World::open();
+    for number in 0..100 {
+        let destination = format!("d{number}.example");
+        world.leases.busy(&destination, SECOND, world.now);
+    }
+    world.pass(120 * SECOND);
+    assert!(world.leases.busy.is_empty());
 }
 
 #[test]

@@ -72,6 +72,7 @@ impl Leases {
         shard.session = Some(opened.session);
         shard.last_keepalive = Some(asked);
         hand.open(id, opened.session, asked);
+        self.repeat_busy(serial);
         tracing::info!(
             shard = id,
             session = opened.session,

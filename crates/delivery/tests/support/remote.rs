@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-/// What happens at a verb: `CONNECT`, `EHLO`, `STARTTLS`, `TLS` (the handshake), `MAIL`, `RCPT`, `DATA`, `DOT`, `QUIT`.
+/// What happens at a verb: `CONNECT`, `EHLO`, `STARTTLS`, `TLS` (the handshake), `MAIL`, `RCPT`, `DATA`,
+/// `CONTENT` (its beginning; what is said there ends the connection, the rest unread), `DOT`, `QUIT`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// What a good server does.
@@ -223,6 +224,12 @@ impl Remote {
                 }
                 "DATA" => {
                     if self.act("DATA", "354 go on", &mut socket).await? {
+                        if (self.script)("CONTENT", self.count("DATA") - 1) != Action::Good {
+                            let mut some = [0; 4096];
+                            socket.read_exact(&mut some).await.ok()?;
+                            self.act("CONTENT", "", &mut socket).await?;
+                            return None;
+                        }
                         taken.body = content(&mut socket).await?;
                         if self.act("DOT", "250 2.0.0 taken", &mut socket).await? {
                             self.seen.lock().unwrap().taken.push(taken.clone());

@@ -77,6 +77,11 @@ impl Store {
     async fn take(&self, what: What) -> Option<AppendOutcome> {
         let append = match what {
             What::Append(append) => append,
+            What::Abandon(abandon) => {
+                let id = ulid(&abandon.message).unwrap();
+                self.kept.lock().unwrap().chunks.remove(&id);
+                return Some(AppendOutcome::UploadGone);
+            }
             What::Chunk(chunk) => {
                 if self.chunks_gone.load(std::sync::atomic::Ordering::SeqCst) {
                     return Some(AppendOutcome::UploadGone);
@@ -86,6 +91,10 @@ impl Store {
                 let chunks = kept.chunks.entry(id).or_default();
                 assert_eq!(chunks.len(), chunk.seq as usize, "chunks come in order");
                 assert!(chunk.data.len() <= edge::CHUNK_BYTES_MAX);
+                // As the real one: the row of a message names no more.
+                if chunk.seq >= edge::CHUNKS_MAX {
+                    return Some(AppendOutcome::Invalid);
+                }
                 chunks.push(chunk.data);
                 return Some(AppendOutcome::ChunkStored);
             }

@@ -1,5 +1,6 @@
 //! `postroad check`: what a directory of resources means, before a node uses it.
 
+use resource::Catalog;
 use serde_json::json;
 
 use super::print_json;
@@ -19,7 +20,9 @@ pub fn run(settings: Check) -> Result<(), Failure> {
                             "tenant": &*principal.tenant, "class": &*principal.class })
                 })
                 .collect();
-            print_json(&json!({ "inbound_domains": inbound, "senders": senders }));
+            print_json(&json!({
+                "inbound_domains": inbound, "senders": senders, "warnings": warnings(&catalog),
+            }));
         }
         Output::Table => {
             println!(
@@ -31,10 +34,25 @@ pub fn run(settings: Check) -> Result<(), Failure> {
                     principal.tenant, principal.class
                 );
             }
-            if catalog.relays_nothing() {
-                println!("warning: no RelayDomain is declared, so all mail is refused");
+            for warning in warnings(&catalog) {
+                println!("warning: {warning}");
             }
         }
     }
     Ok(())
+}
+
+/// What is allowed and hardly meant.
+fn warnings(catalog: &Catalog) -> Vec<&'static str> {
+    let mut warnings = Vec::new();
+    if catalog.relays_nothing() {
+        warnings.push("no RelayDomain is declared, so all mail is refused");
+    }
+    let postmaster = catalog.edge().and_then(|edge| edge.postmaster.as_ref());
+    if postmaster.is_none() {
+        warnings.push(
+            "mail to Postmaster is refused, which RFC 5321 section 4.5.1 forbids; declare who gets it: kind EdgePool, spec.postmaster",
+        );
+    }
+    warnings
 }

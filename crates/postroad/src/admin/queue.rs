@@ -16,8 +16,6 @@ use crate::settings::{self, Filter, Output, QueueCommand};
 
 /// An action on more items than this is refused: it is done in parts, or with a narrower filter.
 const ACT_ITEMS_MAX: usize = 1_000_000;
-/// Items that one request names: an entry of the log holds them all.
-const ACT_ITEMS_AT_ONCE: usize = 1_000;
 
 /// Asks or acts.
 pub async fn run(command: QueueCommand) -> Result<(), Failure> {
@@ -329,16 +327,9 @@ async fn act(action: AdminAction, verb: &str, settings: settings::Action) -> Res
         confirm(verb, &items)?;
     }
     let actor = std::env::var("USER").unwrap_or_else(|_| "admin".into());
-    let (mut done, mut marked, mut missing) = (0, 0, 0);
     let refs: Vec<ItemRef> = items.into_iter().filter_map(|item| item.item).collect();
-    for part in refs.chunks(ACT_ITEMS_AT_ONCE) {
-        let answer = admin
-            .act(action, part.to_vec(), &actor, &settings.reason)
-            .await?;
-        done += answer.done;
-        marked += answer.marked;
-        missing += answer.missing;
-    }
+    let answer = admin.act(action, refs, &actor, &settings.reason).await?;
+    let (done, marked, missing) = (answer.done, answer.marked, answer.missing);
     match settings.output {
         Output::Json => print_json(&json!({ "done": done, "marked": marked, "missing": missing })),
         Output::Table => {

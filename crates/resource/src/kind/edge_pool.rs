@@ -53,6 +53,15 @@ pub struct EdgePoolSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(schema_with = "crate::schema::host_name"))]
     pub hostname: Option<String>,
+    /// Who gets the mail to `Postmaster`, and to `postmaster@` the hostname, which every mail server must take (RFC 5321
+    /// section 4.5.1). Absent: it is refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "kube", schemars(schema_with = "crate::schema::address"))]
+    pub postmaster: Option<String>,
+    /// How long a client is kept waiting for the greeting, seconds; one that talks in this time is no mail server and is
+    /// refused. 0: nobody waits, and nobody is refused for that.
+    #[cfg_attr(feature = "kube", schemars(range(min = 0, max = 60)))]
+    pub greeting_pause_seconds: u32,
     /// Bounds for each node of the pool.
     pub limits: EdgeLimits,
     /// How long a leaving node waits for its SMTP sessions, seconds.
@@ -70,6 +79,8 @@ impl Default for EdgePoolSpec {
             listeners: Vec::new(),
             service: Service::default(),
             hostname: None,
+            postmaster: None,
+            greeting_pause_seconds: 0,
             limits: EdgeLimits::default(),
             drain_seconds: 60,
             template: Template::default(),
@@ -231,11 +242,11 @@ pub struct EdgeLimits {
     /// SMTP sessions at once from one client address (an IPv6 client counts by its /64).
     #[cfg_attr(feature = "kube", schemars(range(min = 1, max = 100000)))]
     pub connections_per_source: u32,
-    /// Largest message, a Kubernetes quantity in octets, 64Ki to 1Gi (RFC 1870).
+    /// Largest message, a Kubernetes quantity in octets, 64Ki to 128Mi (RFC 1870).
     #[cfg_attr(
         feature = "kube",
         schemars(length(max = 32)),
-        schemars(extend("x-kubernetes-validations" = [{"rule": "isQuantity(self) && quantity(self).compareTo(quantity('64Ki')) >= 0 && quantity(self).compareTo(quantity('1Gi')) <= 0", "message": "messageSize is a quantity from 64Ki to 1Gi"}]))
+        schemars(extend("x-kubernetes-validations" = [{"rule": "isQuantity(self) && quantity(self).compareTo(quantity('64Ki')) >= 0 && quantity(self).compareTo(quantity('128Mi')) <= 0", "message": "messageSize is a quantity from 64Ki to 128Mi"}]))
     )]
     pub message_size: String,
     /// Recipients a message (RFC 5321 section 4.5.3.1.8 asks for at least 100).

@@ -15,6 +15,8 @@ use crate::server::{Answer, Commit, Config, Output, Question, Session, State};
 pub(super) struct Content {
     decoder: Decoder,
     scanner: HeaderScanner,
+    /// Octets above 127 came.
+    eight_bit: bool,
     /// Octets without dot-stuffing.
     size: u64,
     /// Why the message will be refused at its end; the rest is thrown away.
@@ -29,6 +31,7 @@ impl Content {
         Content {
             decoder: Decoder::default(),
             scanner: HeaderScanner::default(),
+            eight_bit: false,
             size: 0,
             refused: None,
             discarded: 0,
@@ -87,6 +90,7 @@ impl Session {
         let Content {
             decoder,
             scanner,
+            eight_bit,
             size,
             refused,
             discarded,
@@ -101,6 +105,7 @@ impl Session {
                 return;
             }
             *size += piece.len() as u64;
+            *eight_bit |= !piece.is_ascii();
             header = header.and_then(|()| scanner.push(&piece));
             pending.push_back(Output::Body(piece));
         });
@@ -152,6 +157,7 @@ impl Session {
         self.pending.push_back(Output::Ask(Question::Commit(Commit {
             envelope: Arc::new(envelope),
             size: content.size,
+            eight_bit: content.eight_bit,
             header: content.scanner.finish(),
         })));
     }

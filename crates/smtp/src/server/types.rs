@@ -124,6 +124,8 @@ pub struct Commit {
     pub envelope: Arc<Envelope>,
     /// Octets of content given with [`Output::Body`].
     pub size: u64,
+    /// Octets above 127 stand in it, whatever was declared.
+    pub eight_bit: bool,
     /// What its header block says.
     pub header: HeaderFacts,
 }

@@ -117,30 +117,37 @@ impl Collector {
 
 /// A body, with every check that there is: the record's own, the digest that a former copy took, and for a first copy
 /// the digest that the edge took.
-pub(super) fn read_whole(
+///
+/// # Errors
+/// As [`LogReader::read_entry`].
+pub fn read_whole(
     reader: &LogReader,
     location: Location,
     replica: u32,
     index: u64,
 ) -> Result<Relocated, ReadError> {
     let (body, command) = reader.read_body(location, replica, index)?;
-    if command.is_empty() || group_of(replica) == crate::CONTROL_GROUP {
-        return Ok(body);
-    }
-    match crate::wire::log::decode(&command, crate::wire::log::STATE_MACHINE_VERSION)
-        .map(|facts| facts.command)
-    {
-        Ok(queue::Command::Append(append))
-            if append.facts.chunks == 0 && append.facts.digest != body.digest =>
-        {
-            Err(ReadError::Corrupt {
-                segment: location.segment,
-                offset: location.offset,
-                what: "the body has not the digest that the edge took",
-            })
-        }
-        // Not for us to judge: it was applied long ago.
+    match edge_digest(replica, &command) {
+        Some(digest) if digest != body.digest => Err(ReadError::Corrupt {
+            segment: location.segment,
+            offset: location.offset,
+            what: "the body has not the digest that the edge took",
+        }),
         _ => Ok(body),
+    }
+}
+
+/// The digest that the edge took of the body that is the data of the entry with this command; `None`: it is no message that
+/// came in one entry.
+pub fn edge_digest(replica: u32, command: &[u8]) -> Option<mail::Digest> {
+    if command.is_empty() || group_of(replica) == crate::CONTROL_GROUP {
+        return None;
+    }
+    // What cannot be understood is not for us to judge: it was applied long ago.
+    let facts = crate::wire::log::decode(command, crate::wire::log::STATE_MACHINE_VERSION);
+    match facts.ok()?.command {
+        queue::Command::Append(append) if append.facts.chunks == 0 => Some(append.facts.digest),
+        _ => None,
     }
 }
 

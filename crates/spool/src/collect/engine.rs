@@ -28,6 +28,9 @@ pub struct Collector {
     suspects: BTreeMap<u64, Option<u32>>,
     /// Examined as a source once: what still lives in it then is damaged.
     examined: BTreeSet<u64>,
+    /// Something in them is not what was written. Whatever it was, a start reads all segments of the log and refuses what it
+    /// cannot believe: so what lives in them goes elsewhere, however much that is, once the log itself needs them no longer.
+    rotten: BTreeSet<u64>,
     pub(super) number: u64,
     /// Octets copied since the start.
     pub copied_bytes: u64,
@@ -90,6 +93,7 @@ impl Collector {
             copied: BTreeMap::new(),
             suspects: BTreeMap::new(),
             examined: BTreeSet::new(),
+            rotten: BTreeSet::new(),
             number: 0,
             copied_bytes: 0,
         }
@@ -117,6 +121,9 @@ impl Collector {
         }
         let disk = self.segments.disk();
         let segments = self.segments.list();
+        if self.leave_rotten(&segments) {
+            return Ok(Step::Worked { bytes: 0 });
+        }
         let Some(choice) = self.planner.next(now_ms, &segments, &self.live, &disk) else {
             return Ok(Step::Idle);
         };
@@ -205,9 +212,43 @@ impl Collector {
         }
     }
 
-    /// Something in this segment does not pass its checksum: it is looked at whether a living body was hit.
+    /// Something in this segment does not pass its checksum, or cannot be read: it is looked at whether a living body was
+    /// hit, and the segment is given back as soon as may be.
     pub fn suspect(&mut self, segment: u64) {
-        self.suspects.entry(segment).or_insert(None);
+        self.rotten.insert(segment);
+        let segments = self.segments.list();
+        let of = segments.iter().find(|it| it.id == segment);
+        if of.is_none_or(|it| !self.may_leave(it)) {
+            self.suspects.entry(segment).or_insert(None);
+        }
+    }
+
+    fn may_leave(&self, segment: &SegmentInfo) -> bool {
+        segment.sealed && segment.truncated && !self.planner.is_busy(segment.id)
+    }
+
+    /// Makes a source of a segment in which something rots.
+    fn leave_rotten(&mut self, segments: &[SegmentInfo]) -> bool {
+        self.rotten
+            .retain(|id| segments.iter().any(|segment| segment.id == *id));
+        let ready =
+            |segment: &&SegmentInfo| self.rotten.contains(&segment.id) && self.may_leave(segment);
+        let Some(segment) = segments.iter().find(ready) else {
+            return false;
+        };
+        self.rotten.remove(&segment.id);
+        // Where nothing lives it is given back without us.
+        if self
+            .live
+            .get(&segment.id)
+            .is_none_or(|live| live.count == 0)
+        {
+            return false;
+        }
+        let generation = (segment.generation + 1).min(super::plan::GENERATION_MAX);
+        self.planner.begun(segment.id);
+        self.suspects.insert(segment.id, Some(generation));
+        true
     }
 
     /// For metrics and people.

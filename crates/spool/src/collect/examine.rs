@@ -4,6 +4,7 @@
 //! still live in a source after all that its records gave was moved, or the scrubber met damage.
 
 use super::copy::{CollectError, read_whole, still_there};
+use super::read::MISSING;
 use super::{Collector, Damage, Step};
 use crate::log::ReadError;
 
@@ -48,17 +49,20 @@ impl Collector {
                         break;
                     }
                 }
-                Err(ReadError::Recycled { .. }) => return Ok(None),
-                Err(error) => {
-                    if still_there(self.index.as_ref(), replica, index, location)? {
-                        damages.push(Damage {
-                            replica,
-                            index,
-                            location,
-                            what: error.to_string(),
-                        });
-                    }
+                // Recycled meanwhile, or moved: then the rows name another place by now.
+                Err(error) if still_there(self.index.as_ref(), replica, index, location)? => {
+                    let what = match error {
+                        ReadError::Recycled { .. } => MISSING.to_owned(),
+                        error => error.to_string(),
+                    };
+                    damages.push(Damage {
+                        replica,
+                        index,
+                        location,
+                        what,
+                    });
                 }
+                Err(_) => {}
             }
         }
         it.damaged += damages.len();

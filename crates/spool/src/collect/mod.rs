@@ -39,7 +39,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-pub use copy::CollectError;
+pub use copy::{CollectError, edge_digest, read_whole};
 pub use engine::{Collector, Look, Space, Step};
 pub use pace::Pace;
 pub use plan::{Choice, PRESSED_PERCENT, Planner, REASONS};

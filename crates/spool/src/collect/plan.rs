@@ -166,6 +166,11 @@ impl Planner {
         self.busy.insert(source);
     }
 
+    /// Is it being collected?
+    pub fn is_busy(&self, source: u64) -> bool {
+        self.busy.contains(&source)
+    }
+
     /// Its moves are durable, or it was given up.
     pub fn ended(&mut self, source: u64) {
         self.busy.remove(&source);

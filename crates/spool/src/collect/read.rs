@@ -18,6 +18,26 @@ pub struct Unread {
     pub error: ReadError,
 }
 
+impl Unread {
+    /// The durable state names this place: a segment is given back only after that is no longer so. One that is not there
+    /// was not recycled, but lost.
+    fn into_damage(self) -> Unread {
+        let Unread { location, error } = self;
+        let error = match error {
+            ReadError::Recycled { segment } => ReadError::Corrupt {
+                segment,
+                offset: location.offset,
+                what: MISSING,
+            },
+            other => other,
+        };
+        Unread { location, error }
+    }
+}
+
+/// What is wrong with a place in a segment that is not there.
+pub(super) const MISSING: &str = "the segment's file is missing, and mail that lives lies in it";
+
 /// Reads bodies; cheap to clone.
 #[derive(Clone)]
 pub struct BodyReader {
@@ -65,8 +85,9 @@ impl BodyReader {
             rows.locate(replica, index).ok().flatten()
         });
         match now {
-            Some(now) if now != location => read(now),
-            _ => first,
+            Some(now) if now != location => read(now).map_err(Unread::into_damage),
+            Some(_) => first.map_err(Unread::into_damage),
+            None => first,
         }
     }
 }

@@ -37,14 +37,9 @@ pub struct Scrub {
 }
 
 impl Scrub {
-    /// Reads a little. Gives the segment in which something does not pass its checksum, at that segment's end: whether
-    /// a living body was hit is for [`super::Collector::suspect`] to find out.
-    pub fn step(
-        &mut self,
-        segments: &Segments,
-        segment_bytes: u64,
-        now_us: u64,
-    ) -> io::Result<Option<u64>> {
+    /// Reads a little. Gives the segment in which something does not pass its checksum, or that the device does not give
+    /// back, at that segment's end: what was hit is for [`super::Collector::suspect`] to find out.
+    pub fn step(&mut self, segments: &Segments, segment_bytes: u64, now_us: u64) -> Option<u64> {
         let sealed: Vec<u64> = segments
             .list()
             .iter()
@@ -56,18 +51,18 @@ impl Scrub {
             .min(RATE)
             .max(total / PASS_MAX_SECONDS);
         let Some((id, mut walk)) = self.walk.take() else {
-            self.begin(segments, &sealed)?;
+            let suspect = self.begin(segments, &sealed);
             if self.walk.is_none() {
                 // The end of a pass, or nothing is sealed: without a pause this would be a loop that never sleeps.
                 self.pace.pause(IDLE_US, now_us);
             }
-            return Ok(None);
+            return suspect;
         };
         let from = walk.offset();
         let mut ended = false;
         let mut left = STEP_BYTES;
         let suspicious = &mut self.suspicious;
-        walk.go(|found| {
+        let gone = walk.go(|found| {
             match found {
                 Found::End => ended = true,
                 Found::Gap => *suspicious = true,
@@ -80,34 +75,52 @@ impl Scrub {
                 }
             }
             !ended && left > 0
-        })?;
+        });
+        if let Err(error) = gone {
+            // The rest of it is read by the rows that name it, one body at a time.
+            unreadable(id, &error);
+            (self.suspicious, ended) = (true, true);
+        }
         let read = walk.offset().saturating_sub(from);
         self.read_bytes += read;
         self.pace.did(read, rate, now_us);
         if !ended {
             self.walk = Some((id, walk));
-            return Ok(None);
+            return None;
         }
-        Ok(std::mem::take(&mut self.suspicious).then_some(id))
+        std::mem::take(&mut self.suspicious).then_some(id)
     }
 
-    fn begin(&mut self, segments: &Segments, sealed: &[u64]) -> io::Result<()> {
+    /// The next segment; one that cannot even be opened is suspect.
+    fn begin(&mut self, segments: &Segments, sealed: &[u64]) -> Option<u64> {
         let next = sealed
             .iter()
             .find(|id| self.last.is_none_or(|last| **id > last));
         let Some(&next) = next else {
             self.passes += u64::from(self.last.is_some());
             self.last = None;
-            return Ok(());
+            return None;
         };
         self.last = Some(next);
         self.suspicious = false;
-        self.walk = Walk::begin(segments, next)?.map(|walk| (next, walk));
-        Ok(())
+        match Walk::begin_on_device(segments, next) {
+            Ok(walk) => {
+                self.walk = walk.map(|walk| (next, walk));
+                None
+            }
+            Err(error) => {
+                unreadable(next, &error);
+                Some(next)
+            }
+        }
     }
 
     /// How long until the next step.
     pub fn wait(&self, now_us: u64) -> std::time::Duration {
         self.pace.wait(now_us)
     }
+}
+
+fn unreadable(segment: u64, error: &io::Error) {
+    tracing::error!(segment, %error, "the scrubber cannot read a segment of the log: look at the disk");
 }

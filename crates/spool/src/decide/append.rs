@@ -85,7 +85,43 @@ impl Leader {
                 self.chunks.push(chunk);
                 self.run_chunks(turn);
             }
+            AppendWhat::Abandon(message) => self.abandon(message, reply, turn),
         }
+    }
+
+    /// The client of an upload left before its end. Else it would count against [`UPLOAD_BYTES_MAX`] until it is idle for
+    /// [`UPLOAD_IDLE_MS`], and a handful of clients that break off would keep all big mail out.
+    fn abandon(&mut self, message: Ulid, reply: AppendReply, turn: &mut Turn<'_, impl ShardRows>) {
+        if turn.rows.uploads().get(&message).is_none() || self.in_flight.contains(&message) {
+            return reply.send(AppendOutcome::UploadGone);
+        }
+        // An Append that does not fit its chunks drops them, in every version of the state machine.
+        let facts = MessageFacts {
+            message,
+            tenant: "".into(),
+            class: "".into(),
+            priority: 0,
+            return_path: "".into(),
+            items: Vec::new(),
+            size: 0,
+            digest: mail::Digest([0; 16]),
+            header_size: 0,
+            eight_bit: false,
+            smtputf8: false,
+            chunks: u32::MAX,
+            origin: Default::default(),
+            trace_context: "".into(),
+            arrived: self.time(turn.now),
+        };
+        let append = Append {
+            expires: facts.arrived,
+            notice: None,
+            grant_to: Vec::new(),
+            facts,
+        };
+        let command = Command::Append(Box::new(append));
+        let waiter = Waiter::Append(reply, message, Reserved::default());
+        self.propose(command, Bytes::new(), waiter, turn);
     }
 
     /// The answer for an id that this shard knows, or has in flight.

@@ -209,8 +209,52 @@ fn reported<'a>(
         reason: result
             .filter(|r| r.code == 0 && !r.text.is_empty())
             .map_or(words, |r| &*r.text),
-        remote_host: result.map(|r| &*r.remote_host).filter(|h| !h.is_empty()),
-        last_attempt_millis: result.map(|_| now.0),
+        // RFC 3464 2.3.5: who reported the status; a host that was only called did not.
+        remote_host: result
+            .filter(|r| !r.never_reached)
+            .map(|r| &*r.remote_host)
+            .filter(|h| !h.is_empty()),
+        // A failure is told as it happens. When the attempt before a delay or an expiry was, is not kept.
+        last_attempt_millis: result.filter(|_| reason == Reason::Failed).map(|_| now.0),
         will_retry_until_millis,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use queue::Verdict;
+
+    fn result(code: u16, never_reached: bool) -> RecipientResult {
+        RecipientResult {
+            recipient: 0,
+            verdict: Verdict::Deferred,
+            code,
+            enhanced: "4.4.1".into(),
+            text: "why".into(),
+            remote_host: "mx.example.net".into(),
+            remote_address: "".into(),
+            tls: "".into(),
+            connect_ms: 0,
+            total_ms: 0,
+            dkim_selectors: Vec::new(),
+            never_reached,
+            ambiguous: false,
+        }
+    }
+
+    #[test]
+    fn a_report_names_a_host_that_was_reached_and_a_time_that_is_known() {
+        let told = |result: &RecipientResult, reason| {
+            let told = reported("a@b.example", Some(result), reason, Timestamp(7), None);
+            (told.remote_host.is_some(), told.last_attempt_millis)
+        };
+        let (spoke, silent, unreached) = (result(451, false), result(0, false), result(0, true));
+        assert_eq!(told(&spoke, Reason::Failed), (true, Some(7)));
+        assert_eq!(told(&silent, Reason::Failed), (true, Some(7)));
+        assert_eq!(told(&unreached, Reason::Failed), (false, Some(7)));
+        // The attempt was hours ago.
+        assert_eq!(told(&spoke, Reason::Delayed), (true, None));
+        assert_eq!(told(&unreached, Reason::Expired), (false, None));
     }
 }

@@ -436,3 +436,34 @@ fn what_is_due_at_once_is_worked_off_in_one_go() {
     }
     assert_eq!(expired, 300);
 }
+
+#[test]
+fn an_abandoned_upload_makes_room_at_once_and_a_message_is_not_touched() {
+    let mut world = World::new();
+    let message = Ulid::from_parts(WALL, 1 << 8);
+    let ask = |world: &mut World, what| {
+        let (reply, mut answers) = reply();
+        world.turn(|leader, turn| leader.append(what, reply, false, turn));
+        world.apply();
+        world.run();
+        answers.try_recv().map(|answer| answer.outcome())
+    };
+    let chunk = AppendWhat::Chunk {
+        message,
+        seq: 0,
+        data: Bytes::from_static(b"octets"),
+    };
+    let stored = ask(&mut world, chunk);
+    assert_eq!(stored, Ok(v1::AppendOutcome::ChunkStored));
+    assert_eq!(world.rows.shard().upload_bytes, 6);
+    let gone = Ok(v1::AppendOutcome::UploadGone);
+    assert_eq!(ask(&mut world, AppendWhat::Abandon(message)), gone);
+    assert_eq!(world.rows.shard().upload_bytes, 0);
+    assert!(world.rows.uploads().get(&message).is_none());
+    assert!(world.rows.messages().get(&message).is_none());
+    // Once more, as after a lost answer.
+    assert_eq!(ask(&mut world, AppendWhat::Abandon(message)), gone);
+    let item = world.append(2);
+    assert_eq!(ask(&mut world, AppendWhat::Abandon(item.message)), gone);
+    assert!(world.rows.messages().get(&item.message).is_some());
+}

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::batch::Batch;
+use super::error::is_unreadable;
 use super::place::Rank;
 use super::record::{BLOCK, HeaderRead, SegmentHeader, collected_id, collected_name};
 use super::segments::{Segment, Table};
@@ -208,6 +209,9 @@ impl CollectedWriter {
         self.segments.pin(copies.pin, [open.id]);
         open.file.sync_data()?;
         open.tail = start + bytes.len() as u64;
+        if let Some(segment) = self.segments.0.lock().segments.get_mut(&open.id) {
+            segment.end = Some(open.tail);
+        }
         self.next_batch += 1;
         self.segments.0.count_flushed(bytes.len() as u64);
         copies.locations.append(buffered);
@@ -232,7 +236,11 @@ pub(super) fn find(
         file.sync_data()?;
         file.drop_cache()?;
         let mut block = vec![0; BLOCK as usize];
-        let read = file.read_at(&mut block, 0)?;
+        // One that the device does not give back says nothing; what is referred to in it is looked at when it is used.
+        let read = match file.read_at(&mut block, 0) {
+            Err(error) if is_unreadable(&error) => 0,
+            read => read?,
+        };
         if let HeaderRead::Valid(header) = SegmentHeader::decode(&block[..read])
             && (header.cluster, header.incarnation) != (config.cluster_id, config.incarnation)
         {

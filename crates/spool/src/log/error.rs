@@ -66,6 +66,23 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// Octets that this node answers for are gone: they are not what was written, or the device does not give them back (EIO).
+    /// Anything else may pass, or be set right, and the node starts with what it has.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            OpenError::Corrupt { .. } => true,
+            OpenError::Io { source, .. } => is_unreadable(source),
+            OpenError::Foreign { .. } | OpenError::Version { .. } => false,
+        }
+    }
+}
+
+/// The device itself refused to give octets back.
+pub(super) fn is_unreadable(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+}
+
 /// Tasks were not written.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {

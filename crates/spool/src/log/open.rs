@@ -11,7 +11,7 @@ use std::time::Instant;
 use super::batch::{Batch, GroupState};
 use super::place::{Active, HEAD_ROOM};
 use super::record::{BLOCK, HEADER, segment_name};
-use super::recover::{Found, Recovery};
+use super::recover::{Found, Read, Recovery};
 use super::segments::{Segment, Shared, Table};
 use super::spare::{self, Spare};
 use super::{
@@ -111,7 +111,7 @@ fn drop_unacknowledged(
 ) -> io::Result<()> {
     let zeros = vec![0; 2 * BLOCK as usize];
     if let Some((id, offset)) = found.tail
-        && let Some((file, _)) = found.segments.get(&id)
+        && let Some(Read { file, .. }) = found.segments.get(&id)
         && offset.max(BLOCK) < file.size()?
     {
         file.write_at(&zeros[..BLOCK as usize], offset.max(BLOCK))?;
@@ -179,10 +179,10 @@ fn build(
         .tail
         .filter(|_| !found.other_size)
         .and_then(|(id, tail)| {
-            let (file, _) = found.segments.get(&id)?;
+            let read = found.segments.get(&id)?;
             Some(Active {
                 id,
-                file: file.clone(),
+                file: read.file.clone(),
                 tail,
                 reserved: false,
                 fresh: tail == 0,
@@ -190,12 +190,13 @@ fn build(
         });
     table.active = active.as_ref().map(|active| active.id);
     table.active_durable = active.as_ref().is_some_and(|active| !active.fresh);
-    for (id, (file, last)) in found.segments {
+    for (id, Read { file, last, end }) in found.segments {
         table.segments.insert(
             id,
             Segment {
                 last,
                 file: Some(file),
+                end: Some(end),
                 ..Segment::default()
             },
         );

@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::error::is_unreadable;
 use super::planted::{Mutation, planted};
 use super::record::{
     BLOCK, HeaderRead, Position, RecordType, STATE_PAYLOAD, SegmentHeader, VERSION, segment_id,
@@ -21,7 +22,7 @@ use super::{
 #[derive(Debug, Default)]
 pub(super) struct Found {
     pub replays: BTreeMap<u32, Replay>,
-    /// Segments that count, with the highest index of each group.
+    /// Segments that count.
     pub segments: BTreeMap<u64, Read>,
     /// Begun, but nothing in them was ever acknowledged.
     pub unused: Vec<(u64, Arc<dyn DiskFile>)>,
@@ -38,14 +39,23 @@ pub(super) struct Found {
     pub damaged: Vec<Damaged>,
 }
 
-/// A segment that counts, with the highest index of each group in it.
-pub(super) type Read = (Arc<dyn DiskFile>, BTreeMap<u32, u64>);
+/// A segment that counts.
+#[derive(Debug)]
+pub(super) struct Read {
+    pub file: Arc<dyn DiskFile>,
+    /// Highest index of each group in it.
+    pub last: BTreeMap<u32, u64>,
+    /// Where its last batch ends.
+    pub end: u64,
+}
 
 /// One segment file and its header.
 struct Candidate {
     id: u64,
     file: Arc<dyn DiskFile>,
     header: Option<SegmentHeader>,
+    /// Why there is no header.
+    flaw: &'static str,
 }
 
 /// Reads the segments of a log.
@@ -66,8 +76,7 @@ impl Recovery<'_> {
         };
         for (at, candidate) in candidates.iter().enumerate() {
             let Some(header) = &candidate.header else {
-                let flaw = "the segment's header fails its checksum";
-                self.refuse_if_durable(&candidates[at..], 0, &flaw)?;
+                self.refuse_if_durable(&candidates[at..], 0, &candidate.flaw)?;
                 found.unused = candidates[at..]
                     .iter()
                     .map(|unused| (unused.id, unused.file.clone()))
@@ -120,9 +129,14 @@ impl Recovery<'_> {
             file.drop_cache()
                 .map_err(self.io("drop cached pages of", &name))?;
             let mut block = vec![0; BLOCK as usize];
-            let read = file
-                .read_at(&mut block, 0)
-                .map_err(self.io("read", &name))?;
+            let mut flaw = "the segment's header fails its checksum";
+            let read = match file.read_at(&mut block, 0) {
+                Err(error) if is_unreadable(&error) => {
+                    flaw = "the device refuses to read the segment's header (EIO)";
+                    0
+                }
+                read => read.map_err(self.io("read", &name))?,
+            };
             let header = match SegmentHeader::decode(&block[..read]) {
                 HeaderRead::Valid(header) if header.segment == id => Some(header),
                 HeaderRead::Valid(_) | HeaderRead::Invalid => None,
@@ -137,7 +151,12 @@ impl Recovery<'_> {
                 }
             };
             self.check_owner(&name, header.as_ref())?;
-            candidates.push(Candidate { id, file, header });
+            candidates.push(Candidate {
+                id,
+                file,
+                header,
+                flaw,
+            });
         }
         self.disk
             .sync_dir(self.dir)
@@ -208,9 +227,13 @@ impl Recovery<'_> {
                 }
             }
         }
-        found
-            .segments
-            .insert(candidate.id, (candidate.file.clone(), last));
+        let file = candidate.file.clone();
+        let read = Read {
+            file,
+            last,
+            end: at,
+        };
+        found.segments.insert(candidate.id, read);
         Ok((at, flaw))
     }
 
@@ -352,7 +375,7 @@ impl Recovery<'_> {
                     )
                 };
                 let what = format!(
-                    "the payload of entry {} of group {} fails its checksum, and {why}",
+                    "the payload of entry {} of group {} fails its checksum or cannot be read, and {why}",
                     it.index, it.group
                 );
                 return Err(self.corrupt(it.location.segment, it.location.offset.into(), what));

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 
 use super::DiskFile;
+use super::error::is_unreadable;
 use super::record::{BLOCK, BatchEnd, HEADER, RecordHeader, RecordType};
 
 /// Read at once while scanning, bytes: sequential, and little beside the largest batch.
@@ -16,6 +17,18 @@ pub(super) struct Window<'a> {
     size: u64,
     buffer: Vec<u8>,
     start: u64,
+    /// The device refused a read: from now on no more is asked of it at once than is needed, or a sector that cannot be read
+    /// would hide a mebibyte before it.
+    cautious: bool,
+}
+
+/// What a view gives back.
+enum Octets<'a> {
+    Read(&'a [u8]),
+    /// The file ends before.
+    End,
+    /// The device refuses to read them.
+    Unreadable,
 }
 
 /// A record of a valid batch: its header, the offset of that, and the payload when it is small.
@@ -25,8 +38,8 @@ pub(super) struct ScannedRecord {
     pub offset: u64,
     /// Payload of STATE and HARDSTATE; empty for entries, whose bodies are not kept.
     pub payload: Vec<u8>,
-    /// An entry whose payload fails its checksum. Its header says still which entry it is, so that another replica can be
-    /// asked for it.
+    /// An entry whose payload fails its checksum, or cannot be read. Its header says still which entry it is, so that another
+    /// replica can be asked for it.
     pub damaged: bool,
 }
 
@@ -97,6 +110,7 @@ impl<'a> Window<'a> {
             size: file.size()?,
             buffer: Vec::new(),
             start: 0,
+            cautious: false,
         })
     }
 
@@ -107,17 +121,40 @@ impl<'a> Window<'a> {
         }
         let held = self.start..=self.start + self.buffer.len() as u64;
         if !(held.contains(&at) && held.contains(&(at + len as u64))) {
-            let want = (self.size - at).min(len.max(WINDOW) as u64) as usize;
-            self.buffer.resize(want, 0);
-            let read = self.file.read_at(&mut self.buffer, at)?;
-            self.buffer.truncate(read);
-            self.start = at;
-            if read < len {
+            let mut read = match self.cautious {
+                false => self.fill(at, len.max(WINDOW)),
+                true => self.fill(at, len),
+            };
+            if read.as_ref().is_err_and(is_unreadable) && !self.cautious {
+                self.cautious = true;
+                read = self.fill(at, len);
+            }
+            if read? < len {
                 return Ok(None);
             }
         }
         let from = (at - self.start) as usize;
         Ok(Some(&self.buffer[from..from + len]))
+    }
+
+    /// Reads up to `want` octets from `at` on; how many there were.
+    fn fill(&mut self, at: u64, want: usize) -> io::Result<usize> {
+        let want = (self.size - at).min(want as u64) as usize;
+        self.start = at;
+        self.buffer.resize(want, 0);
+        let read = self.file.read_at(&mut self.buffer, at);
+        self.buffer.truncate(*read.as_ref().unwrap_or(&0));
+        read
+    }
+
+    /// The same, and what the device refuses to give is an answer and no error.
+    fn octets(&mut self, at: u64, len: usize) -> io::Result<Octets<'_>> {
+        match self.get(at, len) {
+            Ok(Some(octets)) => Ok(Octets::Read(octets)),
+            Ok(None) => Ok(Octets::End),
+            Err(error) if is_unreadable(&error) => Ok(Octets::Unreadable),
+            Err(error) => Err(error),
+        }
     }
 
     /// Reads the batch at `start` of segment `segment`.
@@ -138,8 +175,12 @@ impl<'a> Window<'a> {
                     flaw: Flaw { what, of, after },
                 })
             };
-            let Some(bytes) = self.get(at, HEADER)? else {
-                return invalid("the file ends inside a batch", None);
+            let bytes = match self.octets(at, HEADER)? {
+                Octets::Read(bytes) => bytes,
+                Octets::End => return invalid("the file ends inside a batch", None),
+                Octets::Unreadable => {
+                    return invalid("the device refuses to read a record's header (EIO)", None);
+                }
             };
             let Some(header) = RecordHeader::decode(bytes) else {
                 return invalid("a record's header fails its checksum", None);
@@ -149,11 +190,18 @@ impl<'a> Window<'a> {
             if header.segment != segment as u32 || !same_batch {
                 return invalid("a record of another batch stands there", None);
             }
-            let Some(payload) = self.get(at + HEADER as u64, header.len as usize)? else {
-                return invalid("the file ends inside a record", Some(&header));
-            };
-            let damaged = crc32c::crc32c(payload) != header.payload_crc;
             let body = matches!(header.kind, RecordType::Entry | RecordType::RelocatedBody);
+            let payload = match self.octets(at + HEADER as u64, header.len as usize)? {
+                Octets::Read(payload) => payload,
+                Octets::End => return invalid("the file ends inside a record", Some(&header)),
+                Octets::Unreadable if body => &[],
+                Octets::Unreadable => {
+                    let what = "the device refuses to read a record of the log's own (EIO)";
+                    return invalid(what, Some(&header));
+                }
+            };
+            let whole = payload.len() == header.len as usize;
+            let damaged = !whole || crc32c::crc32c(payload) != header.payload_crc;
             if damaged && !body {
                 return invalid(header.kind.flaw(), Some(&header));
             }

@@ -75,6 +75,8 @@ pub(super) struct Segment {
     pub generation: u32,
     /// The collector still writes into it.
     pub open: bool,
+    /// Where its last batch ends; `None`: a segment of the collector from before the last start, which nobody has read.
+    pub end: Option<u64>,
 }
 
 impl fmt::Debug for Segments {
@@ -137,6 +139,33 @@ impl Segments {
             .filter(|(id, segment)| covered(id, segment))
             .map(|(id, _)| *id)
             .collect()
+    }
+
+    /// Octets of log that are kept for followers that lag, and for nothing else: of sealed segments of the Raft log whose
+    /// entries are all applied durably (`applied`, the index of each group) and not all truncated, what does not live.
+    /// `lives` says how many octets of a segment do; a few parked messages in each segment must not hide the rest.
+    pub fn kept_for_followers(
+        &self,
+        applied: &BTreeMap<u32, u64>,
+        lives: impl Fn(u64) -> u64,
+    ) -> u64 {
+        let table = self.0.lock();
+        let done = |segment: &Segment| {
+            let of = |group: &u32| match table.wanted.get(group) {
+                // Of a replica that is gone nothing will ever be applied again.
+                Some(&GONE) => u64::MAX,
+                _ => applied.get(group).copied().unwrap_or(0),
+            };
+            segment.last.iter().all(|(group, last)| of(group) >= *last)
+        };
+        let kept = table.segments.iter().filter(|(id, segment)| {
+            segment.generation == 0
+                && table.active != Some(**id)
+                && done(segment)
+                && !covers(&table.wanted, segment)
+        });
+        kept.map(|(id, _)| self.0.capacity.saturating_sub(lives(*id)))
+            .sum()
     }
 
     /// All segments that hold records, oldest first.
@@ -285,6 +314,14 @@ impl Shared {
             segment.file = Some(file.clone());
         }
         Ok(Some(file))
+    }
+
+    /// See [`Segment::end`].
+    pub fn end(&self, id: u64) -> Option<u64> {
+        self.lock()
+            .segments
+            .get(&id)
+            .and_then(|segment| segment.end)
     }
 
     /// Is the segment still one that holds records?

@@ -1,10 +1,14 @@
 //! A disk in memory that loses what was not synced: any subset of 4 KiB sectors, torn sectors, late directory entries.
 
+mod file;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use self::file::SimFile;
 use super::{Disk, DiskFile};
 
 /// What a disk writes as one; a torn one is cut at a multiple of [`TORN_AT`].
@@ -34,6 +38,8 @@ struct State {
     /// The sync, of a file or a directory, that fails after this many more.
     fail_sync: Option<u64>,
     fail_write: Option<io::ErrorKind>,
+    /// Octets of files that the device does not give back.
+    unreadable: Vec<(usize, Range<u64>)>,
 }
 
 #[derive(Debug, Default)]
@@ -41,6 +47,8 @@ struct Inode {
     now: Vec<u8>,
     durable: Vec<u8>,
     dirty: BTreeSet<usize>,
+    /// Sectors of which the page cache has other octets than the device.
+    rotten: BTreeSet<usize>,
 }
 
 #[derive(Debug)]
@@ -48,13 +56,6 @@ enum Change {
     Link(PathBuf, usize),
     Unlink(PathBuf),
     Rename(PathBuf, PathBuf),
-}
-
-#[derive(Debug)]
-struct SimFile {
-    disk: SimDisk,
-    inode: usize,
-    life: u64,
 }
 
 impl SimDisk {
@@ -73,6 +74,7 @@ impl SimDisk {
             down: false,
             fail_sync: None,
             fail_write: None,
+            unreadable: Vec::new(),
         };
         Self {
             state: Arc::new(Mutex::new(state)),
@@ -126,6 +128,28 @@ impl SimDisk {
         self.lock().fail_write = Some(kind);
     }
 
+    /// Every read of any of these octets of a file fails with EIO from now on, until they are written again or the disk is
+    /// filled anew. False when there is no such file.
+    pub fn fail_read(&self, path: &Path, octets: Range<u64>) -> bool {
+        let mut state = self.lock();
+        let inode = state.names.get(path).copied();
+        state.unreadable.extend(inode.map(|inode| (inode, octets)));
+        inode.is_some()
+    }
+
+    /// Turns over the bits of a byte of the device that `mask` names, and not of the page cache: it is seen once the cache is
+    /// dropped. False when there is no such byte.
+    pub fn rot(&self, path: &Path, at: usize, mask: u8) -> bool {
+        let mut state = self.lock();
+        let inode = state.names.get(path).copied();
+        let Some(file) = inode.map(|inode| &mut state.files[inode]) else {
+            return false;
+        };
+        file.rotten.insert(at / SECTOR);
+        let octet = file.durable.get_mut(at);
+        octet.map(|octet| *octet ^= mask).is_some()
+    }
+
     /// Something else takes this much of the disk, bytes.
     pub fn set_foreign_bytes(&self, bytes: u64) {
         self.lock().foreign = bytes;
@@ -166,12 +190,13 @@ impl SimDisk {
         state.pending.clear();
         state.files.clear();
         state.names.clear();
+        state.unreadable.clear();
         for (path, octets) in contents {
             let inode = state.files.len();
             state.files.push(Inode {
                 now: octets.clone(),
                 durable: octets.clone(),
-                dirty: BTreeSet::new(),
+                ..Inode::default()
             });
             state.names.insert(path.clone(), inode);
         }
@@ -308,6 +333,19 @@ impl Inode {
         }
     }
 
+    /// What is clean is read from the device again.
+    fn drop_cache(&mut self) {
+        let dirty = &self.dirty;
+        let clean = self.rotten.extract_if(.., |sector| !dirty.contains(sector));
+        for sector in clean.collect::<Vec<_>>() {
+            let from = sector * SECTOR;
+            let to = (from + SECTOR).min(self.now.len()).min(self.durable.len());
+            if from < to {
+                self.now[from..to].copy_from_slice(&self.durable[from..to]);
+            }
+        }
+    }
+
     /// What a failed sync does on common file systems: pages count as clean, and are dropped sooner or later.
     fn lose(&mut self) {
         self.dirty.clear();
@@ -407,74 +445,5 @@ impl Disk for SimDisk {
     fn space(&self, _path: &Path) -> io::Result<(u64, u64)> {
         let state = self.lock();
         Ok((state.free(), state.capacity))
-    }
-}
-
-impl SimFile {
-    fn step(&self) -> io::Result<(MutexGuard<'_, State>, bool)> {
-        let (state, fails) = self.disk.step()?;
-        if state.life != self.life {
-            return Err(io::Error::other("the file was opened before the crash"));
-        }
-        Ok((state, fails))
-    }
-}
-
-impl DiskFile for SimFile {
-    fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
-        let (mut state, fails) = self.step()?;
-        let grows =
-            (at + bytes.len() as u64).saturating_sub(state.files[self.inode].now.len() as u64);
-        if grows > state.free() {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        if let Some(kind) = state.fail_write.take() {
-            state.files[self.inode].write(&bytes[..bytes.len() / 2], at as usize);
-            return Err(kind.into());
-        }
-        state.files[self.inode].write(bytes, at as usize);
-        if fails { state.fail() } else { Ok(()) }
-    }
-
-    fn read_at(&self, into: &mut [u8], at: u64) -> io::Result<usize> {
-        let (state, _) = self.step()?;
-        let file = &state.files[self.inode].now;
-        let from = (at as usize).min(file.len());
-        let len = into.len().min(file.len() - from);
-        into[..len].copy_from_slice(&file[from..from + len]);
-        Ok(len)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        let (mut state, fails) = self.step()?;
-        if fails {
-            return state.fail();
-        }
-        if state.fails_this_sync() {
-            state.files[self.inode].lose();
-            return Err(io::Error::other("input/output error"));
-        }
-        state.files[self.inode].sync();
-        Ok(())
-    }
-
-    fn allocate(&self, len: u64) -> io::Result<()> {
-        let (mut state, fails) = self.step()?;
-        let grows = len.saturating_sub(state.files[self.inode].now.len() as u64);
-        if grows > state.free() {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        let file = &mut state.files[self.inode];
-        let len = file.now.len().max(len as usize);
-        file.now.resize(len, 0);
-        if fails { state.fail() } else { Ok(()) }
-    }
-
-    fn size(&self) -> io::Result<u64> {
-        Ok(self.step()?.0.files[self.inode].now.len() as u64)
-    }
-
-    fn drop_cache(&self) -> io::Result<()> {
-        Ok(())
     }
 }

@@ -151,7 +151,11 @@ impl Shared {
         let mut recycled = Vec::new();
         for (at, old) in gone.iter().enumerate() {
             let path = self.path(old);
-            let file = self.disk.open(&path)?;
+            let file = match self.disk.open(&path) {
+                // Somebody took it away: it is gone, as it should be.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened?,
+            };
             // A file of another size was made under another configuration.
             let name = names
                 .get(at)

@@ -9,9 +9,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use mail::Digest;
 
-use super::record::{BLOCK, HEADER, RecordHeader, RecordType};
+use super::record::{BLOCK, HEADER, HeaderRead, RecordHeader, RecordType, SegmentHeader};
 use super::scan::Window;
 use super::{DiskFile, Location, LogReader, ReadError, Relocated, Segments};
+
+/// Octets of a gap in which the next record is looked for at once.
+const SEARCHED_AT_ONCE: u64 = 1 << 20;
 
 /// A place in a segment, kept between two steps of a walk.
 #[derive(Debug)]
@@ -19,6 +22,12 @@ pub struct Walk {
     segment: u64,
     file: Arc<dyn DiskFile>,
     at: u64,
+    /// Where the last batch ends, if that is known.
+    end: Option<u64>,
+    /// What was read last closed a batch, so that the segment may end there.
+    closed: bool,
+    /// The segment's own header is not what was written; said once.
+    headless: bool,
 }
 
 /// What stands at a place of a segment.
@@ -35,7 +44,8 @@ pub enum Found {
         /// Its payload passes its checksum.
         intact: bool,
     },
-    /// Nothing that can be read from here up to the next record: damage, or the rest of a file that was never full.
+    /// Damage: nothing can be read from here up to the next record, or a record of the log's own (a STATE, a HARDSTATE, a
+    /// mark, the end of a batch) does not pass its checksum.
     Gap,
     /// The walk is at its end.
     End,
@@ -49,7 +59,26 @@ impl Walk {
             segment,
             file,
             at: BLOCK,
+            end: segments.0.end(segment),
+            closed: true,
+            headless: false,
         }))
+    }
+
+    /// The same, of what the device holds, and not of what the page cache remembers of it; with the segment's own header.
+    ///
+    /// # Errors
+    /// The file cannot be opened, or its pages not be dropped.
+    pub fn begin_on_device(segments: &Segments, segment: u64) -> io::Result<Option<Walk>> {
+        let mut walk = Walk::begin(segments, segment)?;
+        if let Some(walk) = &mut walk {
+            walk.file.drop_cache()?;
+            let mut block = vec![0; BLOCK as usize];
+            let read = walk.file.read_at(&mut block, 0)?;
+            let header = SegmentHeader::decode(&block[..read]);
+            walk.headless = !matches!(header, HeaderRead::Valid(it) if it.segment == segment);
+        }
+        Ok(walk)
     }
 
     /// Offset of what comes next, octets.
@@ -66,13 +95,20 @@ impl Walk {
     }
 
     fn next(&mut self, window: &mut Window<'_>) -> io::Result<Found> {
+        if std::mem::take(&mut self.headless) {
+            return Ok(Found::Gap);
+        }
         loop {
+            if self.end.is_some_and(|end| self.at >= end) {
+                return Ok(Found::End);
+            }
             let Some(header) = self.header(window, self.at)? else {
                 return self.skip_gap(window);
             };
             let next = self.at + HEADER as u64 + u64::from(header.len);
             let payload = window.get(self.at + HEADER as u64, header.len as usize)?;
             let intact = payload.is_some_and(|p| crc32c::crc32c(p) == header.payload_crc);
+            self.closed = header.kind == RecordType::BatchEnd;
             match header.kind {
                 RecordType::Entry | RecordType::RelocatedBody => {
                     let location = Location {
@@ -93,6 +129,9 @@ impl Walk {
                 RecordType::BatchEnd => self.at = next.next_multiple_of(BLOCK),
                 _ => self.at = next,
             }
+            if !intact {
+                return Ok(Found::Gap);
+            }
         }
     }
 
@@ -102,23 +141,42 @@ impl Walk {
         Ok(header.filter(|header| header.segment == self.segment as u32))
     }
 
-    /// Batches begin at blocks, so the walk goes on at the next block where a record begins. Bytes of a body that look
-    /// like a record do no harm: nothing refers to them.
+    /// Goes on at the next record, wherever that begins: in the batch whose record is damaged others follow it. Bytes of a
+    /// body that look like a record do no harm: nothing refers to them.
     fn skip_gap(&mut self, window: &mut Window<'_>) -> io::Result<Found> {
         let size = self.file.size()?;
-        if self.at >= size {
+        let limit = self.end.unwrap_or(size).min(size);
+        if self.at >= limit {
             return Ok(Found::End);
         }
-        let mut at = (self.at + 1).next_multiple_of(BLOCK);
-        while at < size {
-            if self.header(window, at)?.is_some() {
-                self.at = at;
-                return Ok(Found::Gap);
+        let next = self.search(window, limit)?;
+        // Where the end is not known, what follows a whole batch is the rest of a file that was never full, if nothing in it is
+        // of this segment.
+        let rest = self.end.is_none() && self.closed && next.is_none();
+        self.at = next.unwrap_or(limit);
+        self.closed = next.is_none();
+        Ok(if rest { Found::End } else { Found::Gap })
+    }
+
+    fn search(&self, window: &mut Window<'_>, limit: u64) -> io::Result<Option<u64>> {
+        let mark = (self.segment as u32).to_le_bytes();
+        let mut at = self.at + 1;
+        while at + HEADER as u64 <= limit {
+            let len = (limit - at).min(SEARCHED_AT_ONCE) as usize;
+            let Some(octets) = window.get(at, len)? else {
+                return Ok(None);
+            };
+            // Cheap first: the segment's number stands in each header of it.
+            let begins = |from: &usize| {
+                let header = &octets[*from..*from + HEADER];
+                header[8..12] == mark && RecordHeader::decode(header).is_some()
+            };
+            if let Some(from) = (0..=len - HEADER).find(begins) {
+                return Ok(Some(at + from as u64));
             }
-            at += BLOCK;
+            at += (len - HEADER + 1) as u64;
         }
-        self.at = size;
-        Ok(Found::End)
+        Ok(None)
     }
 }
 

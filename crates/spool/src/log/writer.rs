@@ -408,6 +408,7 @@ impl LogWriter {
             *durable = (*durable).max(*truncated);
         }
         if let Some(segment) = table.segments.get_mut(&id) {
+            segment.end = Some(self.durable.1);
             for (group, index) in &self.batch.last {
                 let last = segment.last.entry(*group).or_default();
                 *last = (*last).max(*index);

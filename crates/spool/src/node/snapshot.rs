@@ -24,6 +24,9 @@ const RETRY_TICKS: u64 = 20;
 const RETRY_TICKS_MAX: u64 = 600;
 /// What appends may take at once while they are slowed, octets: some messages go through even between two reports.
 const CREDIT_MAX: u64 = 8 << 20;
+/// What appends may take a tick at least while a follower installs a snapshot, octets: 1 MB a second. A snapshot too small
+/// to measure must not hold up everybody's mail.
+const PACE_MIN: u64 = 50_000;
 
 /// A snapshot that the driver has made.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -113,6 +116,17 @@ struct Sending {
     /// It has it, and installs it.
     staged: bool,
     since: u64,
+    /// The tick at which it began to be sent, and the octets that left since.
+    begun: u64,
+    octets: u64,
+}
+
+impl Sending {
+    /// What appends may take a tick while it is installed: half of what left a tick while it was sent.
+    fn pace(&self) -> u64 {
+        let ticks = self.since.saturating_sub(self.begun).max(1);
+        (self.octets / ticks / 2).max(PACE_MIN)
+    }
 }
 
 /// What comes in.
@@ -178,6 +192,10 @@ impl Group {
             SnapshotInput::Progress { octets } => {
                 // Half of what a snapshot makes: it must win the race in the end.
                 self.snapshots.credit = (self.snapshots.credit + octets / 2).min(CREDIT_MAX);
+                let sending = self.snapshots.sending.values_mut();
+                sending
+                    .filter(|sending| !sending.staged)
+                    .for_each(|sending| sending.octets += octets);
             }
             SnapshotInput::Sent { to, id, staged } => self.sent(to, id, staged),
             SnapshotInput::Staged(message) => self.staged(message),
@@ -239,6 +257,8 @@ impl Group {
                 index,
                 staged: false,
                 since: self.ticks,
+                begun: self.ticks,
+                octets: 0,
             };
             self.snapshots.sending.insert(to, sending);
             let message = Box::new(message);
@@ -329,11 +349,24 @@ impl Group {
         }
     }
 
-    /// Beyond the disk's budget, mail must not be faster than the snapshot for which the log waits: what has no credit is
-    /// refused for now. Settles and grants free space and are always taken.
+    /// While a follower installs what it was sent nobody reports progress: mail goes on at half the pace of the sending.
+    pub(super) fn give_credit(&mut self) {
+        let known = &mut self.snapshots;
+        let staged = known.sending.values().filter(|sending| sending.staged);
+        if let Some(pace) = staged.map(Sending::pace).min() {
+            known.credit = (known.credit + pace).min(CREDIT_MAX);
+        }
+    }
+
+    /// Beyond the disk's budget, mail must not be faster than the snapshot for which the log waits, until its receiver has
+    /// matched the log: what has no credit is refused for now. Settles and grants free space and are always taken.
     pub(super) fn slow_down(&mut self, proposals: Vec<Proposal>) -> (Vec<Proposal>, Vec<Proposal>) {
-        let under_way = self.snapshots.sending.values().any(|s| !s.staged);
-        if !self.snapshots.over_budget || !under_way {
+        let prs = self.raw.raft.prs();
+        let lacks = |(&peer, sending): (&u64, &Sending)| {
+            let matched = prs.get(peer).map_or(0, |progress| progress.matched);
+            !sending.staged || matched < sending.index
+        };
+        if !self.snapshots.over_budget || !self.snapshots.sending.iter().any(lacks) {
             return (proposals, Vec::new());
         }
         let credit = &mut self.snapshots.credit;

@@ -16,6 +16,7 @@ impl Group {
         // Another group may need the room that this one does not use any more.
         self.raw.mut_store().evict();
         self.expire_offers();
+        self.give_credit();
         let age = self.oldest_write_age();
         let full = self.full.contains(&self.config.peer_id);
         // A full disk owes us writes until there is room; that is no reason to give it up.

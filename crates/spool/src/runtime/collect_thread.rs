@@ -16,6 +16,7 @@ use crate::collect::{
 use crate::directory::group_of;
 use crate::event::{Mailboxes, RaftEvent, StateEvent};
 use crate::log::Segments;
+use crate::state::StoredBodies;
 
 /// How long an idle collector sleeps: what makes a segment worth collecting comes with a flush of the state, which wakes
 /// it, or with age.
@@ -54,9 +55,10 @@ impl CollectThread {
         to: Mailboxes,
         health: super::Health,
         mender: Mender,
+        index: Arc<StoredBodies>,
     ) -> (CollectThread, BodyReader) {
         let store = &recovered.state.store;
-        let index: Arc<dyn BodyIndex> = Arc::new(store.bodies());
+        let index: Arc<dyn BodyIndex> = index;
         let reader = recovered.reader.clone();
         let bodies = BodyReader::new(reader.clone(), &index);
         let (config, live) = (CollectConfig::default(), store.segments_live());
@@ -141,15 +143,16 @@ impl CollectThread {
         }
         if turn.scrub.wait(now_us).is_zero() {
             let segment_bytes = self.segments.segment_bytes();
-            match turn.scrub.step(&self.segments, segment_bytes, now_us) {
-                Ok(Some(segment)) => {
-                    tracing::warn!(segment, "the scrubber met damage; its bodies are looked at");
-                    metrics::counter!("postroad_scrub_damaged_segments_total").increment(1);
-                    self.collector.suspect(segment);
-                    turn.idle = false;
-                }
-                Ok(None) => {}
-                Err(error) => tracing::error!(%error, "the scrubber cannot read the log"),
+            if let Some(segment) = turn.scrub.step(&self.segments, segment_bytes, now_us) {
+                tracing::error!(
+                    segment,
+                    "the scrubber met damage in a segment of the log: bodies that live in it are looked at, and it is given \
+                     back as soon as the log needs it no longer. If this node is stopped before, it may not start again; \
+                     then replace it"
+                );
+                metrics::counter!("postroad_scrub_damaged_segments_total").increment(1);
+                self.collector.suspect(segment);
+                turn.idle = false;
             }
             let read = turn.scrub.read_bytes - turn.scrubbed;
             turn.scrubbed = turn.scrub.read_bytes;

@@ -14,6 +14,7 @@ use crate::event::{LogEvent, Mailboxes, RaftEvent, StateEvent};
 use crate::log::{DiskUse, GONE, Location, LogReader, LogWriter, Segments, WriteError, WriteTask};
 use crate::node::FetchEntry;
 use crate::runtime::Mender;
+use crate::state::SegmentLive;
 
 /// Octets that one call of the writer takes at most: a second buffer's worth fills while it flushes.
 const WRITE_BYTES_MAX: usize = 4 << 20;
@@ -44,10 +45,10 @@ pub struct LogThread {
     pub directory: Directory,
     pub health: super::Health,
     pub mender: Mender,
-    /// Octets that live in each segment, as of the last durable flush of the state.
-    pub live: BTreeMap<u64, u64>,
-    /// Octets of a segment.
-    pub segment_bytes: u64,
+    /// What lives in each segment, as of the last durable flush of the state.
+    pub live: BTreeMap<u64, SegmentLive>,
+    /// Index up to which each replica's rows are durable, by the same flush.
+    pub applied: BTreeMap<u32, u64>,
     /// What lives, or what is truncated, changed since segments were released.
     pub may_release: bool,
     /// Log that is kept for lagging followers, if it is said: octets.
@@ -156,8 +157,9 @@ impl LogThread {
                 self.segments.set_truncated(group, (index, term));
                 self.may_release = true;
             }
-            LogEvent::Live(live) => {
+            LogEvent::Durable { live, applied } => {
                 self.live = live;
+                self.applied = applied;
                 self.may_release = true;
             }
             LogEvent::Gone(replica) => {
@@ -278,8 +280,7 @@ impl LogThread {
         // A thread of its own: the flush of everybody's mail must not wait for one follower's reads. There is one
         // fetch a follower at a time, so their count is bounded by the peers.
         let nothing = raft.clone();
-        let helper = std::thread::Builder::new().name("fetch".to_owned());
-        let spawned = helper.spawn(move || {
+        let spawned = super::helpers::spawn("fetch", &self.health, move || {
             let mut read = Vec::new();
             for entry in entries {
                 let whole = reader
@@ -342,7 +343,7 @@ impl LogThread {
 
     fn release(&mut self) {
         for segment in self.segments.truncatable() {
-            if self.live.get(&segment).copied().unwrap_or(0) == 0 {
+            if self.live.get(&segment).is_none_or(|live| live.count == 0) {
                 self.segments.release(segment);
             }
         }
@@ -352,11 +353,9 @@ impl LogThread {
     fn look_at_disk(&mut self) {
         let disk = self.look_at_room();
         metrics::gauge!("postroad_disk_used_bytes").set(disk.used as f64);
-        // Sealed segments in which nothing lives, and which are still here: kept for followers that lag.
-        let kept = |s: &&crate::log::SegmentInfo| {
-            s.sealed && self.live.get(&s.id).copied().unwrap_or(0) == 0
-        };
-        let kept = self.segments.list().iter().filter(kept).count() as u64 * self.segment_bytes;
+        let lives = |segment| self.live.get(&segment).map_or(0, |live| live.bytes);
+        let kept = self.segments.kept_for_followers(&self.applied, lives);
+        metrics::gauge!("postroad_log_kept_for_followers_bytes").set(kept as f64);
         let usual = (disk.limit / LOG_BUDGET_SHARE).min(LOG_BUDGET_MAX);
         self.health
             .set_over_budget(kept > self.budget.unwrap_or(usual));

@@ -1,43 +1,40 @@
 //! Damaged bodies, and where whole ones come from: another replica.
 //!
 //! A committed entry is the same on every replica (Raft's log matching), so (group, index) names its octets; the answer's
-//! digest says that they came over whole. What the durable state still refers to is written again and its reference
+//! digest says that they came over whole, and the messages' rows that they are what the edges took. What the durable state still refers to is written again and its reference
 //! moved; what nobody refers to is forgotten. Nothing of this is remembered over a restart: a start reads the whole log
 //! and finds the damage again.
 
-use std::collections::BTreeMap;
+mod proof;
+mod repair;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use mail::Digester;
 use proto::v1;
 use proto::v1::peer_client::PeerClient;
-use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::sync::{Notify, Semaphore};
 use tonic::transport::Channel;
 
-use super::Introducer;
-use crate::collect::Unread;
+use super::{Helpers, Introducer};
+use crate::collect::{Unread, edge_digest};
 use crate::config::Config;
-use crate::event::{LogEvent, Mailboxes, Piece, StateEvent};
-use crate::log::{Location, ReadError};
+use crate::event::Piece;
+use crate::log::{Location, LogReader, ReadError};
 use crate::node::FetchEntry;
 use crate::peer;
+use crate::state::StoredBodies;
 
 /// Damaged bodies that are kept in mind: some 64 GB of mail. More is no damage but a lost disk; the scrubber and the next
 /// start find what is left.
-const DAMAGED_MAX: usize = 65_536;
+pub const DAMAGED_MAX: usize = 65_536;
 
 /// Fetches that a node asks for, or answers, at once: each is at most 1.25 MiB.
 pub const FETCHES_AT_ONCE: usize = 4;
-
-/// Pause after a repair: at most 20 entries a second, 25 MiB of big ones. Mail must not wait for repairs.
-const MEND_PAUSE: Duration = Duration::from_millis(50);
-
-/// Bodies that could not be mended (no other replica had them, no room) are tried again after this.
-const TRY_AGAIN: Duration = Duration::from_secs(30);
 
 /// A replica that does not answer a fetch within this time is passed by.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -62,12 +59,32 @@ struct Inner {
     damaged: Mutex<BTreeMap<(u32, u64), Location>>,
     found: Notify,
     next_pin: AtomicU64,
+    reader: LogReader,
+    /// Weak: a repair that still waits when the node closes must not keep the metadata open.
+    rows: Weak<StoredBodies>,
+    helpers: Helpers,
+}
+
+/// Data of a damaged entry, and from which node it came.
+struct Fetched {
+    node: u64,
+    context: Bytes,
+    data: Bytes,
 }
 
 impl Mender {
-    /// For the node that `introducer` introduces. Called within tokio.
-    pub fn new(introducer: Introducer, config: Config) -> Mender {
+    /// For the node that `introducer` introduces, with the log and the durable rows that it mends. Called within tokio.
+    pub fn new(
+        introducer: Introducer,
+        config: Config,
+        reader: LogReader,
+        rows: &Arc<StoredBodies>,
+        helpers: Helpers,
+    ) -> Mender {
         let inner = Inner {
+            reader,
+            rows: Arc::downgrade(rows),
+            helpers,
             own: introducer.sender(),
             introducer,
             config,
@@ -127,7 +144,7 @@ impl Mender {
         // Where it was read last: the collector may have moved it since the piece was made.
         self.report(group, piece.index, *location);
         let fetched = self.fetch(group, piece.index, *location, None).await;
-        let (_, data) = fetched.map_err(|why| format!("{error}; {why}"))?;
+        let data = fetched.map_err(|why| format!("{error}; {why}"))?.data;
         let range = usize::try_from(piece.offset)
             .ok()
             .zip(usize::try_from(piece.length).ok())
@@ -168,7 +185,27 @@ impl Mender {
         self.report(group, entry.index, entry.location);
         let whole = self.fetch(group, entry.index, entry.location, Some(entry.term));
         let fetched = self.inner.tokio.block_on(whole);
-        fetched.map_err(|why| format!("{error}; {why}"))
+        let fetched = fetched.map_err(|why| format!("{error}; {why}"))?;
+        Ok((fetched.context, fetched.data))
+    }
+
+    /// A whole body for a snapshot, from another replica: its segment is pinned, so whatever the error is, it is damage.
+    /// Blocks; for a thread of its own.
+    ///
+    /// # Errors
+    /// A text: nobody has it.
+    pub fn body_instead_blocking(
+        &self,
+        group: u32,
+        index: u64,
+        location: Location,
+        error: &ReadError,
+    ) -> Result<Bytes, String> {
+        self.report(group, index, location);
+        let whole = self.fetch(group, index, location, None);
+        let fetched = self.inner.tokio.block_on(whole);
+        let fetched = fetched.map_err(|why| format!("{error}; {why}"))?;
+        Ok(fetched.data)
     }
 
     /// Asks one replica after another. `whole`: the term of an entry whose command is wanted too.
@@ -178,19 +215,40 @@ impl Mender {
         index: u64,
         location: Location,
         whole: Option<u64>,
-    ) -> Result<(Bytes, Bytes), String> {
+    ) -> Result<Fetched, String> {
+        self.fetch_but_from(&BTreeSet::new(), group, index, location, whole)
+            .await
+    }
+
+    /// The same, and not those nodes whose answer was of no use.
+    async fn fetch_but_from(
+        &self,
+        refused: &BTreeSet<u64>,
+        group: u32,
+        index: u64,
+        location: Location,
+        whole: Option<u64>,
+    ) -> Result<Fetched, String> {
         let _permit = self.inner.asking.acquire().await;
         let mut said = Vec::new();
         for (node, address) in self.others() {
+            if refused.contains(&node) {
+                said.push(format!("node {node}: has other octets than the edge took"));
+                continue;
+            }
             let asked = self.ask(node, &address, group, index, whole.is_some());
             let answer = match tokio::time::timeout(ANSWER, asked).await {
                 Err(_) => Err("no answer".to_owned()),
-                Ok(answer) => answer.and_then(|it| fits(it, location, whole)),
+                Ok(answer) => answer.and_then(|it| fits(group, it, location, whole)),
             };
             match answer {
-                Ok(octets) => {
+                Ok((context, data)) => {
                     metrics::counter!("postroad_bodies_fetched_total").increment(1);
-                    return Ok(octets);
+                    return Ok(Fetched {
+                        node,
+                        context,
+                        data,
+                    });
                 }
                 Err(why) => said.push(format!("node {node}: {why}")),
             }
@@ -255,68 +313,6 @@ impl Mender {
         Ok(channel)
     }
 
-    /// Mends what is damaged and referred to, one after another, until the node ends.
-    pub async fn run(self, mail: Mailboxes, log: Sender<LogEvent>) {
-        loop {
-            let all: Vec<_> = self.damaged().iter().map(|(key, at)| (*key, *at)).collect();
-            for ((group, index), from) in all {
-                match self.mend(&mail, &log, group, index, from).await {
-                    // Until the state refers to the new place, or to none, it is looked at again.
-                    Ok(Mending::UnderWay) => {}
-                    Ok(Mending::Over) => {
-                        let mut damaged = self.damaged();
-                        if damaged.get(&(group, index)) == Some(&from) {
-                            damaged.remove(&(group, index));
-                        }
-                        metrics::gauge!("postroad_bodies_damaged").set(damaged.len() as f64);
-                    }
-                    Err(why) => {
-                        tracing::error!(group, index, why, "a damaged body is not mended yet")
-                    }
-                }
-                tokio::time::sleep(MEND_PAUSE).await;
-            }
-            let _ = tokio::time::timeout(TRY_AGAIN, self.inner.found.notified()).await;
-        }
-    }
-
-    async fn mend(
-        &self,
-        mail: &Mailboxes,
-        log: &Sender<LogEvent>,
-        group: u32,
-        index: u64,
-        from: Location,
-    ) -> Result<Mending, String> {
-        let (reply, located) = oneshot::channel();
-        let asked = mail.state.send(StateEvent::LocateBody {
-            group,
-            index,
-            reply,
-        });
-        asked.map_err(|_| "the node ends".to_owned())?;
-        let located = located.await.map_err(|_| "the node ends".to_owned())?;
-        let Some((replica, _)) = located.filter(|(_, at)| *at == from) else {
-            // Settled, or whole elsewhere.
-            return Ok(Mending::Over);
-        };
-        let (_, data) = self.fetch(group, index, from, None).await?;
-        let mend = LogEvent::Mend {
-            replica,
-            index,
-            from,
-            data,
-        };
-        log.send(mend).map_err(|_| "the node ends".to_owned())?;
-        metrics::counter!("postroad_bodies_mended_total").increment(1);
-        tracing::info!(
-            group,
-            index,
-            "a damaged body came from another replica and is written again"
-        );
-        Ok(Mending::UnderWay)
-    }
-
     fn damaged(&self) -> MutexGuard<'_, BTreeMap<(u32, u64), Location>> {
         self.inner
             .damaged
@@ -325,15 +321,9 @@ impl Mender {
     }
 }
 
-enum Mending {
-    /// Written soon.
-    UnderWay,
-    /// Nothing refers to the damage.
-    Over,
-}
-
 /// The answer's octets, when they are those of the entry that lies at `location`.
 fn fits(
+    group: u32,
     answer: v1::FetchEntryResponse,
     location: Location,
     whole: Option<u64>,
@@ -350,6 +340,10 @@ fn fits(
     });
     if !(same_data && same_whole) {
         return Err("its entry is another one".to_owned());
+    }
+    let edge = edge_digest(group, &answer.context);
+    if edge.is_some_and(|edge| edge != mail::Digest::of(&answer.data)) {
+        return Err("its body is not the one that the edge took".to_owned());
     }
     Ok((answer.context, answer.data))
 }
@@ -385,20 +379,26 @@ mod tests {
             data_len: 4,
         };
         let body = answer(0, b"", b"body");
-        assert!(fits(body.clone(), location, None).is_ok());
-        assert!(fits(body, location, Some(5)).is_err(), "no command in it");
-        let entry = answer(5, b"cmd", b"body");
-        assert!(fits(entry.clone(), location, Some(5)).is_ok());
+        assert!(fits(1, body.clone(), location, None).is_ok());
         assert!(
-            fits(entry.clone(), location, Some(6)).is_err(),
+            fits(1, body, location, Some(5)).is_err(),
+            "no command in it"
+        );
+        let entry = answer(5, b"cmd", b"body");
+        assert!(fits(1, entry.clone(), location, Some(5)).is_ok());
+        assert!(
+            fits(1, entry.clone(), location, Some(6)).is_err(),
             "of another term"
         );
-        assert!(fits(answer(5, b"cmd", b"longer"), location, None).is_err());
+        assert!(fits(1, answer(5, b"cmd", b"longer"), location, None).is_err());
         let flipped = v1::FetchEntryResponse {
             data: Bytes::from_static(b"bodx"),
             ..entry
         };
-        assert!(fits(flipped, location, None).is_err(), "damaged on the way");
-        assert!(fits(v1::FetchEntryResponse::default(), location, None).is_err());
+        assert!(
+            fits(1, flipped, location, None).is_err(),
+            "damaged on the way"
+        );
+        assert!(fits(1, v1::FetchEntryResponse::default(), location, None).is_err());
     }
 }

@@ -4,6 +4,7 @@ mod collect_thread;
 mod control;
 mod digests;
 mod health;
+mod helpers;
 mod introduce;
 mod log_thread;
 mod mend;
@@ -31,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use digests::{Digests, Judgement};
 pub use health::Health;
+pub use helpers::{Helper, Helpers};
 pub use introduce::{Introduced, Introducer};
 pub use mend::{FETCHES_AT_ONCE, Mender, digest};
 pub use questions::read_piece;
@@ -48,6 +50,9 @@ use crate::serve::{PeerRunning, PeerServices, Services};
 
 /// A replica node without space is opened again after this.
 const REOPEN: Duration = Duration::from_secs(5);
+
+/// How often a store that this process had open before is found in use, in a row, before that is believed.
+const IN_USE_MAX: u32 = 12;
 
 /// A write that finds no room for this long closes the replica node, and it opens again: what waits then is mail that
 /// nobody was promised, and behind it, in the same groups, wait the settles that would make room.
@@ -79,6 +84,7 @@ pub async fn run(
 ) -> Result<(), Error> {
     config.validate()?;
     let mut patience = NO_ROOM;
+    let (mut again, mut in_use) = (false, 0);
     loop {
         let opened = Instant::now();
         let end = run_once(&config, &shutdown, &ready, patience).await;
@@ -93,10 +99,21 @@ pub async fn run(
                     "no space to open the metadata store; tried again in 5 s: free space on the disk"
                 );
             }
-            Ok(End::Reopen) => tracing::info!("the replica node is opened again in 5 s"),
+            // What is left of the last time lets go of it in a moment; if it is another process, that is said a minute later.
+            Err(Error::Store(crate::state::StoreError::InUse(dir)))
+                if in_use < IN_USE_MAX && again =>
+            {
+                in_use += 1;
+                tracing::warn!(dir = %dir.display(), "the metadata store is still in use; tried again in 5 s");
+            }
+            Ok(End::Reopen) => {
+                in_use = 0;
+                tracing::info!("the replica node is opened again in 5 s");
+            }
             Ok(End::Shutdown) => return Ok(()),
             Err(error) => return Err(error),
         }
+        again = true;
         ready.send_replace(false);
         tokio::select! {
             () = tokio::time::sleep(REOPEN) => {}
@@ -226,6 +243,7 @@ struct Threads {
     collect: mpsc::Sender<CollectEvent>,
     snapshots: Snapshots,
     desk: ConfigDesk,
+    helpers: Helpers,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -249,7 +267,15 @@ impl Threads {
             tokio::task::spawn_blocking(move || recover::recover(&recover_config, incarnation))
                 .await;
         let recovered = recovered.map_err(|e| recover::panicked(config, &e.to_string()))??;
-        let mender = Mender::new(introducer.clone(), config.clone());
+        let helpers = Helpers::new(health.clone());
+        let stored = Arc::new(recovered.state.store.bodies());
+        let mender = Mender::new(
+            introducer.clone(),
+            config.clone(),
+            recovered.reader.clone(),
+            &stored,
+            helpers.clone(),
+        );
         for it in &recovered.damaged {
             mender.report(group_of(it.group), it.index, it.location);
         }
@@ -279,6 +305,7 @@ impl Threads {
             mail.clone(),
             health.clone(),
             mender.clone(),
+            stored,
         );
         let snapshots = Snapshots::new(
             &config.dir,
@@ -286,6 +313,8 @@ impl Threads {
             mail.raft.clone(),
             peers.clone(),
             health.clone(),
+            helpers.clone(),
+            mender.clone(),
         );
         let snapshots = snapshots.map_err(|source| Error::System {
             what: format!(
@@ -315,8 +344,8 @@ impl Threads {
             directory: directory.clone(),
             health: health.clone(),
             mender: mender.clone(),
-            live: recovered.live,
-            segment_bytes: config.segment_bytes,
+            live: recovered.state.store.segments_live(),
+            applied: recovered.state.store.all_applied(),
             may_release: true,
             budget: config.retention.log_bytes,
             pace: config.disk_bytes_per_second.map(log_thread::Pace::new),
@@ -336,15 +365,16 @@ impl Threads {
             health.clone(),
             control_settings,
             snapshots.clone(),
+            helpers.clone(),
         )?;
         let (header_reader, header_answers) = (bodies.clone(), mail.state.clone());
         let header_mender = mender.clone();
         let threads = vec![
-            spawn("raft", &health, move || raft_thread.run())?,
-            spawn("log", &health, move || log_thread.run())?,
-            spawn("state", &health, move || state_thread.run())?,
-            spawn("collect", &health, move || collect_thread.run())?,
-            spawn("headers", &health, move || {
+            helpers::spawn("raft", &health, move || raft_thread.run())?,
+            helpers::spawn("log", &health, move || log_thread.run())?,
+            helpers::spawn("state", &health, move || state_thread.run())?,
+            helpers::spawn("collect", &health, move || collect_thread.run())?,
+            helpers::spawn("headers", &health, move || {
                 questions::read_headers(
                     &header_reader,
                     &header_mender,
@@ -366,6 +396,7 @@ impl Threads {
             collect,
             snapshots,
             desk,
+            helpers,
             threads,
         })
     }
@@ -382,14 +413,21 @@ impl Threads {
         let _ = self.mail.raft.send(RaftEvent::Stop);
         let _ = self.mail.state.send(crate::event::StateEvent::Stop);
         let _ = self.collect.send(CollectEvent::Stop);
-        let (threads, snapshots) = (self.threads, self.snapshots);
+        let (threads, snapshots, helpers) = (self.threads, self.snapshots, self.helpers);
         let joined = tokio::task::spawn_blocking(move || {
+            helpers.close();
             snapshots.close();
             for thread in threads {
                 let _ = thread.join();
             }
+            helpers.wait()
         });
-        if tokio::time::timeout(THREADS_END, joined).await.is_err() {
+        let ended = match tokio::time::timeout(THREADS_END, joined).await {
+            // Helpers that still use the store stop nobody but its next life.
+            Ok(helpers) => helpers.is_ok_and(|ended| ended) || !self.health.wants_reopen(),
+            Err(_) => false,
+        };
+        if !ended {
             // To open the log again beside a thread that may still write would be worse than to end.
             let hangs =
                 "its threads do not end: the disk does not answer. Check the device".to_owned();
@@ -401,35 +439,6 @@ impl Threads {
             None => Ok(End::Shutdown),
         }
     }
-}
-
-/// A thread that takes the node with it when it panics: half a node answers wrongly.
-fn spawn(
-    name: &'static str,
-    health: &Health,
-    body: impl FnOnce() + Send + 'static,
-) -> Result<JoinHandle<()>, Error> {
-    struct Guard(&'static str, Health);
-    impl Drop for Guard {
-        fn drop(&mut self) {
-            if std::thread::panicking() {
-                self.1.stop_for_good(&format!(
-                    "the {} thread panicked; its message stands above in the log",
-                    self.0
-                ));
-            }
-        }
-    }
-    let guard = Guard(name, health.clone());
-    let body = move || {
-        let _guard = guard;
-        body();
-    };
-    let builder = std::thread::Builder::new().name(name.to_owned());
-    builder.spawn(body).map_err(|source| Error::System {
-        what: format!("cannot start the {name} thread"),
-        source,
-    })
 }
 
 type Server = tokio::task::JoinHandle<()>;

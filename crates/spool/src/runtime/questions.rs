@@ -79,7 +79,8 @@ fn summary(
     rows: &mut impl ShardRows,
     time: Timestamp,
 ) -> v1::SummaryResponse {
-    let summary = view::summary(rows, None, limit(request.limit));
+    let from = (!request.from.is_empty()).then(|| mail::Destination::from_canonical(&request.from));
+    let summary = view::summary(rows, from.as_ref(), limit(request.limit));
     let destinations =
         summary
             .destinations
@@ -98,6 +99,10 @@ fn summary(
         held: summary.shard.held,
         destinations: destinations.collect(),
         cluster_time_ms: time.0,
+        next: summary
+            .next
+            .map(|next| next.to_string())
+            .unwrap_or_default(),
     }
 }
 

@@ -1,14 +1,19 @@
 //! Opens what a node has on disk and makes its groups from it.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use queue::control::{Placement, first_peers};
 
+use super::mend::DAMAGED_MAX;
+use crate::collect::BodyIndex as _;
 use crate::config::{Config, Error, InitialState};
 use crate::directory::{group_of, log_group, node_of, peer_of};
 use crate::log::{
-    Damaged, Log, LogConfig, LogReader, LogWriter, OpenError, RecoveredGroup, WriteError, WriteTask,
+    Damaged, Log, LogConfig, LogReader, LogWriter, RecoveredGroup, WriteError, WriteTask,
 };
 use crate::node::{Group, GroupConfig, Membership};
 use crate::state::{GroupState, Store, StoreConfig, StoreError};
@@ -16,6 +21,9 @@ use crate::storage::{CacheBudget, GroupLog, Hole};
 
 /// Octets of entries that all groups of a node keep in memory (queue.md 3.3).
 const CACHE_BYTES: usize = 64 << 20;
+
+/// Rows that are looked at at once for what lay in a segment that is missing.
+const ROWS_AT_ONCE: usize = 4_096;
 
 /// Stands among the replicas that are gone as a sign that this directory has started before. No group has this number.
 const NO_REPLICA: u32 = u32::MAX;
@@ -39,7 +47,6 @@ pub struct Recovered {
     pub groups: BTreeMap<u32, Group>,
     pub voters: BTreeMap<u32, Vec<u64>>,
     pub state: State,
-    pub live: BTreeMap<u64, u64>,
     /// Entries whose octets must come from another replica if anything needs them.
     pub damaged: Vec<Damaged>,
 }
@@ -72,14 +79,17 @@ fn log_config(config: &Config, incarnation: u128) -> LogConfig {
 /// [`Error::Damaged`]: what this node promised is damaged or gone; the text says what and where.
 pub fn recover(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
     open(config, incarnation).map_err(|error| match error {
-        // Names the node: whoever reads this has several, and one of them is to be replaced.
-        Error::Log(OpenError::Corrupt { .. })
-        | Error::Store(StoreError::Lost { .. })
-        | Error::Group(_)
-        | Error::Recovered(_) => Error::Damaged {
+        Error::Log(error) if error.is_damage() => Error::Damaged {
             node: config.node,
-            source: Box::new(error),
+            source: Box::new(Error::Log(error)),
         },
+        // Names the node: whoever reads this has several, and one of them is to be replaced.
+        Error::Store(StoreError::Lost { .. }) | Error::Group(_) | Error::Recovered(_) => {
+            Error::Damaged {
+                node: config.node,
+                source: Box::new(error),
+            }
+        }
         other => other,
     })
 }
@@ -129,6 +139,7 @@ fn open(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
         )));
     }
     report(&found);
+    found.damaged.extend(lost(&store, &writer)?);
     let budget = CacheBudget::new(CACHE_BYTES);
     let mut groups = BTreeMap::new();
     let mut voters = BTreeMap::new();
@@ -158,11 +169,6 @@ fn open(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
         .map(|(id, _)| *id)
         .filter(|id| *id != NO_REPLICA)
         .collect();
-    let live = store
-        .segments_live()
-        .into_iter()
-        .map(|(segment, live)| (segment, live.count))
-        .collect();
     Ok(Recovered {
         writer,
         reader,
@@ -176,9 +182,51 @@ fn open(config: &Config, incarnation: u128) -> Result<Recovered, Error> {
             gone,
             budget,
         },
-        live,
         damaged: found.damaged,
     })
+}
+
+/// Bodies whose segment is not there: the log does not miss one of which all entries are truncated, or one of the
+/// collector, but the rows do. There is no table of rows by segment, so all are passed by, where something is missing.
+fn lost(store: &Store, writer: &LogWriter) -> Result<Vec<Damaged>, StoreError> {
+    let there: BTreeSet<u64> = writer.segments().list().iter().map(|it| it.id).collect();
+    let mut lost = store.segments_live();
+    lost.retain(|segment, _| !there.contains(segment));
+    let mut damaged = Vec::new();
+    if lost.is_empty() {
+        return Ok(damaged);
+    }
+    for (segment, live) in &lost {
+        tracing::error!(
+            segment,
+            bodies = live.count,
+            octets = live.bytes,
+            "a segment of the log is missing, and mail that lives lies in it: its bodies come from the other replicas. \
+             Who or what removed it? Look at the disk"
+        );
+    }
+    let bodies = store.bodies();
+    let mut from = (0, 0);
+    loop {
+        let rows = bodies.rows(from, ROWS_AT_ONCE)?;
+        let Some(&(replica, index, _)) = rows.last() else {
+            return Ok(damaged);
+        };
+        from = (replica, index.saturating_add(1));
+        let of_lost = rows
+            .iter()
+            .filter(|(.., location)| lost.contains_key(&location.segment));
+        damaged.extend(of_lost.map(|&(group, index, location)| Damaged {
+            group,
+            index,
+            term: 0,
+            location,
+            copy: true,
+        }));
+        if damaged.len() >= DAMAGED_MAX {
+            return Ok(damaged);
+        }
+    }
 }
 
 fn report(found: &crate::log::Recovered) {

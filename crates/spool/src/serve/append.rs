@@ -75,7 +75,7 @@ fn size_of(request: &v1::AppendRequest) -> usize {
     match &request.what {
         Some(What::Append(append)) => append.body.len(),
         Some(What::Chunk(chunk)) => chunk.data.len(),
-        None => 0,
+        Some(What::Abandon(_)) | None => 0,
     }
 }
 
@@ -95,6 +95,10 @@ fn parse(what: Option<What>) -> Result<AppendWhat, String> {
                 seq: chunk.seq,
                 data: chunk.data,
             })
+        }
+        Some(What::Abandon(abandon)) => {
+            let message = crate::wire::log::message_id(&abandon.message);
+            Ok(AppendWhat::Abandon(message.map_err(|e| e.to_string())?))
         }
         None => Err("the request holds neither a message nor a chunk".to_owned()),
     }

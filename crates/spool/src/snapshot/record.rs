@@ -258,7 +258,7 @@ impl Checker {
     }
 }
 
-fn parse(kind: u8, mut payload: Bytes) -> Option<Record> {
+pub(super) fn parse(kind: u8, mut payload: Bytes) -> Option<Record> {
     match kind {
         ROW => {
             let head = payload.first_chunk::<3>().copied()?;

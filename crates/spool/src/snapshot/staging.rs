@@ -22,7 +22,8 @@ pub struct Staging {
 /// A snapshot that is being written, or is complete.
 #[derive(Debug)]
 pub struct Staged {
-    path: PathBuf,
+    /// The file.
+    pub path: PathBuf,
     file: File,
     unsynced: u64,
     /// Octets so far.

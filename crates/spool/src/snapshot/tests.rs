@@ -129,3 +129,91 @@ fn what_is_staged_is_read_back_and_its_damage_noticed() -> io::Result<()> {
     assert!(!dir.path().join("snap-in").exists());
     Ok(())
 }
+
+/// A snapshot of messages, each with its extents; what `places` knows of it, and its file.
+fn messages(dir: &std::path::Path, sent: &[Record]) -> Places {
+    let staging = Staging::new(dir);
+    let mut staged = staging.begin(1, 7).expect("a file");
+    let mut chunk = Bytes::from(encode(7, sent));
+    let whole = chunk.len();
+    staged.write(&chunk).expect("written");
+    let (mut checker, mut places) = (Checker::new(7), Places::default());
+    while let Some(record) = checker.next(&mut chunk).expect("every checksum is right") {
+        places.add(&record, (whole - chunk.len()) as u64);
+    }
+    staged.finish().expect("durable");
+    places
+}
+
+/// A body rots where the checksum of the snapshot is still to be taken: all checksums are right, and it is not what the edge
+/// took.
+#[test]
+fn bodies_that_are_not_what_their_edges_took_are_refused_before_anything_is_installed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("snap-in/1/0000000000000007");
+    let body = |index: u64| Bytes::from(vec![index as u8; 700_000]);
+    let record = |index, data| Record::Body {
+        index,
+        extents: 1,
+        octets: 700_000,
+        data,
+    };
+    // Message 1 in entry 10; message 2 in 11 and 13, of which it has a part; message 3, which is older than its entry is.
+    let extents: [&[(u64, u64, u64)]; 3] = [
+        &[(10, 0, 700_000)],
+        &[(11, 0, 700_000), (13, 5, 400)],
+        &[(12, 0, 700_000)],
+    ];
+    let row = |at: usize| {
+        let whole = extents[at].iter().flat_map(|(index, from, len)| {
+            body(*index)
+                .slice(*from as usize..(from + len) as usize)
+                .to_vec()
+        });
+        let digest = mail::Digest::of(&whole.collect::<Vec<u8>>());
+        let (key, value) = crate::state::message_row(at as u128, digest, extents[at]);
+        Record::Row {
+            table: crate::state::MESSAGES,
+            key: key.into(),
+            value: value.into(),
+        }
+    };
+    let rows = [row(2), row(0), row(1)];
+    let other = Record::Row {
+        table: 5,
+        key: Bytes::from_static(b"another table"),
+        value: Bytes::new(),
+    };
+    let snapshot = |bodies: &[(u64, Bytes)]| {
+        let mut sent = rows.to_vec();
+        sent.push(other.clone());
+        sent.extend(
+            bodies
+                .iter()
+                .map(|(index, data)| record(*index, data.clone())),
+        );
+        sent
+    };
+    let bodies: Vec<_> = (10..=14).map(|index| (index, body(index))).collect();
+    let verify =
+        |bodies: &[(u64, Bytes)]| messages(dir.path(), &snapshot(bodies)).verify(&path, || false);
+    verify(&bodies).expect("all is as it was taken");
+    for at in 0..4 {
+        let mut rotten = bodies.clone();
+        let mut octets = rotten[at].1.to_vec();
+        octets[100] ^= 1;
+        rotten[at].1 = octets.into();
+        let refused = verify(&rotten).expect_err("it is damaged");
+        assert!(matches!(refused, NotSworn::Body { .. }), "{refused}");
+        let mut missing = bodies.clone();
+        missing.remove(at);
+        let refused = verify(&missing).expect_err("it is missing");
+        assert!(matches!(refused, NotSworn::Missing { .. }), "{refused}");
+    }
+    let mut spare = bodies.clone();
+    spare[4].1 = Bytes::from_static(b"of an upload, for which nobody vouches yet");
+    verify(&spare).expect("no message refers to it");
+    let mut mixed = bodies;
+    mixed.swap(1, 3);
+    assert!(matches!(verify(&mixed), Err(NotSworn::Malformed(_))));
+}

@@ -1,6 +1,6 @@
 //! What of the state is durable: told to whoever asks from other threads than the one that applies.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::bodies::SegmentLive;
@@ -13,6 +13,8 @@ pub(super) struct Durable {
     pub(super) segments: BTreeMap<u32, BTreeMap<u64, SegmentLive>>,
     /// Where the rows of a group lie, if not under its own number (see [`super::import`]).
     pub(super) slots: BTreeMap<u32, u32>,
+    /// Of which rows are being flushed: what fjall shows of them may be newer than what is said here.
+    pub(super) flushing: BTreeSet<u32>,
 }
 
 impl Durable {

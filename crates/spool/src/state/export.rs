@@ -55,11 +55,16 @@ pub struct ExportedBody {
 }
 
 impl Store {
-    /// What is durable of a group now; `None`: nothing yet. Pin its segments before anything else is flushed.
+    /// What is durable of a group now; `None`: nothing yet, or a flush of it is under way: its rows may be visible already,
+    /// and name segments that are not known here yet and would not be pinned. Pin its segments before anything else is
+    /// flushed.
     ///
     /// # Errors
     /// [`StoreError`] when the small values cannot be read.
     pub fn export(&self, group: u32) -> Result<Option<Export>, StoreError> {
+        if self.is_flushing(group) {
+            return Ok(None);
+        }
         let snapshot = self.database.snapshot();
         let table = &self.keyspaces.fixed;
         let get = |tag: u8| {

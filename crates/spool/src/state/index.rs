@@ -21,11 +21,12 @@ use crate::log::Location;
 #[derive(Clone)]
 pub struct StoredBodies {
     pub(super) kept: Keyspace,
+    pub(super) messages: Keyspace,
     pub(super) durable: Arc<Mutex<Durable>>,
 }
 
 impl StoredBodies {
-    fn slot(&self, replica: u32) -> Option<u32> {
+    pub(super) fn slot(&self, replica: u32) -> Option<u32> {
         Durable::of(&self.durable).slot_if_here(replica)
     }
 }

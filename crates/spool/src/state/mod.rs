@@ -46,6 +46,7 @@ mod key;
 mod rows;
 mod store;
 mod sweep;
+mod sworn;
 mod table;
 
 #[cfg(test)]
@@ -60,8 +61,11 @@ pub use flush::{Flush, Flushed};
 pub use group::GroupState;
 pub use import::{Cleaner, Import, Importer, Switched};
 pub use index::StoredBodies;
-pub use store::{Store, StoreConfig};
+pub use store::{MESSAGES, Store, StoreConfig};
 pub use sweep::Sweep;
+pub use sworn::Sworn;
+#[cfg(test)]
+pub use sworn::message_row;
 
 use std::time::Duration;
 

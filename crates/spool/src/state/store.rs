@@ -161,6 +161,10 @@ impl Store {
         self.durable().slot(group)
     }
 
+    pub(super) fn is_flushing(&self, group: u32) -> bool {
+        self.durable().flushing.contains(&group)
+    }
+
     /// What the bodies of one group need of each segment, as of its last flush.
     pub(super) fn segments_of(&self, group: u32) -> BTreeMap<u64, SegmentLive> {
         let durable = self.durable();
@@ -190,6 +194,8 @@ impl Store {
             .iter_mut()
             .filter_map(|group| group.freeze())
             .collect();
+        let frozen = groups.iter().map(|group| group.group);
+        self.durable().flushing.extend(frozen);
         let (database, keyspaces) = (self.database.clone(), self.keyspaces.clone());
         (!groups.is_empty()).then_some(Flush {
             database,
@@ -208,6 +214,7 @@ impl Store {
         let mut durable = self.durable();
         for (group, applied, segments) in flushed.groups {
             done.insert(group);
+            durable.flushing.remove(&group);
             durable.applied.insert(group, applied);
             durable.segments.insert(group, segments);
         }
@@ -220,6 +227,11 @@ impl Store {
     /// The index up to which a group's rows would survive a crash: its log may be truncated up to here. 0: none.
     pub fn durable_applied(&self, group: u32) -> u64 {
         self.durable().applied.get(&group).copied().unwrap_or(0)
+    }
+
+    /// [`Store::durable_applied`] of every replica that has rows.
+    pub fn all_applied(&self) -> BTreeMap<u32, u64> {
+        self.durable().applied.clone()
     }
 
     /// What the bodies of all groups need of each segment, as of each group's last flush. A segment that is not named
@@ -238,6 +250,7 @@ impl Store {
     pub fn bodies(&self) -> StoredBodies {
         StoredBodies {
             kept: self.keyspaces.kept.clone(),
+            messages: self.keyspaces.messages.clone(),
             durable: self.durable.clone(),
         }
     }
@@ -324,7 +337,7 @@ impl Keyspaces {
     /// change, and a new table gets a new one. The small values (`fixed`) are table 0.
     pub(super) fn replicated(&self) -> [(u8, &Keyspace); 13] {
         [
-            (1, &self.messages),
+            (MESSAGES, &self.messages),
             (2, &self.items),
             (3, &self.recipients),
             (4, &self.due),
@@ -373,6 +386,9 @@ impl Keyspaces {
         })
     }
 }
+
+/// Number of the table of messages in snapshots.
+pub const MESSAGES: u8 = 1;
 
 pub(super) const FIXED_APPLIED: u8 = b'a';
 const FIXED_BLOB: u8 = b'b';

@@ -80,27 +80,46 @@ impl Store {
 }
 
 impl Sweep {
-    /// Removes them, in parts; how many there were. Nothing needs to be synced: rows that come back are removed again.
+    /// Removes them, in parts; how many there were. Nothing needs to be synced: rows that come back are removed again, and so
+    /// are at the next start those that are left when `must_end` says between two parts that the node closes.
     ///
     /// # Errors
     /// The store cannot be read or written.
-    pub fn run(self) -> Result<usize, StoreError> {
-        let fixed = &self.keyspaces.fixed;
+    pub fn run(self, must_end: impl Fn() -> bool) -> Result<usize, StoreError> {
+        let Keyspaces {
+            kept,
+            segments,
+            fixed,
+            ..
+        } = &self.keyspaces;
+        let replicated = self.keyspaces.replicated();
+        let replicated = replicated.iter().map(|(_, table)| (*table, self.slot));
+        let local = [(kept, self.slot), (segments, self.slot)];
+        // The last ones say where the others lie.
+        let all = replicated.chain(local).chain([(fixed, self.replica)]);
         let mut rows = 0;
-        for (_, keyspace) in self.keyspaces.replicated() {
-            rows += self.clear(keyspace, self.slot)?;
+        for (keyspace, prefix) in all {
+            if !self.clear(keyspace, prefix, &must_end, &mut rows)? {
+                break;
+            }
         }
-        rows += self.clear(&self.keyspaces.kept, self.slot)?;
-        rows += self.clear(&self.keyspaces.segments, self.slot)?;
-        // Last, since they say where the others lie.
-        Ok(rows + self.clear(fixed, self.replica)?)
+        Ok(rows)
     }
 
-    fn clear(&self, keyspace: &Keyspace, prefix: u32) -> Result<usize, StoreError> {
-        let mut rows = 0;
+    /// `false`: it was told to end before all were gone.
+    fn clear(
+        &self,
+        keyspace: &Keyspace,
+        prefix: u32,
+        must_end: &impl Fn() -> bool,
+        rows: &mut usize,
+    ) -> Result<bool, StoreError> {
         let mut from = Bound::Included(prefix.to_be_bytes().to_vec());
         let end = Bound::Excluded(prefix.saturating_add(1).to_be_bytes().to_vec());
         loop {
+            if must_end() {
+                return Ok(false);
+            }
             let mut batch = self.database.batch();
             let mut last = None;
             let mut seen = 0;
@@ -112,14 +131,14 @@ impl Sweep {
                 seen += 1;
                 if !outlives_rows(&key) || !std::ptr::eq(keyspace, &self.keyspaces.fixed) {
                     batch.remove(keyspace, key.clone());
-                    rows += 1;
+                    *rows += 1;
                 }
                 last = Some(key.to_vec());
             }
             batch.commit().map_err(StoreError::of)?;
             match last {
                 Some(last) if seen == ROWS_AT_ONCE => from = Bound::Excluded(last),
-                _ => return Ok(rows),
+                _ => return Ok(true),
             }
         }
     }

@@ -108,3 +108,29 @@ pub(super) fn contents(rows: &mut impl Rows) -> Vec<String> {
     table!(out, timers);
     out
 }
+
+/// A message of which nothing matters but this.
+pub(super) fn message(digest: mail::Digest, body: Vec<queue::Extent>) -> queue::Message {
+    use queue::Timestamp;
+    queue::Message {
+        tenant: "default".into(),
+        class: "default".into(),
+        priority: 0,
+        return_path: "".into(),
+        arrived: Timestamp(0),
+        appended: Timestamp(0),
+        expires: Timestamp(0),
+        notice: None,
+        size: 0,
+        digest,
+        header_size: 0,
+        eight_bit: false,
+        smtputf8: false,
+        body,
+        items_left: 1,
+        is_report: false,
+        ending: queue::Ending::Delivered,
+        origin: std::sync::Arc::default(),
+        trace_context: "".into(),
+    }
+}

@@ -1,4 +1,4 @@
-//! Body write amplification of three workloads, beside a model of the same: `cargo test --release -p spool --
+//! Body write amplification of three workloads, beside that of a model of the same: `cargo test --release -p spool --
 //! --ignored --nocapture amplification`.
 //!
 //! The real log, collector and planner run on a simulated disk under a virtual clock: eight hours, twenty messages a
@@ -53,11 +53,17 @@ fn throttled(chance: &mut Chance, now: f64) -> f64 {
 
 type Workload = fn(&mut Chance, f64) -> f64;
 
-const WORKLOADS: [(&str, Workload); 3] = [
-    ("95% 2 s, 4% 30 min, 1% to 5 days", normal),
-    ("30% parked in a 2 h outage", outage),
-    ("40% throttled, 0 to 2 h", throttled),
+/// With what the model of the design gave at thresholds of 25 and 50 %: written in Python by other hands, with the same
+/// parameters (20 units a second, 8 h, 256 units a segment, 60 s, no sorting by exit time, its seed 1). The model below must
+/// come to the same, or it is this file's opinion of itself.
+const WORKLOADS: [(&str, Workload, [f64; 2]); 3] = [
+    ("95% 2 s, 4% 30 min, 1% to 5 days", normal, [1.058, 1.081]),
+    ("30% parked in a 2 h outage", outage, [1.121, 1.219]),
+    ("40% throttled, 0 to 2 h", throttled, [1.275, 1.753]),
 ];
+
+/// Percent by which two runs of one model with different random numbers may differ.
+const MODELS_DIFFER: f64 = 3.0;
 
 /// Messages written, first and again, for each message.
 fn real(workload: Workload, threshold: u8) -> Result<f64, Box<dyn std::error::Error>> {
@@ -193,20 +199,31 @@ fn model(workload: Workload, threshold: f64) -> f64 {
 fn amplification_of_three_workloads_beside_the_model() -> Result<(), Box<dyn std::error::Error>> {
     println!(
         "{:34} {:>9} {:>6} {:>6} {:>6}",
-        "workload", "threshold", "real", "model", "diff"
+        "workload", "threshold", "real", "design", "diff"
     );
     let mut worst: f64 = 0.0;
-    for (name, workload) in WORKLOADS {
-        for threshold in [25, 50] {
-            let (real, model) = (
-                real(workload, threshold)?,
-                model(workload, f64::from(threshold) / 100.0),
-            );
-            let diff = (real / model - 1.0) * 100.0;
-            println!("{name:34} {threshold:>8}% {real:>6.3} {model:>6.3} {diff:>5.1}%");
+    for (name, workload, published) in WORKLOADS {
+        for (threshold, published) in [25, 50].into_iter().zip(published) {
+            let real = real(workload, threshold)?;
+            let diff = (real / published - 1.0) * 100.0;
+            println!("{name:34} {threshold:>8}% {real:>6.3} {published:>6.3} {diff:>5.1}%");
             worst = worst.max(diff.abs());
         }
     }
-    assert!(worst < 15.0, "{worst:.1} % off the model");
+    assert!(worst < 15.0, "{worst:.1} % off the model of the design");
     Ok(())
+}
+
+/// Some seconds with --release; without, as long as the measurement.
+#[test]
+#[ignore = "it belongs to the measurement above"]
+fn amplification_by_the_model_here_is_that_of_the_design() {
+    for (name, workload, published) in WORKLOADS {
+        for (threshold, published) in [25.0, 50.0].into_iter().zip(published) {
+            let here = model(workload, threshold / 100.0);
+            let diff = (here / published - 1.0) * 100.0;
+            println!("{name:34} {threshold:>8}% {here:>6.3} {published:>6.3} {diff:>5.1}%");
+            assert!(diff.abs() < MODELS_DIFFER, "{name}: {diff:.1} %");
+        }
+    }
 }

@@ -20,6 +20,17 @@ fn world(config: CollectConfig) -> Result<World, Box<dyn std::error::Error>> {
     Ok(world)
 }
 
+/// A pass of the scrubber: what it suspects.
+fn pass(world: &World, scrub: &mut Scrub) -> Vec<u64> {
+    let (ended, mut suspects, mut now_us) = (scrub.passes + 1, Vec::new(), 0);
+    while scrub.passes < ended {
+        // It begins with a read, whatever the time; after that it says how long to wait.
+        now_us += scrub.wait(now_us).as_micros() as u64;
+        suspects.extend(scrub.step(&world.segments, 64 << 10, now_us));
+    }
+    suspects
+}
+
 fn path(segment: u64, generation: u32) -> std::path::PathBuf {
     format!("/log/seg-{segment:016}.g{generation}").into()
 }
@@ -126,7 +137,7 @@ fn a_scrubber_with_nothing_to_read_rests() -> Outcome {
         let (mut now_us, mut steps) = (0, 0);
         while now_us < 60_000_000 {
             now_us += scrub.wait(now_us).as_micros() as u64;
-            scrub.step(&world.segments, 64 << 10, now_us)?;
+            scrub.step(&world.segments, 64 << 10, now_us);
             steps += 1;
             assert!(steps < 200, "{steps} steps in {now_us} us");
         }
@@ -148,16 +159,16 @@ fn the_scrubber_finds_a_flip_in_a_living_body_and_none_elsewhere() -> Outcome {
         let (ended, mut suspects) = (scrub.passes + 1, Vec::new());
         while scrub.passes < ended {
             now_us += scrub.wait(now_us).as_micros() as u64;
-            suspects.extend(scrub.step(&world.segments, 64 << 10, now_us)?);
+            suspects.extend(scrub.step(&world.segments, 64 << 10, now_us));
         }
-        Ok::<_, std::io::Error>((suspects, now_us))
+        (suspects, now_us)
     };
-    assert_eq!(pass(&world, &mut scrub)?.0, Vec::<u64>::new());
+    assert_eq!(pass(&world, &mut scrub).0, Vec::<u64>::new());
     let (&id, &at) = world.rows.iter().nth(7).ok_or("rows")?;
     world
         .disk
         .flip(&path(at.segment, 0), at.offset as usize + 2_000);
-    let (suspects, now_us) = pass(&world, &mut scrub)?;
+    let (suspects, now_us) = pass(&world, &mut scrub);
     assert_eq!(suspects, [at.segment]);
     assert!(
         now_us > 86_400_000_000,
@@ -171,5 +182,99 @@ fn the_scrubber_finds_a_flip_in_a_living_body_and_none_elsewhere() -> Outcome {
         .map(|it| (it.replica, it.index))
         .collect();
     assert_eq!(said, [id]);
+    Ok(())
+}
+
+/// Not a living body was hit, but what only a start reads: it would refuse the whole log. So the segment is left and given
+/// back, though most of it lives.
+#[test]
+fn a_segment_with_any_damage_is_left_before_a_start_meets_it() -> Outcome {
+    let never = CollectConfig {
+        min_age_ms: u64::MAX,
+        ..eager()
+    };
+    let mut world = World::new(SimDisk::new(8 << 20, 1), small(), never);
+    for at in 0..100 {
+        let id = world.append(1, 3_000)?.ok_or("full")?;
+        if at % MOSTLY_DEAD == 0 {
+            world.settle(id);
+        }
+    }
+    world.flush();
+    let sealed: Vec<u64> = world
+        .segments
+        .list()
+        .iter()
+        .filter(|it| it.sealed)
+        .map(|it| it.id)
+        .collect();
+    let hit = sealed[1];
+    // The first record of a segment is a STATE.
+    assert!(world.disk.rot(&path(hit, 0), 4_096 + 50, 1));
+    assert_eq!(pass(&world, &mut Scrub::default()), [hit]);
+    world.collector.suspect(hit);
+    world.collect_all()?;
+    assert_eq!(world.damages, [], "no body was hit");
+    world.check()?;
+    assert!(world.segments.list().iter().all(|it| it.id != hit));
+    world.disk.restart();
+    world.reopen()?;
+    world.check()?;
+    Ok(())
+}
+
+/// The device does not give a sector back: it was logged, and nothing more.
+#[test]
+fn what_the_device_does_not_give_back_is_found_by_the_scrubber() -> Outcome {
+    let never = CollectConfig {
+        min_age_ms: u64::MAX,
+        ..eager()
+    };
+    let mut world = world(never)?;
+    let (&id, &at) = world.rows.iter().nth(7).ok_or("rows")?;
+    let from = u64::from(at.offset) + 1_000;
+    assert!(world.disk.fail_read(&path(at.segment, 0), from..from + 512));
+    assert_eq!(pass(&world, &mut Scrub::default()), [at.segment]);
+    world.collector.suspect(at.segment);
+    world.collect_all()?;
+    let said: Vec<_> = world
+        .damages
+        .iter()
+        .map(|it| (it.replica, it.index))
+        .collect();
+    assert_eq!(said, [id]);
+    // All others are elsewhere.
+    let there = world.rows.values().filter(|it| it.segment == at.segment);
+    assert_eq!(there.count(), 1);
+    Ok(())
+}
+
+/// A file is gone, and the rows name it: that is damage, and not a segment that was recycled.
+#[test]
+fn a_segment_that_somebody_deleted_is_damage_to_whoever_reads_or_looks() -> Outcome {
+    use crate::collect::{BodyReader, Unread};
+    use crate::log::{Disk as _, ReadError};
+    let mut world = world(eager())?;
+    world.collect_all()?;
+    let copied = world.rows.iter().find(|(_, at)| at.segment >= 1 << 31);
+    let (&id, &at) = copied.ok_or("nothing was copied")?;
+    world.disk.unlink(&path(at.segment, 1))?;
+    world.disk.sync_dir("/log".as_ref())?;
+    world.disk.restart();
+    world.reopen()?;
+    let (bodies, _index) = world.bodies();
+    let read = |bodies: &BodyReader| bodies.read_data(at, id.0, id.1, 0, 10);
+    let Err(Unread { location, error }) = read(&bodies) else {
+        return Err("it was read".into());
+    };
+    assert_eq!(location, at);
+    assert!(matches!(error, ReadError::Corrupt { .. }), "{error}");
+    assert!(error.to_string().contains("missing"), "{error}");
+    // A row by row look names all that lay there.
+    world.collector.suspect(at.segment);
+    while world.collect()? {}
+    let lay_there = world.rows.values().filter(|it| it.segment == at.segment);
+    assert_eq!(world.damages.len(), lay_there.count());
+    assert!(world.damages.iter().all(|it| it.what.contains("missing")));
     Ok(())
 }

@@ -4,7 +4,7 @@
 //! touched when the log stays closed.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::super::{Disk, Log, LogConfig, OpenError, ReadError, Recovered, SimDisk, WriteTask};
@@ -149,6 +149,38 @@ impl Flips {
         }
     }
 
+    /// What a start makes of 512 octets that the device does not give back.
+    fn try_unreadable(&mut self, path: &Path, at: u64) {
+        self.disk.put_back(&self.before);
+        assert!(self.disk.fail_read(path, at..at + 512));
+        let disk = Arc::new(self.disk.clone());
+        let opened = Log::open_on(disk, "/log".as_ref(), config(&self.whole));
+        let place = format!("{}, octets from {at}", path.display());
+        match opened {
+            Err(error) => {
+                assert!(error.is_damage(), "{place}: {error}");
+                let text = error.to_string();
+                assert!(text.contains("is damaged at offset"), "{place}: {text}");
+                assert!(self.disk.contents() == self.before, "{place}: changed");
+                self.tally.refused += 1;
+            }
+            Ok((_, reader, found)) => {
+                assert_eq!(found.groups, self.whole.groups, "{place}");
+                for it in &found.damaged {
+                    let read = reader.read_entry(it.location, it.group, it.index);
+                    assert!(
+                        matches!(read, Err(ReadError::Io { .. })),
+                        "{place}: {read:?}"
+                    );
+                }
+                match found.damaged.is_empty() {
+                    true => self.tally.harmless += 1,
+                    false => self.tally.named += 1,
+                }
+            }
+        }
+    }
+
     fn all(&mut self, step: usize) {
         let files: Vec<_> = self
             .before
@@ -199,5 +231,35 @@ fn trap_9_without_a_mark_only_the_last_batch_may_be_taken_for_a_torn_tail() {
         flips.tally.dropped > 50 && flips.tally.dropped < 600,
         "{:?}",
         flips.tally
+    );
+}
+
+/// The device refuses to read a sector (EIO). In a body it is like any damage, and the body comes from another replica; in
+/// anything else the node says that it is damaged, and what to do. Never is it a start that fails for ever without that text,
+/// and never is anything taken for a torn tail that was vouched for.
+#[test]
+fn trap_9_any_sector_that_cannot_be_read_is_named_or_keeps_the_log_closed() {
+    let mut flips = Flips::new(true);
+    let files: Vec<_> = flips
+        .before
+        .iter()
+        .filter(|(path, _)| path.to_string_lossy().contains("/seg-"))
+        .map(|(path, octets)| (path.clone(), octets.len() as u64))
+        .collect();
+    for (path, octets) in files {
+        for at in (0..octets).step_by(512) {
+            flips.try_unreadable(&path, at);
+        }
+    }
+    println!("{:?}", flips.tally);
+    let Tally {
+        harmless,
+        named,
+        refused,
+        ..
+    } = flips.tally;
+    assert!(
+        harmless > 20 && named > 50 && refused > 50,
+        "{harmless} {named} {refused}"
     );
 }

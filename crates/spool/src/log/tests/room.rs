@@ -147,3 +147,63 @@ fn a_cut_suffix_stays_cut_when_the_segment_that_cut_it_is_recycled()
     );
     Ok(())
 }
+
+/// A follower is silent, and mail is parked now and then: of each segment a little lives. All the rest is kept for the
+/// follower alone, and the budget must see it, or the log is truncated never again and the disk of everybody fills.
+#[test]
+fn parked_mail_does_not_hide_what_is_kept_for_a_silent_follower() {
+    let disk = SimDisk::new(4 << 20, 1);
+    let (mut writer, ..) = open(&disk);
+    let segments = writer.segments();
+    let mut live = std::collections::BTreeMap::<u64, u64>::new();
+    for index in 1..=60 {
+        let written = writer
+            .write(&[task(1, index, vec![entry(index, 1, 8_000, 0)])])
+            .unwrap();
+        if index % 5 == 0 {
+            *live.entry(written[0].locations[0].1.segment).or_default() += 8_000;
+        }
+    }
+    let sealed = segments.list().iter().filter(|it| it.sealed).count() as u64;
+    assert!(sealed >= 6, "{sealed}");
+    let parked = segments.list().into_iter().filter(|it| it.sealed);
+    assert!(
+        parked.clone().all(|it| live.contains_key(&it.id)),
+        "something lives in each"
+    );
+    let lives: u64 = parked.map(|it| live[&it.id]).sum();
+    let kept = |applied: &[(u32, u64)]| {
+        let applied = applied.iter().copied().collect();
+        segments.kept_for_followers(&applied, |id| live.get(&id).copied().unwrap_or(0))
+    };
+    assert_eq!(kept(&[]), 0, "this replica itself needs it");
+    assert_eq!(kept(&[(1, 60)]), sealed * segments.segment_bytes() - lives);
+    assert!(kept(&[(1, 30)]) < kept(&[(1, 60)]) / 2 + segments.segment_bytes());
+    // The follower is left behind: nothing is kept for it any more, and what lives is not counted as if it were.
+    segments.set_truncated(1, (60, 1));
+    assert_eq!(kept(&[(1, 60)]), 0);
+}
+
+/// A snapshot pins what it sends; that is no reason to leave one more follower behind.
+#[test]
+fn neither_pins_nor_replicas_that_are_gone_count_as_kept_for_followers() {
+    let disk = SimDisk::new(4 << 20, 1);
+    let (mut writer, ..) = open(&disk);
+    let segments = writer.segments();
+    for index in 1..=30 {
+        let tasks = [
+            task(1, index, vec![entry(index, 1, 4_000, 0)]),
+            task(2, index, vec![entry(index, 1, 4_000, 0)]),
+        ];
+        writer.write(&tasks).unwrap();
+    }
+    segments.pin(7, segments.list().into_iter().map(|it| it.id));
+    let kept = |applied: &[(u32, u64)]| {
+        let applied = applied.iter().copied().collect();
+        segments.kept_for_followers(&applied, |_| 0)
+    };
+    assert!(kept(&[(1, 30), (2, 30)]) > 0);
+    segments.set_truncated(1, (30, 1));
+    segments.set_truncated(2, super::super::GONE);
+    assert_eq!(kept(&[(1, 30)]), 0);
+}

@@ -452,3 +452,50 @@ fn who_stops_or_loses_a_follower_drops_the_snapshots_that_were_made() {
         assert!(dropped(&room), "leaves: {leaves}");
     }
 }
+
+/// Staged is not installed: until the receiver has matched the log, mail goes at the snapshot's pace and no faster, and it
+/// does go on.
+#[test]
+fn mail_is_slowed_until_the_receiver_has_matched_the_log() {
+    let mut room = room(0);
+    let made = installing(&mut room);
+    let truncate = |room: &mut Room| {
+        let (upto, over_budget) = (room.groups[0].status().applied, true);
+        room.handle(0, Input::Truncate { upto, over_budget });
+    };
+    // It answers, and does not count as silent.
+    room.groups[0].config.limits.silent_ticks = 1_000;
+    truncate(&mut room);
+    let busy = |room: &Room| {
+        let is = |event: &&(usize, Action)| {
+            matches!(
+                event.1,
+                Action::Refused {
+                    why: Refusal::Busy,
+                    ..
+                }
+            )
+        };
+        room.events.iter().filter(is).count()
+    };
+    for ticket in 100..200 {
+        room.handle(0, Input::Propose(vec![proposal(ticket, 100_000)]));
+        if busy(&room) > 0 {
+            break;
+        }
+    }
+    assert_eq!(busy(&room), 1, "there is an end of what may come at once");
+    room.tick(1);
+    room.handle(0, Input::Propose(vec![proposal(300, 10)]));
+    assert_eq!(busy(&room), 1, "a little may come with each tick");
+    // Installed and matched: nothing holds mail up any more.
+    let index = made.index;
+    room.handle(2, Input::Snapshot(SnapshotInput::Installed { index }));
+    room.tick(20);
+    let last = room.groups[0].status();
+    assert_eq!(last.peers[1].matched, last.last, "{last:?}");
+    for ticket in 400..500 {
+        room.handle(0, Input::Propose(vec![proposal(ticket, 100_000)]));
+    }
+    assert_eq!(busy(&room), 1);
+}

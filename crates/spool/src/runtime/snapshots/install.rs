@@ -7,12 +7,12 @@ use std::sync::mpsc::{self, Sender};
 
 use bytes::Bytes;
 
-use super::{Helper, Snapshots};
 use crate::directory::group_of;
 use crate::event::LogEvent;
 use crate::log::{Location, WriteError};
 use crate::node::Made;
-use crate::snapshot::Record;
+use crate::runtime::Helper;
+use crate::snapshot::{Record, Staging};
 use crate::state::{Import, Importer, StoreError, Switched};
 
 /// Octets of bodies in one write to the log.
@@ -40,14 +40,15 @@ pub enum Failed {
 /// # Errors
 /// [`Failed`]: nothing has changed.
 pub fn install(
-    hub: &Snapshots,
+    staging: &Staging,
+    helper: &Helper,
     replica: u32,
     made: &Made,
     importer: &Importer,
     log: &Sender<LogEvent>,
 ) -> Result<Switched, Failed> {
     let mut bodies = Bodies {
-        helper: hub.helper(),
+        helper,
         log,
         replica,
         id: made.id,
@@ -55,7 +56,7 @@ pub fn install(
         octets: 0,
     };
     let mut import = importer.begin(replica)?;
-    hub.0.staging.read(group_of(replica), made.id, |record| {
+    staging.read(group_of(replica), made.id, |record| {
         match record {
             Record::Row { table, key, value } => import.row(table, &key, &value)?,
             Record::Body {
@@ -77,7 +78,7 @@ pub fn install(
 
 /// Bodies on their way into the log.
 struct Bodies<'a> {
-    helper: Helper,
+    helper: &'a Helper,
     log: &'a Sender<LogEvent>,
     replica: u32,
     id: u64,

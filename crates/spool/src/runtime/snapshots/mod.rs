@@ -9,17 +9,16 @@ mod receive;
 mod send;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use raft::eraftpb::Message;
 use tokio_util::sync::CancellationToken;
 
 pub use install::{Failed, install};
 
-use super::Health;
+use super::{Health, Helper, Helpers, Mender};
 use crate::event::RaftEvent;
 use crate::log::LogReader;
 use crate::node::SnapshotInput;
@@ -32,9 +31,6 @@ const OUTGOING_MAX: usize = 2;
 
 /// Snapshots that a node receives at once.
 const INCOMING_MAX: usize = 2;
-
-/// How long a node that ends waits for threads that still use its store.
-const HELPERS_END: Duration = Duration::from_secs(10);
 
 /// A snapshot that is made, or being sent.
 struct Outgoing {
@@ -62,30 +58,17 @@ struct Inner {
     runtime: tokio::runtime::Handle,
     outgoing: Mutex<BTreeMap<u64, Outgoing>>,
     incoming: Mutex<BTreeMap<u32, Incoming>>,
-    closing: Arc<AtomicBool>,
-    helpers: Arc<()>,
+    helpers: Helpers,
+    mender: Mender,
 }
 
 /// The hub. Cheap to clone.
 #[derive(Clone)]
 pub struct Snapshots(Arc<Inner>);
 
-/// Held by whoever uses the store, or the log, in a thread or task of its own.
-pub struct Helper {
-    _alive: Arc<()>,
-    closing: Arc<AtomicBool>,
-    health: Health,
-}
-
-impl Helper {
-    /// The node ends, or has failed: stop soon.
-    pub fn must_end(&self) -> bool {
-        self.closing.load(Ordering::Relaxed) || self.health.stopped().is_some()
-    }
-}
-
 impl Snapshots {
-    /// For a node that starts, in its runtime. What an earlier life staged is removed.
+    /// For a node that starts, in its runtime. What an earlier life staged is removed. `mender` brings what this disk does not
+    /// give back of a body that is to be sent.
     ///
     /// # Errors
     /// The staging directory cannot be emptied.
@@ -95,6 +78,8 @@ impl Snapshots {
         raft: Sender<RaftEvent>,
         peers: Peers,
         health: Health,
+        helpers: Helpers,
+        mender: Mender,
     ) -> std::io::Result<Snapshots> {
         let staging = Staging::new(data);
         staging.clear()?;
@@ -107,8 +92,8 @@ impl Snapshots {
             runtime: tokio::runtime::Handle::current(),
             outgoing: Mutex::default(),
             incoming: Mutex::default(),
-            closing: Arc::default(),
-            helpers: Arc::default(),
+            helpers,
+            mender,
         })))
     }
 
@@ -126,32 +111,23 @@ impl Snapshots {
         let _ = self.0.raft.send(RaftEvent::Snapshot { group, input });
     }
 
-    /// A sign of life for a helper.
-    pub fn helper(&self) -> Helper {
-        Helper {
-            _alive: self.0.helpers.clone(),
-            closing: self.0.closing.clone(),
-            health: self.0.health.clone(),
-        }
+    fn helper(&self) -> Helper {
+        self.0.helpers.helper()
     }
 
-    /// Set when helpers shall end.
-    pub fn closing(&self) -> Arc<AtomicBool> {
-        self.0.closing.clone()
+    /// Where snapshots are staged.
+    pub fn staging(&self) -> &Staging {
+        &self.0.staging
     }
 
-    /// Ends all sends and waits for the threads that use store and log. Blocking.
+    /// Ends all sends.
     pub fn close(&self) {
-        self.0.closing.store(true, Ordering::Relaxed);
-        for outgoing in self.outgoing().values() {
+        let mut outgoing = self.outgoing();
+        for outgoing in outgoing.values() {
             outgoing.dropped.cancel();
         }
-        let until = Instant::now() + HELPERS_END;
-        while Arc::strong_count(&self.0.helpers) > 1 && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(10));
-        }
         // Those that nobody asked for still hold the store.
-        self.outgoing().clear();
+        outgoing.clear();
     }
 
     /// Whether one more may be made.

@@ -10,7 +10,7 @@ use tonic::Streaming;
 
 use super::{INCOMING_MAX, Incoming, Snapshots};
 use crate::node::{Made, SnapshotInput};
-use crate::snapshot::{Checker, Staged};
+use crate::snapshot::{Checker, Places, Staged};
 
 /// Chunks between the network and the disk.
 const CHUNKS_AHEAD: usize = 2;
@@ -121,6 +121,7 @@ impl Snapshots {
     ) -> Result<u64, String> {
         let helper = self.helper();
         let mut checker = Checker::new(id);
+        let mut places = Places::default();
         while let Some(chunk) = octets.blocking_recv() {
             if helper.must_end() {
                 return Err("this node ends".to_owned());
@@ -128,7 +129,10 @@ impl Snapshots {
             let mut rest = chunk.clone();
             loop {
                 match checker.next(&mut rest) {
-                    Ok(Some(_)) => {}
+                    Ok(Some(record)) => {
+                        let read = (chunk.len() - rest.len()) as u64;
+                        places.add(&record, staged.octets + read);
+                    }
                     Ok(None) => break,
                     Err(damage) => return Err(format!("the snapshot is damaged: {damage}")),
                 }
@@ -143,9 +147,11 @@ impl Snapshots {
         }
         let whole = checker.finish();
         whole.map_err(|damage| format!("the snapshot is damaged: {damage}"))?;
-        let octets = staged.octets;
+        let (octets, path) = (staged.octets, staged.path.clone());
         let durable = staged.finish();
         durable.map_err(|e| format!("it cannot be made durable: {e}"))?;
+        let sworn = places.verify(&path, || helper.must_end());
+        sworn.map_err(|e| e.to_string())?;
         Ok(octets)
     }
 }

@@ -12,10 +12,12 @@ use raft::eraftpb::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{Helper, Report, Snapshots};
+use super::{Report, Snapshots};
+use crate::collect::read_whole;
 use crate::directory::node_of;
-use crate::log::LogReader;
+use crate::log::{Location, LogReader};
 use crate::node::SnapshotInput;
+use crate::runtime::Helper;
 use crate::snapshot::{CHUNK_BYTES, Encoder};
 use crate::state::{Export, StoreError};
 
@@ -24,6 +26,10 @@ const BYTES_PER_SECOND: u64 = 200_000_000;
 
 /// A connection that stands, and takes nothing for so long, is given up; so is an answer that does not come.
 const STALL: Duration = Duration::from_secs(60);
+
+/// Octets a second at which a receiver compares its bodies with what edges took, at least, once it has them all: for so long
+/// its answer may take beyond [`STALL`].
+const VERIFIED_PER_SECOND: u64 = 32_000_000;
 
 /// How often it is looked at whether anything moves.
 const LOOK: Duration = Duration::from_secs(1);
@@ -124,8 +130,8 @@ async fn stream(
                 let now = moved.load(Ordering::Relaxed);
                 if now != last {
                     (last, since) = (now, Instant::now());
-                } else if since.elapsed() >= STALL {
-                    return Err(format!("nothing moved for {STALL:?}"));
+                } else if since.elapsed() >= patience(producing.is_finished(), sent) {
+                    return Err(format!("nothing moved for {:.0?}", since.elapsed()));
                 }
             }
         }
@@ -141,6 +147,14 @@ async fn stream(
     match producing.await {
         Ok(Err(Broken::Here(error))) => Err(error),
         _ => Err(refusal),
+    }
+}
+
+/// How long nothing may move.
+fn patience(all_is_sent: bool, sent: &AtomicU64) -> Duration {
+    match all_is_sent {
+        true => STALL + Duration::from_secs(sent.load(Ordering::Relaxed) / VERIFIED_PER_SECOND),
+        false => STALL,
     }
 }
 
@@ -181,22 +195,32 @@ impl Producer {
             self.send_if_long()
         })?;
         export.bodies(|body| {
-            let read = self
-                .reader
-                .read_entry(body.location, self.group, body.index);
-            let entry = read.map_err(|error| {
-                let text = format!("the body of entry {} cannot be read: {error}", body.index);
-                tracing::error!(group = self.group, text, "a snapshot is not complete");
-                Broken::Here(text)
-            })?;
+            let data = self.data(body.index, body.location)?;
             self.encoder
-                .body(body.index, body.extents, body.bytes, &entry.data);
+                .body(body.index, body.extents, body.bytes, &data);
             self.sent.fetch_add(body.bytes, Ordering::Relaxed);
             self.send_if_long()
         })?;
         self.encoder.end(id);
         let last = self.encoder.take();
         self.send(last)
+    }
+
+    /// What this disk does not give back comes from another replica, and is mended: else no replica could ever be filled
+    /// from here. No segment of it is recycled while it is pinned, so one that is not there is damage as well.
+    fn data(&self, index: u64, location: Location) -> Result<Bytes, Broken> {
+        let read = read_whole(&self.reader, location, self.group, index);
+        let error = match read {
+            Ok(body) => return Ok(body.data),
+            Err(error) => error,
+        };
+        let mender = &self.hub.0.mender;
+        let instead = mender.body_instead_blocking(self.group, index, location, &error);
+        instead.map_err(|why| {
+            let text = format!("the body of entry {index} cannot be read: {why}");
+            tracing::error!(group = self.group, text, "a snapshot is not complete");
+            Broken::Here(text)
+        })
     }
 
     fn send_if_long(&mut self) -> Result<(), Broken> {

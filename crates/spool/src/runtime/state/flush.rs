@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::{FLUSH_BYTES, FLUSH_EVERY, StateThread};
 use crate::directory::group_of;
 use crate::event::{LogEvent, RaftEvent, StateEvent};
+use crate::runtime::Health;
 use crate::state::{Flushed, StoreError};
 
 impl StateThread {
@@ -29,8 +30,7 @@ impl StateThread {
         self.flushing = true;
         let state = self.to.state.clone();
         // One flush at a time; the thread lives as long as the flush.
-        let helper = std::thread::Builder::new().name("flush".to_owned());
-        let spawned = helper.spawn(move || {
+        let spawned = self.helpers.spawn("flush", move |_| {
             let _ = state.send(StateEvent::Flushed(flush.run()));
         });
         if let Err(error) = spawned {
@@ -60,9 +60,11 @@ impl StateThread {
     pub(super) fn tell_what_is_durable(&mut self) {
         // First what lives, then what may be truncated: the log thread releases a segment by both, and what was
         // truncated by this flush must not meet what lived at the flush before.
-        let live = self.store.segments_live();
-        let counts = live.iter().map(|(s, l)| (*s, l.count)).collect();
-        let _ = self.log.send(LogEvent::Live(counts));
+        let (live, applied) = (self.store.segments_live(), self.store.all_applied());
+        let _ = self.log.send(LogEvent::Durable {
+            live: live.clone(),
+            applied,
+        });
         self.moved.durable(&self.log, live);
         let shards = self
             .shards
@@ -95,19 +97,16 @@ impl StateThread {
                 self.begin_installs();
                 true
             }
-            Err(error @ StoreError::NoSpace(_)) => {
-                // The store refuses writes after a failed one: the replica node closes, and opens again in 5 s.
-                self.health.reopen(&error.to_string());
-                let _ = self.to.raft.send(RaftEvent::Stop);
-                true
-            }
-            Err(error) => {
-                self.health
-                    .stop_for_good(&format!("the metadata store failed: {error}"));
-                let _ = self.to.raft.send(RaftEvent::Stop);
-                false
-            }
+            Err(error) => self.store_failed("the metadata cannot be flushed", &error),
         }
+    }
+
+    /// The store refuses writes after a failed one. For want of space the replica node closes, and opens again in 5 s; else it
+    /// stops for good. `false`: for good.
+    pub(super) fn store_failed(&self, what: &str, error: &StoreError) -> bool {
+        let reopens = give_up(&self.health, what, error);
+        let _ = self.to.raft.send(RaftEvent::Stop);
+        reopens
     }
 
     pub(super) fn finish(mut self) {
@@ -125,5 +124,36 @@ impl StateThread {
         {
             tracing::warn!(%error, "the last flush failed; the log has everything, the next start replays it");
         }
+    }
+}
+
+fn give_up(health: &Health, what: &str, error: &StoreError) -> bool {
+    let reason = format!("{what}: {error}");
+    match error {
+        StoreError::NoSpace(_) => health.reopen(&reason),
+        _ => health.stop_for_good(&reason),
+    }
+    matches!(error, StoreError::NoSpace(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A full disk stopped a node for good when it was given a replica, or gave one up.
+    #[test]
+    fn a_store_without_space_is_opened_again_and_one_that_failed_is_not() {
+        let (full, failed) = (Health::new(), Health::new());
+        assert!(give_up(
+            &full,
+            "a replica of group 3 cannot be made",
+            &StoreError::NoSpace("no space left on device".to_owned())
+        ));
+        assert!(full.wants_reopen());
+        let reason = full.stopped().expect("it closes");
+        assert!(reason.contains("a replica of group 3"), "{reason}");
+        let error = StoreError::Fatal("input/output error".to_owned());
+        assert!(!give_up(&failed, "a replica is not given up", &error));
+        assert!(failed.stopped().is_some() && !failed.wants_reopen());
     }
 }

@@ -113,6 +113,7 @@ pub struct StateThread {
     pub known: u32,
     pub tickets: Arc<AtomicU64>,
     pub snapshots: super::Snapshots,
+    pub helpers: super::Helpers,
     /// Groups whose rows are being replaced by a snapshot; with it until that has begun.
     pub installing: BTreeMap<u32, Option<crate::node::Made>>,
     /// Replicas that are gone for Raft while a snapshot is still being written into them: by group, the peer id.
@@ -149,6 +150,7 @@ impl StateThread {
         health: super::Health,
         control_settings: ControlSettings,
         snapshots: super::Snapshots,
+        helpers: super::Helpers,
     ) -> Result<StateThread, Error> {
         let tickets = control_settings.tickets.clone();
         let damaged = |e| Error::Recovered(format!("the control group's state is damaged: {e}"));
@@ -165,6 +167,7 @@ impl StateThread {
         let now = Instant::now();
         Ok(StateThread {
             snapshots,
+            helpers,
             installing: BTreeMap::new(),
             parted: BTreeMap::new(),
             store: state.store,

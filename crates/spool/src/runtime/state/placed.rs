@@ -64,6 +64,12 @@ impl StateThread {
                 tracing::info!(group, peer, "this node is given a replica");
                 let _ = self.to.raft.send(RaftEvent::Create(Box::new(made)));
             }
+            Err(Error::Store(error)) => {
+                self.store_failed(
+                    &format!("a replica of group {group} cannot be made"),
+                    &error,
+                );
+            }
             Err(error) => {
                 self.health.stop_for_good(&format!(
                     "a replica of group {group} cannot be made: {error}"
@@ -144,9 +150,10 @@ impl StateThread {
         self.leaving.remove(&group);
         let replica = log_group(group, peer);
         if let Err(error) = self.store.bury(replica) {
-            self.health
-                .stop_for_good(&format!("the metadata store failed: {error}"));
-            let _ = self.to.raft.send(RaftEvent::Stop);
+            self.store_failed(
+                &format!("the replica of group {group} cannot be given up"),
+                &error,
+            );
             return;
         }
         if group == crate::CONTROL_GROUP {
@@ -180,9 +187,8 @@ impl StateThread {
         self.tell_what_is_durable();
         self.sweeping = true;
         let state = self.to.state.clone();
-        let helper = std::thread::Builder::new().name("sweep".to_owned());
-        let spawned = helper.spawn(move || {
-            let _ = state.send(StateEvent::Swept(sweep.run()));
+        let spawned = self.helpers.spawn("sweep", move |helper| {
+            let _ = state.send(StateEvent::Swept(sweep.run(|| helper.must_end())));
         });
         if let Err(error) = spawned {
             // The next start sweeps them.

@@ -72,9 +72,9 @@ impl StateThread {
             };
             let (hub, importer) = (self.snapshots.clone(), self.store.importer());
             let (log, state) = (self.log.clone(), self.to.state.clone());
-            let helper = std::thread::Builder::new().name("install".to_owned());
-            let spawned = helper.spawn(move || {
-                let outcome = snapshots::install(&hub, replica, &made, &importer, &log);
+            let spawned = self.helpers.spawn("install", move |helper| {
+                let outcome =
+                    snapshots::install(hub.staging(), helper, replica, &made, &importer, &log);
                 let work = SnapshotWork::Installed(made, Box::new(outcome));
                 let _ = state.send(StateEvent::Snapshot { group, work });
             });
@@ -107,18 +107,10 @@ impl StateThread {
             // Raft's memory has the snapshot already, the disk has the old state: a start goes on from that.
             Err(other) => return self.reopen(&format!("group {group}: {other}")),
         };
-        let replaced = replaced.map_err(|e| match e {
-            StoreError::NoSpace(_) => Some(e.to_string()),
-            fatal => {
-                self.health.stop_for_good(&fatal.to_string());
-                None
-            }
-        });
         match replaced {
             Ok(rows) => self.replace(group, rows, made.index),
-            Err(Some(reason)) => return self.reopen(&reason),
-            Err(None) => {
-                let _ = self.to.raft.send(RaftEvent::Stop);
+            Err(error) => {
+                self.store_failed(&format!("group {group}: a snapshot"), &error);
                 return;
             }
         }
@@ -167,20 +159,17 @@ impl StateThread {
         if !self.installing.is_empty() {
             return;
         }
-        let cleaner = match Cleaner::new(&self.store, self.snapshots.closing()) {
+        let cleaner = match Cleaner::new(&self.store, self.helpers.closing()) {
             Ok(cleaner) => cleaner,
             Err(error) => {
                 return tracing::warn!(%error, "rows from before a snapshot are left for the next start");
             }
         };
-        let alive = self.snapshots.helper();
-        let helper = std::thread::Builder::new().name("clean".to_owned());
         // Without it the garbage waits for the next start.
-        let _ = helper.spawn(move || {
+        let _ = self.helpers.spawn("clean", move |_| {
             if let Err(error) = cleaner.run() {
                 tracing::warn!(%error, "rows from before a snapshot are left for the next start");
             }
-            drop(alive);
         });
     }
 }
