@@ -15,13 +15,8 @@ mod tls;
 mod value;
 
 pub use admin::{
-<<<<<<< Updated upstream
     Action, Check, Connection, DomainRecords, Filter, List, MembersCommand, MembersList,
     MembersRemove, Output, PkiCommand, QueueCommand, Salvage, Send, Show, Status, Summary,
-=======
-    Action, Check, Connection, DomainRecords, Filter, List, MembersCommand, MembersList, MembersRemove, Output,
-    PkiCommand, QueueCommand, Salvage, Send, Show, Status, Summary,
->>>>>>> Stashed changes
 };
 pub use config::{Apply, ConfigCommand, ConfigStatus, Get, Prune};
 pub use tls::MailTls;

@@ -10,11 +10,14 @@
 //! tenants.rs    who may claim what
 //! domains.rs    many of them
 //! uninstall.rs  what stays when the charts go
-//! relay.rs      one installation for all of these; traffic.rs: mail that passes meanwhile; smtp.rs: one question
+//! relay.rs      one installation for all of these; traffic.rs: mail that passes meanwhile; smtp.rs: one question;
+//!               administrator.rs: a command of `postroad`
 //! ```
 //!
 //! Each leaves the relay as it found it, so their order does not matter.
 
+#[path = "administrator.rs"]
+mod administrator;
 #[path = "charts.rs"]
 mod charts;
 #[path = "domains.rs"]
