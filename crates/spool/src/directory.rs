@@ -20,9 +20,8 @@ pub use queue::control::{node_of, peer_id};
 /// Bits of a group's number in what the log and the metadata call it; above them is how often it was placed here before.
 const GROUP_BITS: u32 = 16;
 
-// How often a group was placed here before fits between its number and the bit by which the metadata mark rows of snapshots.
+// The count of placements fits between that number and the bit by which the metadata mark rows of snapshots.
 const _: () = assert!(PLACEMENTS_MAX == 0x7fff);
-
 /// What the log and the metadata call a replica: another number for each replica that a node ever had of a group, so that
 /// nothing of an earlier one is ever read as the later one's. A first replica has the group's own number.
 pub fn log_group(group: u32, peer: u64) -> u32 {

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-
 mod behind;
 
 /// What a carrier of snapshots does with the next one.
