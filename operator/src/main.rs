@@ -45,6 +45,8 @@ mod pki;
 mod queue_pool;
 #[cfg(test)]
 mod rbac;
+#[cfg(test)]
+mod rbac_tests;
 mod settings;
 mod ssa;
 mod telemetry;

@@ -281,7 +281,7 @@ fn pools_have_defaults_and_bounds() {
     assert_eq!(
         error,
         "p.yaml, document 1 (EdgePool default/p): spec.limits.recipients: 5 is out of bounds; write 100 to 10000\n\
-         p.yaml, document 1 (EdgePool default/p): spec.limits.messageSize: 2147483648 is out of bounds; write 65536 to 1073741824"
+         p.yaml, document 1 (EdgePool default/p): spec.limits.messageSize: 2147483648 is out of bounds; write 65536 to 134217728"
     );
     let two = load(&[("p.yaml", &pool("{}")), ("q.yaml", &pool("{}"))]).unwrap_err();
     assert_eq!(
