@@ -4,6 +4,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use dns::{Authorities, TxtAnswer};
 
+#[allow(
+    dead_code,
+    reason = "the operator's tests change records while it runs"
+)]
 #[path = "support/knot.rs"]
 mod knot;
 

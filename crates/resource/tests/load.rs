@@ -283,6 +283,20 @@ fn pools_have_defaults_and_bounds() {
         "p.yaml, document 1 (EdgePool default/p): spec.limits.recipients: 5 is out of bounds; write 100 to 10000\n\
          p.yaml, document 1 (EdgePool default/p): spec.limits.messageSize: 2147483648 is out of bounds; write 65536 to 134217728"
     );
+    let spec = "{hostname: mx.example.org, postmaster: ops@Example.org, greetingPauseSeconds: 5}";
+    let catalog = load(&[("p.yaml", &pool(spec))]).unwrap();
+    let edge = catalog.edge().unwrap();
+    assert_eq!(edge.postmaster.as_deref(), Some("ops@example.org"));
+    assert_eq!(edge.greeting_pause.as_secs(), 5);
+    // What the edges are called, delivery must know.
+    assert_eq!(catalog.own_names().collect::<Vec<_>>(), ["mx.example.org"]);
+    let wrong = "{postmaster: nobody, greetingPauseSeconds: 61}";
+    let error = load(&[("p.yaml", &pool(wrong))]).unwrap_err();
+    assert_eq!(
+        error,
+        "p.yaml, document 1 (EdgePool default/p): spec.greetingPauseSeconds: 61 is out of bounds; write 0 to 60\n\
+         p.yaml, document 1 (EdgePool default/p): spec.postmaster: `nobody` is no mail address; write one like postmaster@example.org"
+    );
     let two = load(&[("p.yaml", &pool("{}")), ("q.yaml", &pool("{}"))]).unwrap_err();
     assert_eq!(
         two,

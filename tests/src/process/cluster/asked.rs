@@ -28,7 +28,11 @@ impl Cluster {
 
     /// All documents that a certificate of this role is given.
     pub async fn told(&self, role: Role) -> Result<ConfigNews> {
-        let name = format!("watcher-{role}");
+        // A queue node is named by its id; any will do that is none of the cluster's.
+        let name = match role {
+            Role::Queue => "99".to_owned(),
+            _ => format!("watcher-{role}"),
+        };
         let pki = self.pki(&name);
         pki::issue(&self.dir.path().join("ca"), role, &name, &pki)?;
         let client: QueueClient = self.client(&name)?;
