@@ -1,3 +1,5 @@
+//! What the queue says of itself, as the planner sees it.
+
 use proto::v1::{GroupStatus, MemberGroup, NodeAddress, ReplicaProgress};
 
 use super::*;
