@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 /// What a node answers to GET.
 pub(super) async fn ask(port: u16, path: &str) -> Result<String> {
@@ -29,6 +29,17 @@ pub fn free_port() -> Result<u16> {
         }
     }
     bail!("no free port between 12000 and 20000")
+}
+
+/// Listens on such a port. Somebody may take one between the look and the bind: then it is another.
+pub(super) async fn listen() -> Result<TcpListener> {
+    for _ in 0..20 {
+        match TcpListener::bind(("127.0.0.1", free_port()?)).await {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {}
+            bound => return Ok(bound?),
+        }
+    }
+    bail!("twenty free ports were all taken before they could be bound")
 }
 
 /// Given to nobody else in this process yet.

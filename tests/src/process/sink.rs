@@ -93,11 +93,10 @@ impl Sink {
         pause: Duration,
         stall: Option<String>,
     ) -> Result<Sink> {
-        let port = match address.is_loopback() {
-            true => super::net::free_port()?,
-            false => 0,
+        let listener = match address.is_loopback() {
+            true => super::net::listen().await?,
+            false => TcpListener::bind((address, 0)).await?,
         };
-        let listener = TcpListener::bind((address, port)).await?;
         let port = listener.local_addr()?.port();
         let shared = Arc::new(Shared {
             kept: Mutex::default(),

@@ -241,9 +241,13 @@ impl LogWriter {
             self.segments.set_truncated(task.group, snapshot);
         }
         if let Some(wanted) = task.hard_state {
-            // First, so that no entry of a term is durable before the term; with the commit that is durable already.
+            // First, so that no entry of a term is durable before the term; with the commit that is durable already, and that no
+            // entry of this task takes back: a part of it may be in the log from a try that found no room for the rest, and
+            // writing it again cuts what stands behind it.
             let state = self.groups.get(&task.group).copied().unwrap_or_default();
-            let commit = wanted.commit.min(state.last).max(state.hard_state.commit);
+            let first = task.entries.first().map(|entry| entry.index - 1);
+            let kept = state.last.min(first.unwrap_or(state.last));
+            let commit = wanted.commit.min(kept).max(state.hard_state.commit);
             self.add_hard_state(task, HardState { commit, ..wanted }, progress)?;
         }
         let mut locations = Vec::with_capacity(task.entries.len());

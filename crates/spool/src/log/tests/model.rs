@@ -177,6 +177,12 @@ impl History {
             let (len, salt) = (8 + self.pick(9_000) as usize, self.number);
             entries.push(entry(index, term, len, salt));
         }
+        // A follower hears of the commit together with the entries.
+        if let (Some(state), Some(last)) = (&mut hard_state, entries.last())
+            && self.pick(2) == 0
+        {
+            state.commit = last.index;
+        }
         let task = WriteTask {
             group: id,
             number: self.number,
@@ -238,13 +244,20 @@ impl History {
     fn try_again(&mut self, tasks: &[WriteTask]) {
         self.free_segments();
         let _ = self.writer.mark();
+        if self.pick(2) == 0 {
+            self.disk.set_foreign_bytes(0);
+        }
         self.writer.segments().maintain();
         match self.writer.write(tasks) {
             Ok(written) => self.acknowledge(tasks, &written),
             Err(WriteError::NoSpace { written, unwritten }) => {
                 self.acknowledge(tasks, &written);
                 let left: Vec<WriteTask> = unwritten.iter().map(|at| tasks[*at].clone()).collect();
-                self.restart(&left);
+                if self.pick(3) == 0 {
+                    self.restart(&left)
+                } else {
+                    self.try_again(&left)
+                }
             }
             Err(WriteError::Fatal(_)) => self.restart(tasks),
         }
