@@ -30,10 +30,23 @@ fn a_message_arrives_octet_for_octet_and_the_end_is_orderly() {
             .get("/metrics")
             .contains("postroad_accepted_messages_total")
     );
-    let status = place.ask(&["status", "-o", "json"]);
-    assert!(status.status.success());
-    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
-    assert_eq!(status["nodes"][0]["node"], 1);
+    let status = || {
+        let out = place.ask(&["status", "-o", "json"]);
+        assert!(out.status.success());
+        serde_json::from_slice::<serde_json::Value>(&out.stdout).unwrap()
+    };
+    assert_eq!(status()["nodes"][0]["node"], 1);
+    // What is applied is durable at the next flush of the state, and `status` says so.
+    let flushed = |status: &serde_json::Value| {
+        let groups = status["nodes"][0]["groups"].as_array().unwrap();
+        let durable = |g: &serde_json::Value| g["durable_applied"].as_u64().unwrap();
+        groups
+            .iter()
+            .all(|g| durable(g) > 0 && Some(durable(g)) == g["applied"].as_u64())
+    };
+    while !flushed(&status()) {
+        std::thread::sleep(Duration::from_millis(100));
+    }
 
     assert!(up.stop().success());
     // Nobody is there any more, and a script can tell.

@@ -321,7 +321,14 @@ impl Threads {
             ),
             source,
         })?;
+        let store = &recovered.state.store;
+        let durable = recovered
+            .groups
+            .iter()
+            .map(|(id, group)| (*id, store.durable_applied(group.log_group())))
+            .collect();
         let raft_thread = raft_thread::RaftThread {
+            durable,
             groups: recovered.groups,
             mail: raft_mail,
             to: mail.clone(),

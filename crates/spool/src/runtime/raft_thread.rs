@@ -30,6 +30,8 @@ pub struct RaftThread {
     pub snapshots: Snapshots,
     pub directory: Directory,
     pub health: super::Health,
+    /// Index up to which each group's rows are durable here: by the last flush of the state.
+    pub durable: BTreeMap<u32, u64>,
     /// Nodes with a full disk.
     pub full: BTreeSet<u64>,
     /// Replies of proposals that are answered at commit.
@@ -100,6 +102,7 @@ impl RaftThread {
                 self.input(group, Input::Fetched { id, entries })
             }
             RaftEvent::Durable { group, applied } => {
+                self.durable.insert(group, applied);
                 let over_budget = self.health.over_budget();
                 self.input(
                     group,
@@ -145,7 +148,11 @@ impl RaftThread {
                 false => self.snapshots.ownerless(group, input),
             },
             RaftEvent::Status(reply) => {
-                let status = |g: &Group| status(&g.status(), &self.snapshots);
+                let durable = |s: &GroupStatus| self.durable.get(&s.group).copied().unwrap_or(0);
+                let status = |g: &Group| {
+                    let s = g.status();
+                    status(&s, durable(&s), &self.snapshots)
+                };
                 let _ = reply.send(self.groups.values().map(status).collect());
             }
             RaftEvent::HandOver => {
@@ -347,7 +354,7 @@ impl RaftThread {
     }
 }
 
-fn status(s: &GroupStatus, snapshots: &Snapshots) -> v1::GroupStatus {
+fn status(s: &GroupStatus, durable_applied: u64, snapshots: &Snapshots) -> v1::GroupStatus {
     let role = match s.role {
         Role::Leader => "Leader",
         Role::Follower => "Follower",
@@ -372,7 +379,7 @@ fn status(s: &GroupStatus, snapshots: &Snapshots) -> v1::GroupStatus {
         last_index: s.last,
         committed: s.committed,
         applied: s.applied,
-        durable_applied: 0,
+        durable_applied,
         progress: progress.collect(),
         voters: s.members.voters.iter().map(|p| node_of(*p)).collect(),
         learners: s.members.learners.iter().map(|p| node_of(*p)).collect(),

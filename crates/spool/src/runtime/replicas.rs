@@ -42,6 +42,7 @@ impl RaftThread {
             group.handle(Input::Stop);
             self.drain();
             self.groups.remove(&id);
+            self.durable.remove(&id);
             self.directory.forget_group(id);
         }
         let _ = self
