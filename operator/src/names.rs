@@ -158,12 +158,10 @@ pub fn seal_secret(cluster: &str) -> String {
     format!("{cluster}-seal")
 }
 
-/// What tells one text from another in an annotation or a label.
+/// What tells one text from another in an annotation or a label: xxh3-64, hexadecimal. It outlives the operator that wrote it, so
+/// it must not change with the compiler, as the standard library's hasher may: every pod would be replaced.
 pub fn digest(text: &str) -> String {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut hasher = DefaultHasher::new();
-    text.hash(&mut hasher);
-    format!("{:016x}", hasher.finish())
+    format!("{:016x}", xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
 }
 
 /// The cluster in a certificate: names of RelayClusters are unique in a namespace only.
@@ -200,4 +198,12 @@ pub fn queue_claim(queue_pool: &str, node: u64) -> String {
 /// Secret with a certificate for what is named.
 pub fn leaf_secret(object: &str) -> String {
     format!("{object}-tls")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_digest_is_what_every_implementation_of_xxh3_says() {
+        assert_eq!(super::digest(""), "2d06800538d394c2");
+    }
 }
