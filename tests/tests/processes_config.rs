@@ -193,7 +193,8 @@ async fn what_is_applied_is_in_effect_everywhere_and_outlives_the_queue_nodes() 
         "{metrics}"
     );
 
-    // What is not declared any more is refused again.
+    // What is not declared any more is refused again: by all that are connected, so these come first.
+    all_have_it(&cluster, 7).await;
     write(&files, &inbound("more", "more.test", sink.port));
     let pruned = cluster
         .postroad(&["apply", "-f", &dir, "--prune", "complete"])
