@@ -47,10 +47,15 @@ fn nodes(members: &MembersResponse) -> Vec<u64> {
 
 /// Each group on three nodes of these, with a leader, and nothing left to do.
 fn whole(members: &MembersResponse, on: &[u64]) -> bool {
+    whole_with(members, on, 3)
+}
+
+/// The same with another number of copies.
+fn whole_with(members: &MembersResponse, on: &[u64], copies: usize) -> bool {
     members.moves_left == 0
         && members.groups.iter().all(|group| {
             group.leader_node != 0
-                && group.voters.len() == 3
+                && group.voters.len() == copies
                 && group.learners.is_empty()
                 && group.outgoing.is_empty()
                 && group.voters.iter().all(|node| on.contains(node))
@@ -230,5 +235,40 @@ async fn three_nodes_become_more_and_three_again_under_load() {
         .await;
     }
     client.done(PATIENCE).await.unwrap();
+    judge(&client, &[&sink], &[]).must_hold();
+}
+
+/// A queue that began with single copies gets three of each group while mail goes through; from then on a node may die.
+#[tokio::test(flavor = "multi_thread")]
+async fn single_copies_become_three_under_load_and_then_a_node_may_die() {
+    let sink = Sink::start().await.unwrap();
+    let mut spec = spec(&sink);
+    for queue in ["queue-1", "queue-2", "queue-3"] {
+        spec = spec.with(queue, &["--replication-factor", "1"]);
+    }
+    let mut cluster = Cluster::start(spec).await.unwrap();
+    let admin = cluster.admin().unwrap();
+    admin.ready(Duration::from_secs(10)).await.unwrap();
+    let mut client = load(size(800, 8_000), &cluster).await;
+    let three = [1, 2, 3];
+    until(&admin, "single copies", |m| whole_with(m, &three, 1)).await;
+    let refused = admin.admin().set_replication_factor(5).await.unwrap_err();
+    let text = refused.to_string();
+    assert!(text.contains("need 5 nodes, and 3 can have one"), "{text}");
+    // Once every node's program was heard of, the control group takes the command.
+    let end = Instant::now() + PATIENCE;
+    while let Err(refused) = admin.admin().set_replication_factor(3).await {
+        let text = refused.to_string();
+        assert!(text.contains("older program"), "{text}");
+        assert!(Instant::now() < end, "{text}");
+        tokio::time::sleep(LOOK).await;
+    }
+    until(&admin, "three copies, evenly", |m| {
+        whole(m, &three) && even(m)
+    })
+    .await;
+    cluster.kill("queue-2").unwrap();
+    client.done(PATIENCE).await.unwrap();
+    cluster.drained(&admin, PATIENCE).await.unwrap();
     judge(&client, &[&sink], &[]).must_hold();
 }

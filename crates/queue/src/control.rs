@@ -72,7 +72,7 @@ impl Placement {
     }
 }
 
-/// What a cluster is made with, for good.
+/// What a cluster is made with; only the number of copies may change.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Cluster {
     /// A UUID.
@@ -193,6 +193,7 @@ impl ControlState {
                 self.resting.remove(node);
                 vec![ControlEffect::Rested { node: *node }]
             }
+            ControlCommand::SetReplicationFactor { factor } => vec![self.set_factor(*factor)],
             ControlCommand::SetVersion { version } => {
                 // A leader that did not know of a later one may still have proposed it.
                 self.state_machine = self.version_in_force().max(*version);
@@ -348,6 +349,24 @@ impl ControlState {
             left,
             factor,
         })
+    }
+
+    /// The planner brings every group to the new number, one replica at a time.
+    fn set_factor(&mut self, factor: u32) -> ControlEffect {
+        let refused = |why| ControlEffect::Refused { node: 0, why };
+        let nodes = self.hosts().count();
+        match &mut self.cluster {
+            None => refused(Refusal::NoCluster { node: 0 }),
+            Some(_) if !matches!(factor, 1 | 3 | 5) => refused(Refusal::BadFactor { factor }),
+            // What there is already needs no more nodes than there are.
+            Some(cluster) if nodes < factor as usize && factor > cluster.replication_factor => {
+                refused(Refusal::TooFewForCopies { factor, nodes })
+            }
+            Some(cluster) => {
+                cluster.replication_factor = factor;
+                ControlEffect::Copies { factor }
+            }
+        }
     }
 
     /// Nodes that may be given replicas.

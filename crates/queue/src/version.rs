@@ -9,7 +9,7 @@
 //! |---|---|
 //! | 1 | the beginning |
 //! | 2 | an OpenSession that comes after a later one of the same process, or of a later process of the same kernel, opens nothing; `SetVersion`, `VerifyDigest` |
-//! | 3 | the control group keeps documents: `PutConfig`, and `SetVersion`, `VerifyDigest` for that group too |
+//! | 3 | the control group keeps documents: `PutConfig`, and `SetVersion`, `VerifyDigest` for that group too; `SetReplicationFactor` |
 
 use crate::apply::Shard;
 use crate::{Command, Effect, ShardState};

@@ -60,6 +60,10 @@ pub async fn act(
         }
         Step::RemoveNode { node } => asked(admin.remove_node(*node).await),
         Step::MoveLeaders { node } => asked(admin.move_leaders(*node).await),
+        Step::SetReplicationFactor { factor } => {
+            let factor = u32::try_from(*factor).unwrap_or(u32::MAX);
+            asked(admin.set_replication_factor(factor).await)
+        }
         Step::DeletePod { node } => delete(&pods, &names::queue_pod(pool, *node)).await,
         Step::Retire { node } => retire(parts, &claims, *node).await,
     }

@@ -32,6 +32,8 @@ pub struct Answer {
 pub struct Overview {
     /// No id up to this one may be given to another disk.
     pub highest_node: u64,
+    /// Copies of each group.
+    pub replication_factor: u32,
     /// Steps until every group is where it should be.
     pub moves_left: u32,
 }
@@ -124,6 +126,7 @@ fn whole(members: &MembersResponse) -> Answer {
         in_step: in_step.count(),
         overview: Some(Overview {
             highest_node: members.highest_node,
+            replication_factor: members.replication_factor,
             moves_left: members.moves_left,
         }),
     }

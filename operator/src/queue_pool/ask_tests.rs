@@ -93,6 +93,7 @@ fn a_group_is_in_step_when_it_is_where_it_should_be_and_all_who_hold_it_speak() 
             MemberGroup::default(),
         ],
         highest_node: 7,
+        replication_factor: 3,
         moves_left: 1,
         ..MembersResponse::default()
     };
@@ -101,4 +102,5 @@ fn a_group_is_in_step_when_it_is_where_it_should_be_and_all_who_hold_it_speak() 
     assert_eq!(answer.nodes[&2].stage, Stage::Leaving);
     let overview = answer.overview.expect("its leader answered");
     assert_eq!((overview.highest_node, overview.moves_left), (7, 1));
+    assert_eq!(overview.replication_factor, 3);
 }

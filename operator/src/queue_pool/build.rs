@@ -128,6 +128,8 @@ pub fn pod(parts: &Parts<'_>, node: u64, initial: Option<&BTreeSet<u64>>, joined
         Some(initial) => (initial.clone(), "new"),
         None => (BTreeSet::from([node]), "existing"),
     };
+    // The queue begins with as many nodes as copies. Their number may change later: the queue itself is told then, and knows.
+    let copies = initial.map_or(1, BTreeSet::len);
     let list: Vec<String> = list
         .iter()
         .map(|node| format!("{node}={}:{PEER_PORT}", host(*node)))
@@ -139,10 +141,7 @@ pub fn pod(parts: &Parts<'_>, node: u64, initial: Option<&BTreeSet<u64>>, joined
     flag("initial-cluster", list.join(","));
     flag("initial-cluster-state", state.into());
     flag("shards", parts.pool.spec.shards.to_string());
-    flag(
-        "replication-factor",
-        parts.pool.spec.replication_factor.to_string(),
-    );
+    flag("replication-factor", copies.to_string());
     flag("advertise", format!("{}:{PEER_PORT}", host(node)));
     flag("advertise-client", format!("{}:{CLIENT_PORT}", host(node)));
     flag("data", DATA_DIR.into());

@@ -138,6 +138,7 @@ fn seen_queue(answer: &Answer, overview: Overview) -> Queue {
             .map(|(id, node)| (*id, member(node)))
             .collect(),
         highest_node: overview.highest_node,
+        replication_factor: overview.replication_factor as usize,
         leaderless: answer.groups - answer.led,
         settled: answer.groups == answer.in_step
             && overview.moves_left == 0

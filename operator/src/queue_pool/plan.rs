@@ -6,6 +6,7 @@
 //! * A node comes as claim, pod, then AddNode: the queue hears of a node that is there.
 //! * A node goes as RemoveNode, then, when the queue has forgotten it, pod and claim. The queue refuses to let one go
 //!   that is needed, and its refusal is final here: the spec is never rewritten.
+//! * The number of copies rises when the nodes for it are there, and falls before nodes go.
 //! * One change of membership at a time, and none while a group has no leader.
 //! * A lost node is replaced: another one is added first, then it is removed, under which the queue's own gate lies.
 //! * Pods are made anew one at a time, each after its leaderships were moved away and all copies are in step. A pod that
@@ -18,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Desired {
     /// Queue nodes.
     pub replicas: usize,
-    /// Copies of each group: so many nodes the queue begins with.
+    /// Copies of each group: as many nodes as the queue begins with.
     pub replication_factor: usize,
     /// What pods are made from.
     pub hash: String,
@@ -64,6 +65,8 @@ pub struct Queue {
     pub members: BTreeMap<u64, Member>,
     /// No id up to this one may be given again.
     pub highest_node: u64,
+    /// Copies of each group, as the queue has them or is on its way to.
+    pub replication_factor: usize,
     /// Groups without a leader.
     pub leaderless: usize,
     /// Every group is where it should be, with all copies in step.
@@ -113,6 +116,11 @@ pub enum Step {
     RemoveNode {
         /// This one.
         node: u64,
+    },
+    /// Tell the queue how many copies each group has.
+    SetReplicationFactor {
+        /// So many.
+        factor: usize,
     },
     /// Move leaderships away from a node whose pod is to be made anew.
     MoveLeaders {
@@ -253,6 +261,14 @@ fn membership(desired: &Desired, seen: &Observed, queue: &Queue) -> Option<Step>
         return Some(Step::CreateClaim {
             node,
             initial: None,
+        });
+    }
+    if queue.replication_factor != desired.replication_factor {
+        return Some(match queue.settled {
+            true => Step::SetReplicationFactor {
+                factor: desired.replication_factor,
+            },
+            false => Step::Wait("copies are brought in step before their number changes".into()),
         });
     }
     if queue.members.len() > desired.replicas {

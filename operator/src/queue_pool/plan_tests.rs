@@ -21,6 +21,8 @@ enum Trouble {
     VolumeGone(u64),
     /// Somebody scales.
     Scale(usize),
+    /// Somebody wants another number of copies.
+    Copies(usize),
     /// The image changes.
     Image(u8),
     /// The queue does not answer.
@@ -34,6 +36,8 @@ struct Model {
     members: BTreeMap<u64, Member>,
     highest: u64,
     begun: bool,
+    /// Copies that the queue has.
+    factor: usize,
     ids: BTreeSet<u64>,
 }
 
@@ -51,6 +55,7 @@ impl Model {
             members: BTreeMap::new(),
             highest: 0,
             begun: false,
+            factor: 0,
             ids: BTreeSet::new(),
         }
     }
@@ -75,6 +80,7 @@ impl Model {
         let queue = (self.answers() && !silent).then(|| Queue {
             members: self.members.clone(),
             highest_node: self.highest,
+            replication_factor: self.factor,
             leaderless: 0,
             settled: self.settled(),
         });
@@ -97,6 +103,7 @@ impl Model {
             && first.iter().all(|node| self.up(*node))
         {
             self.begun = true;
+            self.factor = first.len();
             self.highest = *first.last().expect("at least one");
             self.members = first
                 .iter()
@@ -170,6 +177,11 @@ impl Model {
                 self.members.entry(*node).or_insert(joins);
             }
             Step::RemoveNode { node } => self.remove(*node),
+            Step::SetReplicationFactor { factor } => {
+                assert!(self.settled(), "copies come or go while others are behind");
+                assert!(self.members.len() >= *factor, "fewer nodes than copies");
+                self.factor = *factor;
+            }
             Step::MoveLeaders { node } => {
                 assert!(self.settled(), "leaders are moved while copies are behind");
                 self.members.get_mut(node).expect("a member").rests = true;
@@ -194,10 +206,7 @@ impl Model {
 
     fn remove(&mut self, node: u64) {
         let staying = self.members.keys().filter(|other| **other != node).count();
-        assert!(
-            staying >= self.desired.replication_factor,
-            "fewer nodes than copies would stay"
-        );
+        assert!(staying >= self.factor, "fewer nodes than copies would stay");
         let up = self
             .members
             .keys()
@@ -239,6 +248,10 @@ impl Model {
             Trouble::Scale(replicas) => {
                 self.desired.replicas = (*replicas).max(self.desired.replication_factor);
             }
+            Trouble::Copies(copies) => {
+                self.desired.replication_factor = *copies;
+                self.desired.replicas = self.desired.replicas.max(*copies);
+            }
             Trouble::Image(image) => self.desired.hash = format!("{image}"),
             Trouble::None | Trouble::OperatorDies | Trouble::QueueSilent => {}
         }
@@ -246,7 +259,8 @@ impl Model {
 
     fn as_declared(&self) -> bool {
         let live = self.claims.values().filter(|claim| !claim.retired).count();
-        self.members.len() == self.desired.replicas
+        self.factor == self.desired.replication_factor
+            && self.members.len() == self.desired.replicas
             && self.pods.len() == self.desired.replicas
             && live == self.desired.replicas
             && self.pods.values().all(|pod| pod.hash == self.desired.hash)
@@ -261,6 +275,7 @@ fn troubles() -> impl Strategy<Value = Vec<Trouble>> {
         2 => (1..9_u64).prop_map(Trouble::PodGone),
         1 => (1..9_u64).prop_map(Trouble::VolumeGone),
         1 => (1..7_usize).prop_map(Trouble::Scale),
+        1 => prop_oneof![Just(1_usize), Just(3), Just(5)].prop_map(Trouble::Copies),
         1 => (0..3_u8).prop_map(Trouble::Image),
     ];
     prop::collection::vec(one, 0..120)

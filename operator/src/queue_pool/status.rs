@@ -185,6 +185,7 @@ pub fn told(step: &Step) -> String {
         Step::CreatePod { node } => format!("node {node} gets a pod"),
         Step::AddNode { node } => format!("node {node} joins the queue"),
         Step::RemoveNode { node } => format!("node {node} leaves the queue"),
+        Step::SetReplicationFactor { factor } => format!("every shard gets {factor} copies"),
         Step::MoveLeaders { node } => format!("others lead what node {node} leads"),
         Step::DeletePod { node } => format!("the pod of node {node} is taken away"),
         Step::Retire { node } => format!("the volume of node {node} is retired"),
@@ -213,13 +214,14 @@ fn operation(step: &Step, before: Option<&Operation>) -> Option<Operation> {
         | Step::AddNode { node } => (OperationType::Add, node),
         Step::CreatePod { node } => (before.map_or(OperationType::Roll, |old| old.type_), node),
         Step::RemoveNode { node } | Step::Retire { node } => (OperationType::Remove, node),
+        Step::SetReplicationFactor { .. } => (OperationType::Copies, &0),
         Step::MoveLeaders { node } => (OperationType::Roll, node),
         Step::DeletePod { node } => (before.map_or(OperationType::Roll, |old| old.type_), node),
     };
     let same = before.filter(|old| old.type_ == type_);
     Some(Operation {
         type_,
-        node_id: i64::try_from(*node).ok(),
+        node_id: i64::try_from(*node).ok().filter(|node| *node > 0),
         step: told(step).chars().take(64).collect(),
         start_time: match same {
             Some(old) => old.start_time.clone(),

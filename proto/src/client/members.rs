@@ -4,7 +4,7 @@ use super::{AdminClient, CallError};
 use crate::v1::admin_client::AdminClient as Stub;
 use crate::v1::{
     AddNodeRequest, ChangeMembersResponse, MembersRequest, MembersResponse, MoveLeadersRequest,
-    NotLeader, RemoveNodeRequest,
+    NotLeader, RemoveNodeRequest, SetReplicationFactorRequest,
 };
 
 impl AdminClient {
@@ -41,6 +41,17 @@ impl AdminClient {
             Stub::new(channel)
                 .move_leaders(MoveLeadersRequest { node })
                 .await
+        };
+        done(self.client().ask_control(ask, redirect).await?)
+    }
+
+    /// Gives every group so many copies (1, 3 or 5), one by one.
+    pub async fn set_replication_factor(&self, factor: u32) -> Result<String, CallError> {
+        let ask = |channel| async move {
+            let request = SetReplicationFactorRequest {
+                replication_factor: factor,
+            };
+            Stub::new(channel).set_replication_factor(request).await
         };
         done(self.client().ask_control(ask, redirect).await?)
     }

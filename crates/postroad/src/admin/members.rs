@@ -36,6 +36,15 @@ pub async fn run(command: MembersCommand) -> Result<(), Failure> {
             println!("{done}");
             Ok(())
         }
+        MembersCommand::Copies(settings) => {
+            let client = connect(&settings.connection)?;
+            let done = client
+                .admin()
+                .set_replication_factor(settings.factor)
+                .await?;
+            println!("{done}");
+            Ok(())
+        }
     }
 }
 

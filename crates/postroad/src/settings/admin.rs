@@ -87,6 +87,8 @@ pub enum MembersCommand {
     Remove(MembersRemove),
     /// Let others lead what a node leads, until its process starts anew or for 10 minutes
     MoveLeaders(MembersMove),
+    /// Give every group another number of copies; they come and go one by one
+    Copies(MembersCopies),
 }
 
 /// `postroad members list`, `postroad queue groups`.
@@ -97,6 +99,16 @@ pub struct MembersList {
     /// Form of the answer
     #[arg(short, long, value_enum, default_value = "table")]
     pub output: Output,
+}
+
+/// `postroad members copies`.
+#[derive(Debug, Args)]
+pub struct MembersCopies {
+    /// Copies of every group: 1, 3 or 5
+    #[arg(value_name = "COPIES")]
+    pub factor: u32,
+    #[command(flatten)]
+    pub connection: Connection,
 }
 
 /// `postroad members add`.

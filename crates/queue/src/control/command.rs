@@ -70,6 +70,11 @@ pub enum ControlCommand {
         /// Its id.
         node: u64,
     },
+    /// Every group has so many copies from now on; they come and go one by one.
+    SetReplicationFactor {
+        /// 1, 3 or 5.
+        factor: u32,
+    },
     /// From the next entry on the state machine behaves as this version.
     SetVersion {
         /// Which.
@@ -98,9 +103,9 @@ impl ControlCommand {
     pub fn since(&self) -> u32 {
         match self {
             ControlCommand::SetVersion { version } => (*version).max(version::DOCUMENTS),
-            ControlCommand::PutConfig(_) | ControlCommand::VerifyDigest { .. } => {
-                version::DOCUMENTS
-            }
+            ControlCommand::PutConfig(_)
+            | ControlCommand::VerifyDigest { .. }
+            | ControlCommand::SetReplicationFactor { .. } => version::DOCUMENTS,
             _ => 1,
         }
     }

@@ -32,6 +32,11 @@ fn remove(state: &mut ControlState, node: u64) -> ControlEffect {
     state.apply(&ControlCommand::RemoveNode { node }).remove(0)
 }
 
+fn copies(state: &mut ControlState, factor: u32) -> ControlEffect {
+    let command = ControlCommand::SetReplicationFactor { factor };
+    state.apply(&command).remove(0)
+}
+
 fn place(state: &mut ControlState, group: u32, voters: &[u64]) -> Vec<ControlEffect> {
     place_from(state, group, voters, true)
 }
@@ -271,4 +276,46 @@ fn who_rests_does_not_lead() {
     assert!(state.map().leaders().values().all(|leader| *leader != 1));
     state.apply(&ControlCommand::EndRest { node: 1 });
     assert!(state.map().leaders().values().any(|leader| *leader == 1));
+}
+
+#[test]
+fn the_number_of_copies_changes_while_there_are_nodes_for_them_and_the_planner_follows() {
+    let mut state = three();
+    let refused = |why| ControlEffect::Refused { node: 0, why };
+    for factor in [0, 2, 4, 7] {
+        assert_eq!(
+            copies(&mut state, factor),
+            refused(Refusal::BadFactor { factor })
+        );
+    }
+    let few = Refusal::TooFewForCopies {
+        factor: 5,
+        nodes: 3,
+    };
+    assert_eq!(copies(&mut state, 5), refused(few));
+    assert!(few.to_string().contains("need 5 nodes, and 3 can have one"));
+    for node in [4, 5] {
+        add(&mut state, node);
+        announce(&mut state, node, node as u8);
+    }
+    for factor in [5, 1, 3] {
+        assert_eq!(copies(&mut state, factor), ControlEffect::Copies { factor });
+        // One replica of one group at a time.
+        while let Some((id, change)) = state.map().next(&BTreeSet::new()) {
+            let mut map = state.map();
+            let before = map.groups[&id].voters.clone();
+            map.apply(id, change);
+            let after: Vec<u64> = map.groups[&id].voters.iter().copied().collect();
+            let changed = before.iter().filter(|node| !after.contains(node)).count();
+            assert!(changed <= 1 && after.len().abs_diff(before.len()) <= 1);
+            assert!(!place(&mut state, id, &after).is_empty());
+        }
+        assert!(
+            state
+                .groups
+                .values()
+                .all(|group| group.voters.len() == factor as usize)
+        );
+    }
+    assert_eq!(remove(&mut state, 5), ControlEffect::Leaving { node: 5 });
 }

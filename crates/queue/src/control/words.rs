@@ -39,7 +39,12 @@ pub enum ControlEffect {
         /// Which.
         node: u64,
     },
-    /// A node is not taken, or not let go.
+    /// Every group is to have so many copies.
+    Copies {
+        /// So many.
+        factor: u32,
+    },
+    /// A node is not taken, or not let go; or the number of copies is not possible (node 0).
     Refused {
         /// Which.
         node: u64,
@@ -119,6 +124,22 @@ pub enum Refusal {
         left: usize,
         /// Copies.
         factor: u32,
+    },
+    /// A majority of an even number is no smaller than that of the next odd one.
+    #[error("a group has 1, 3 or 5 copies, and not {factor}")]
+    BadFactor {
+        /// What was asked for.
+        factor: u32,
+    },
+    /// There are fewer nodes than copies.
+    #[error(
+        "{factor} copies of every group need {factor} nodes, and {nodes} can have one: add nodes first (postroad members add)"
+    )]
+    TooFewForCopies {
+        /// What was asked for.
+        factor: u32,
+        /// Nodes that can be given a copy.
+        nodes: usize,
     },
     /// Nobody knows it.
     #[error("node {node} is not known and never was; see `postroad members list`")]

@@ -39,7 +39,7 @@ pub struct QueuePoolSpec {
     /// Queue nodes: more nodes carry more; each shard stays on `replicationFactor` of them.
     #[cfg_attr(feature = "kube", schemars(range(min = 1, max = 64)))]
     pub replicas: i32,
-    /// Copies of every shard: 1, 3 or 5.
+    /// Copies of every shard: 1, 3 or 5. When it changes, they come and go one by one, in a queue that takes mail meanwhile.
     #[cfg_attr(
         feature = "kube",
         schemars(range(min = 1, max = 5)),
@@ -257,6 +257,8 @@ pub enum OperationType {
     Remove,
     /// A lost node is replaced under a new id.
     Replace,
+    /// Every shard gets another number of copies.
+    Copies,
     /// Pods are made anew, one at a time.
     Roll,
     /// Volumes grow.

@@ -68,4 +68,6 @@ pub enum MembersCall {
     Remove(u64, oneshot::Sender<v1::ChangeMembersResponse>),
     /// See `Admin.MoveLeaders`.
     MoveLeaders(u64, oneshot::Sender<v1::ChangeMembersResponse>),
+    /// See `Admin.SetReplicationFactor`.
+    SetFactor(u32, oneshot::Sender<v1::ChangeMembersResponse>),
 }

@@ -247,6 +247,9 @@ impl Control {
                         tracing::warn!(node, %why, "refused");
                     }
                 }
+                ControlEffect::Copies { factor } => {
+                    tracing::info!(factor, "every group is to have so many copies");
+                }
                 ControlEffect::AlreadyCreated(_)
                 | ControlEffect::Added { .. }
                 | ControlEffect::Leaving { .. }

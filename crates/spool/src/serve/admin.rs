@@ -207,6 +207,16 @@ impl Admin for Services {
         self.members_call(|to| MembersCall::MoveLeaders(node, to))
             .await
     }
+
+    async fn set_replication_factor(
+        &self,
+        request: Request<v1::SetReplicationFactorRequest>,
+    ) -> Result<Response<v1::ChangeMembersResponse>, Status> {
+        require(&request, Right::Admin)?;
+        let factor = request.into_inner().replication_factor;
+        self.members_call(|to| MembersCall::SetFactor(factor, to))
+            .await
+    }
 }
 
 impl Services {

@@ -65,6 +65,9 @@ pub fn encode(command: &ControlCommand, cluster_time_ms: u64) -> Bytes {
             })
         }
         ControlCommand::PutConfig(put) => Command::PutConfig(super::config::put_to_wire(put)),
+        ControlCommand::SetReplicationFactor { factor } => {
+            Command::SetReplicationFactor(v1::SetReplicationFactorCommand { factor: *factor })
+        }
     };
     let entry = v1::LogEntry {
         version,
@@ -126,6 +129,9 @@ pub fn decode(context: &[u8], known: u32) -> Result<ControlCommand, WireError> {
         Command::PutConfig(p) => {
             let put = super::config::put_from_wire(p)?;
             Ok(ControlCommand::PutConfig(put.into()))
+        }
+        Command::SetReplicationFactor(s) => {
+            Ok(ControlCommand::SetReplicationFactor { factor: s.factor })
         }
         _ => Err(WireError::WrongGroup { belongs: "shard" }),
     }
@@ -339,6 +345,7 @@ mod tests {
             ControlCommand::RemoveNode { node: 5 },
             ControlCommand::ForgetNode { node: 6 },
             ControlCommand::SetVersion { version: 3 },
+            ControlCommand::SetReplicationFactor { factor: 1 },
             ControlCommand::VerifyDigest {
                 from: b"Kind/a/b".as_slice().into(),
                 rows: 7,

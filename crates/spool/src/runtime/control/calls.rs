@@ -58,6 +58,16 @@ impl Control {
                 };
                 (ControlCommand::Rest { node, rest }, answer)
             }
+            MembersCall::SetFactor(factor, answer) => {
+                let command = ControlCommand::SetReplicationFactor { factor };
+                // Members whose program is older would halt at the entry.
+                if self.state.version_in_force() < command.since() {
+                    let text = "an older program takes part in the control group: bring all queue nodes to one version first";
+                    refuse(answer, text.to_owned());
+                    return None;
+                }
+                (command, answer)
+            }
         };
         let proposal = self.proposal(&command);
         self.waiting.insert(proposal.ticket, answer);
@@ -127,6 +137,9 @@ impl Control {
             ControlEffect::Rested { node } => format!(
                 "node {node} hands over what it leads, and does not lead until its process starts anew, or for 10 minutes"
             ),
+            ControlEffect::Copies { factor } => format!(
+                "every group is to have {factor} copies: they come and go one by one, see `postroad members list`"
+            ),
             ControlEffect::Created(_)
             | ControlEffect::AlreadyCreated(_)
             | ControlEffect::Announced { .. }
@@ -160,7 +173,8 @@ pub fn not_leader(call: MembersCall, leader: &str) {
         }
         MembersCall::Add(_, answer)
         | MembersCall::Remove(_, answer)
-        | MembersCall::MoveLeaders(_, answer) => {
+        | MembersCall::MoveLeaders(_, answer)
+        | MembersCall::SetFactor(_, answer) => {
             let _ = answer.send(v1::ChangeMembersResponse {
                 not_leader,
                 ..Default::default()

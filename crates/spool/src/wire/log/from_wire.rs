@@ -105,7 +105,8 @@ pub(super) fn command(wire: Wire) -> Result<Command, WireError> {
         | Wire::Place(_)
         | Wire::Rest(_)
         | Wire::EndRest(_)
-        | Wire::PutConfig(_) => {
+        | Wire::PutConfig(_)
+        | Wire::SetReplicationFactor(_) => {
             return Err(WireError::WrongGroup { belongs: "control" });
         }
     })
