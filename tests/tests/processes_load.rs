@@ -83,7 +83,13 @@ async fn a_dead_destination_does_not_hold_up_another() {
         ..Load::new(40, &["live.test"])
     };
     dead.done(PATIENCE).await.unwrap();
-    let waiting = cluster.queued(&admin).await.unwrap();
+    // 250 is said at commit; what is counted is applied, a moment later.
+    let until = Instant::now() + Duration::from_secs(20);
+    let mut waiting = cluster.queued(&admin).await.unwrap();
+    while waiting < count && Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        waiting = cluster.queued(&admin).await.unwrap();
+    }
     assert_eq!(waiting, count, "all of them wait");
     let mut live = Client::start(&cluster.edges, live);
     live.done(PATIENCE).await.unwrap();
