@@ -21,6 +21,8 @@ use super::node::Process;
 const CLUSTER: &str = "6f1d2c3b-0a4e-4b8e-9d57-0e6f3c2b1a0a";
 /// How long a node may take to get ready: elections are over in two seconds, on a loaded machine in more.
 const READY: Duration = Duration::from_secs(40);
+/// A queue is empty when it was seen so this many times in a row.
+const EMPTY_LOOKS: usize = 4;
 /// Between two looks at something that is waited for.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -425,15 +427,16 @@ spec: {limits: {connectionsPerSource: 1000}}
     /// after the final dot) is told to go on: nobody wants to wait half an hour here. Returns how many that were.
     pub async fn drained(&mut self, admin: &QueueClient, within: Duration) -> Result<usize> {
         let until = Instant::now() + within;
-        let mut unsure = 0;
+        let (mut unsure, mut empty) = (0, 0);
         loop {
             self.all_run()?;
-            if admin
-                .admin()
-                .summary(10)
-                .await
-                .is_ok_and(|s| s.messages == 0)
-            {
+            // What is committed is counted once it is applied: one look may come before the last of it.
+            let summary = admin.admin().summary(10).await;
+            empty = match summary.is_ok_and(|s| s.messages == 0) {
+                true => empty + 1,
+                false => 0,
+            };
+            if empty == EMPTY_LOOKS {
                 return Ok(unsure);
             }
             let filter = ItemFilter {
