@@ -9,7 +9,7 @@ pub struct LogEntry {
     pub cluster_time_ms: u64,
     #[prost(
         oneof = "log_entry::Command",
-        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 40, 41, 42, 43, 44, 45, 46, 47, 48"
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49"
     )]
     pub command: ::core::option::Option<log_entry::Command>,
 }
@@ -63,6 +63,9 @@ pub mod log_entry {
         /// since version 3 of the state machine
         #[prost(message, tag = "48")]
         PutConfig(super::PutConfigCommand),
+        /// since version 3 of the state machine
+        #[prost(message, tag = "49")]
+        SetReplicationFactor(super::SetReplicationFactorCommand),
     }
 }
 /// What the edge knows of a message. Carried unchanged from AppendRequest into the log.
@@ -498,6 +501,11 @@ pub struct RestCommand {
 pub struct EndRestCommand {
     #[prost(uint64, tag = "1")]
     pub node: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetReplicationFactorCommand {
+    #[prost(uint32, tag = "1")]
+    pub factor: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AnnounceNodeCommand {
@@ -2165,6 +2173,12 @@ pub struct MoveLeadersRequest {
     #[prost(uint64, tag = "1")]
     pub node: u64,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetReplicationFactorRequest {
+    /// copies of every group: 1, 3 or 5
+    #[prost(uint32, tag = "1")]
+    pub replication_factor: u32,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ChangeMembersResponse {
     #[prost(message, optional, tag = "1")]
@@ -2362,7 +2376,7 @@ pub mod admin_client {
             req.extensions_mut().insert(GrpcMethod::new("postroad.v1.Admin", "Act"));
             self.inner.unary(req, path, codec).await
         }
-        /// Of the whole cluster, by the control group's leader; so are the three that follow, and each may be repeated.
+        /// Of the whole cluster, by the control group's leader; so are the four that follow, and each may be repeated.
         pub async fn members(
             &mut self,
             request: impl tonic::IntoRequest<super::MembersRequest>,
@@ -2457,6 +2471,30 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("postroad.v1.Admin", "MoveLeaders"));
             self.inner.unary(req, path, codec).await
         }
+        pub async fn set_replication_factor(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetReplicationFactorRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ChangeMembersResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/postroad.v1.Admin/SetReplicationFactor",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("postroad.v1.Admin", "SetReplicationFactor"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -2492,7 +2530,7 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::ActRequest>,
         ) -> std::result::Result<tonic::Response<super::ActResponse>, tonic::Status>;
-        /// Of the whole cluster, by the control group's leader; so are the three that follow, and each may be repeated.
+        /// Of the whole cluster, by the control group's leader; so are the four that follow, and each may be repeated.
         async fn members(
             &self,
             request: tonic::Request<super::MembersRequest>,
@@ -2514,6 +2552,13 @@ pub mod admin_server {
         async fn move_leaders(
             &self,
             request: tonic::Request<super::MoveLeadersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ChangeMembersResponse>,
+            tonic::Status,
+        >;
+        async fn set_replication_factor(
+            &self,
+            request: tonic::Request<super::SetReplicationFactorRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ChangeMembersResponse>,
             tonic::Status,
@@ -2967,6 +3012,51 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = MoveLeadersSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/postroad.v1.Admin/SetReplicationFactor" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetReplicationFactorSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::SetReplicationFactorRequest>
+                    for SetReplicationFactorSvc<T> {
+                        type Response = super::ChangeMembersResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetReplicationFactorRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::set_replication_factor(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetReplicationFactorSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
