@@ -263,13 +263,16 @@ fn membership(desired: &Desired, seen: &Observed, queue: &Queue) -> Option<Step>
             initial: None,
         });
     }
-    if queue.replication_factor != desired.replication_factor {
-        return Some(match queue.settled {
-            true => Step::SetReplicationFactor {
-                factor: desired.replication_factor,
-            },
-            false => Step::Wait("copies are brought in step before their number changes".into()),
-        });
+    // A lost one goes before more copies are made, and keeps none from going: the queue could not do without it else.
+    let fewer = desired.replication_factor < queue.replication_factor;
+    let other = desired.replication_factor != queue.replication_factor;
+    if other && (queue.settled || fewer && !lost.is_empty()) {
+        let factor = desired.replication_factor;
+        return Some(Step::SetReplicationFactor { factor });
+    }
+    if other && lost.is_empty() {
+        let why = "copies are brought in step before their number changes";
+        return Some(Step::Wait(why.into()));
     }
     if queue.members.len() > desired.replicas {
         // A lost one first, else the youngest.
