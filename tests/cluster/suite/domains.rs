@@ -61,11 +61,8 @@ fn many_domains_are_accepted_and_taken_by_every_edge_and_refused_again_when_they
             "no edge takes mail to them",
             Duration::from_secs(60),
             || {
-                let answer = crate::smtp::recipient(
-                    &relay.edge()?,
-                    "a@origin.test",
-                    "anybody@d0.many.test",
-                )?;
+                let answer =
+                    crate::smtp::recipient(relay.edge()?, "a@origin.test", "anybody@d0.many.test")?;
                 ensure!(answer.starts_with("550"), "{answer}");
                 Ok(())
             },

@@ -2,6 +2,7 @@
 //! begins, whatever an earlier one left.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::chown;
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -22,6 +23,9 @@ const POOLS: [(&str, usize); 3] = [("edgepool", 2), ("queuepool", 3), ("delivery
 const USER: u32 = 65532;
 /// Volumes that are there to be claimed: three to begin with, and whatever comes and goes in the tests.
 const VOLUMES: usize = 24;
+/// SMTP of the edges' Service, and of each of their pods: `port` and `containerPort` of the chart's listener.
+const SERVICE_PORT: u16 = 25;
+const POD_PORT: u16 = 2525;
 /// Pods start, find each other and elect: seconds on a quiet machine.
 pub const COMES_UP: Duration = Duration::from_secs(300);
 /// What nothing holds up.
@@ -169,9 +173,18 @@ impl<'a> Relay<'a> {
         self.cluster.field(MAIL, object, path)
     }
 
-    /// The address at which the relay accepts mail.
-    pub fn edge(&self) -> Result<String> {
-        self.field("service/postroad-edge", "{.spec.clusterIP}")
+    /// Where the relay accepts mail: its Service.
+    pub fn edge(&self) -> Result<SocketAddr> {
+        let address = self.field("service/postroad-edge", "{.spec.clusterIP}")?;
+        let address = address.parse().with_context(|| address.clone())?;
+        Ok(SocketAddr::new(address, SERVICE_PORT))
+    }
+
+    /// Where one edge accepts mail, whatever the Service thinks of it: a pod listens where it may without being root.
+    pub fn edge_at(&self, pod: &str) -> Result<SocketAddr> {
+        let address = self.field(&format!("pod/{pod}"), "{.status.podIP}")?;
+        let address = address.parse().with_context(|| address.clone())?;
+        Ok(SocketAddr::new(address, POD_PORT))
     }
 }
 

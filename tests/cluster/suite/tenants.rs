@@ -68,8 +68,8 @@ fn a_tenant_who_claims_what_is_not_his_is_told_so_and_nothing_of_it_reaches_a_no
 
         // This machine is in the network that was asked for, and no edge lets it send from the domain.
         for pod in relay.pods("edgepool")? {
-            let address = relay.field(&format!("pod/{pod}"), "{.status.podIP}")?;
-            let answer = smtp::recipient(&address, "boss@wide.test", "victim@elsewhere.test")?;
+            let edge = relay.edge_at(&pod)?;
+            let answer = smtp::recipient(edge, "boss@wide.test", "victim@elsewhere.test")?;
             ensure!(answer.starts_with("550"), "{pod}: {answer}");
         }
         let documents = administrator::ask(&relay, &["get", "RelayDomain"])?;
@@ -97,8 +97,8 @@ fn a_tenant_who_claims_what_is_not_his_is_told_so_and_nothing_of_it_reaches_a_no
         refused(&relay, "thief", "NamespaceNotAllowed")?;
         relay.until("no edge takes mail to it any more", SOON, || {
             for pod in relay.pods("edgepool")? {
-                let address = relay.field(&format!("pod/{pod}"), "{.status.podIP}")?;
-                let answer = smtp::recipient(&address, "a@origin.test", "anybody@taken.test")?;
+                let edge = relay.edge_at(&pod)?;
+                let answer = smtp::recipient(edge, "a@origin.test", "anybody@taken.test")?;
                 ensure!(answer.starts_with("550"), "{pod}: {answer}");
             }
             Ok(())

@@ -1,7 +1,6 @@
 //! Mail that passes while something is done to the relay: a client that writes down what got 250, a next hop outside of the
 //! cluster that keeps what it is given, and the judge between them.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -35,7 +34,7 @@ impl<'a> Traffic<'a> {
         let sink = runtime.block_on(Sink::at(HOST))?;
         let domain = format!("{name}.test");
         declare(relay, name, sink.port)?;
-        let edge = SocketAddr::new(relay.edge()?.parse()?, 25);
+        let edge = relay.edge()?;
         let mut load = Load::new(u64::MAX, &[&domain]);
         load.connections = SESSIONS;
         load.pause = PAUSE;
@@ -121,8 +120,8 @@ pub fn accepted(relay: &Relay<'_>, recipient: &str) -> Result<()> {
     let what = format!("every edge takes mail to {recipient}");
     relay.until(&what, SOON, || {
         for pod in relay.pods("edgepool")? {
-            let address = relay.field(&format!("pod/{pod}"), "{.status.podIP}")?;
-            let answer = smtp::recipient(&address, "sender@origin.test", recipient)?;
+            let edge = relay.edge_at(&pod)?;
+            let answer = smtp::recipient(edge, "sender@origin.test", recipient)?;
             ensure!(answer.starts_with("250"), "{pod}: {answer}");
         }
         Ok(())
