@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use tests::child::run;
 use tests::kubernetes::{Kubernetes, checkout};
 
 use crate::readme;
@@ -17,6 +18,8 @@ use crate::readme;
 pub const MAIL: &str = "mail";
 /// Namespace of the operator.
 pub const OPERATOR: &str = "postroad-system";
+/// Both charts, as the README names them; the one that needs the other comes first.
+const RELEASES: [(&str, &str); 2] = [("relay", MAIL), ("postroad", OPERATOR)];
 /// What the charts make: pool and number of nodes.
 const POOLS: [(&str, usize); 3] = [("edgepool", 2), ("queuepool", 3), ("deliverypool", 2)];
 /// The image's user: a hostPath is not given to the pod's group by the kubelet.
@@ -47,8 +50,13 @@ impl<'a> Relay<'a> {
         let started = cluster.script("apiserver").arg("start").status()?;
         ensure!(started.success(), "the API server does not come back");
         let relay = Relay { cluster };
-        let mut known = cluster.tool("helm4", &["status", "relay", "--namespace", MAIL]);
-        if !known.output()?.status.success() {
+        let mut whole = true;
+        for (release, namespace) in RELEASES {
+            whole &= deployed(cluster, release, namespace)?;
+        }
+        if !whole {
+            // The README's lines are for a cluster that has neither; an installation that broke off may have left one.
+            relay.uninstall()?;
             relay.install()?;
         }
         relay.restore()?;
@@ -70,6 +78,20 @@ impl<'a> Relay<'a> {
         eprintln!("both charts are installed and the relay is ready after {took:?}");
         INSTALLED.get_or_init(|| took);
         Ok(())
+    }
+
+    /// Takes away what of both charts is there; returns when no node runs.
+    pub fn uninstall(&self) -> Result<()> {
+        for (release, namespace) in RELEASES {
+            let uninstall = ["uninstall", release, "--namespace", namespace];
+            let mut uninstall = self.cluster.tool("helm4", &uninstall);
+            run(uninstall.arg("--ignore-not-found"))?;
+        }
+        self.until("all pods are gone", COMES_UP, || {
+            let pods = self.kubectl(&["get", "pods", "-o", "name"])?;
+            ensure!(pods.is_empty(), "{pods}");
+            Ok(())
+        })
     }
 
     /// Directories as volumes: there is nobody who makes them when they are claimed.
@@ -186,6 +208,13 @@ impl<'a> Relay<'a> {
         let address = address.parse().with_context(|| address.clone())?;
         Ok(SocketAddr::new(address, POD_PORT))
     }
+}
+
+/// Whether a release is installed whole: one that broke off has a status too.
+fn deployed(cluster: &Kubernetes, release: &str, namespace: &str) -> Result<bool> {
+    let list = ["list", "--namespace", namespace, "--deployed", "--short"];
+    let found = run(&mut cluster.tool("helm4", &list))?;
+    Ok(found.lines().any(|name| name == release))
 }
 
 /// Where a chart lies.

@@ -3,10 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use tests::child::run;
-use tests::kubernetes::Kubernetes;
 
-use crate::relay::{COMES_UP, MAIL, OPERATOR, Relay, SOON};
+use crate::relay::{Relay, SOON};
 use crate::traffic::Traffic;
 
 /// Mail cannot be accepted while nothing is installed.
@@ -30,13 +28,7 @@ fn what_was_kept_when_the_charts_went_is_found_when_they_come_again_with_the_mai
         traffic.passes(40)?;
         let before = kept(&relay)?;
         let start = Instant::now();
-        uninstall(cluster, "relay", MAIL)?;
-        uninstall(cluster, "postroad", OPERATOR)?;
-        relay.until("all pods are gone", COMES_UP, || {
-            let pods = relay.kubectl(&["get", "pods", "-o", "name"])?;
-            ensure!(pods.is_empty(), "{pods}");
-            Ok(())
-        })?;
+        relay.uninstall()?;
         eprintln!("uninstalled after {:?}", start.elapsed());
         let stayed = kept(&relay)?;
         ensure!(before == stayed, "before:\n{before}\nafter:\n{stayed}");
@@ -51,11 +43,6 @@ fn what_was_kept_when_the_charts_went_is_found_when_they_come_again_with_the_mai
         })?;
         traffic.end(GONE)
     });
-}
-
-fn uninstall(cluster: &Kubernetes, release: &str, namespace: &str) -> Result<()> {
-    let mut uninstall = cluster.tool("helm4", &["uninstall", release, "--namespace", namespace]);
-    run(&mut uninstall).map(drop)
 }
 
 /// Names and uids of what outlives a release; leaves of nodes go and come with them.
