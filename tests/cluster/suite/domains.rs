@@ -4,6 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use tests::process::size;
 
 use crate::relay::{COMES_UP, Relay};
@@ -18,15 +19,8 @@ fn many_domains_are_accepted_and_taken_by_every_edge_and_refused_again_when_they
     crate::in_namespace("many", |cluster| {
         let relay = Relay::ready(cluster)?;
         let count: usize = size(100, 1000);
-        let open = "{\"spec\":{\"access\":{\"allowedNamespaces\":{\"from\":\"All\"},\"domainOwnership\":\"Trust\"}}}";
-        relay.kubectl(&[
-            "patch",
-            "relaycluster",
-            "postroad",
-            "--type=merge",
-            "-p",
-            open,
-        ])?;
+        let open = json!({"allowedNamespaces": {"from": "All"}, "domainOwnership": "Trust"});
+        relay.change("relaycluster", &json!({"access": open}))?;
         let mut all = "apiVersion: v1\nkind: Namespace\nmetadata: {name: many}\n".to_owned();
         for number in 0..count {
             all.push_str(&format!(
@@ -68,15 +62,7 @@ fn many_domains_are_accepted_and_taken_by_every_edge_and_refused_again_when_they
             },
         )?;
         eprintln!("all refused again {:?} later", gone.elapsed());
-        let shut = "{\"spec\":{\"access\":null}}";
-        relay.kubectl(&[
-            "patch",
-            "relaycluster",
-            "postroad",
-            "--type=merge",
-            "-p",
-            shut,
-        ])?;
+        relay.change("relaycluster", &json!({"access": null}))?;
         Ok(())
     });
 }

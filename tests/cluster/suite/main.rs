@@ -14,7 +14,7 @@
 //!               administrator.rs: a command of `postroad`
 //! ```
 //!
-//! Each leaves the relay as it found it, so their order does not matter.
+//! Each finds the relay as the charts make it, whatever the one before left, so their order does not matter.
 
 #[path = "administrator.rs"]
 mod administrator;

@@ -8,10 +8,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use tests::child::run;
 use tests::kubernetes::IMAGE;
 
-use crate::relay::{COMES_UP, Relay, SOON};
+use crate::relay::{Relay, SOON};
 use crate::traffic::Traffic;
 
 /// Each queue node hands its leaderships over before it goes.
@@ -30,23 +31,8 @@ fn another_image_reaches_all_nodes_under_load_and_no_mail_is_lost() {
         let traffic = Traffic::start(&relay, "upgrade")?;
         for image in [NEXT, IMAGE] {
             let start = Instant::now();
-            let patch = format!("{{\"spec\":{{\"image\":\"{image}\"}}}}");
-            relay.kubectl(&[
-                "patch",
-                "relaycluster",
-                "postroad",
-                "--type=merge",
-                "-p",
-                &patch,
-            ])?;
-            relay.until("every node has the image", COMES_UP, || {
-                let images = "{.items[*].spec.containers[0].image}";
-                let images = relay.field("pods", images)?;
-                let images: Vec<&str> = images.split_whitespace().collect();
-                let new = images.iter().filter(|found| **found == image).count();
-                ensure!((new, images.len()) == (7, 7), "{images:?}");
-                Ok(())
-            })?;
+            relay.change("relaycluster", &json!({"image": image}))?;
+            relay.runs(image)?;
             for (pool, nodes) in [("queuepool", 3), ("edgepool", 2), ("deliverypool", 2)] {
                 relay.scaled(pool, nodes)?;
             }
@@ -64,21 +50,8 @@ fn a_public_certificate_that_is_replaced_is_shown_within_seconds_and_open_sessio
         let files = tempfile::tempdir()?;
         let traffic = Traffic::start(&relay, "certificate")?;
         put_certificate(&relay, files.path())?;
-        let with_tls = "{\"spec\":{\"listeners\":[{\"name\":\"smtp\",\"protocol\":\"SMTP\",\"port\":25,\"tls\":{\"secretNames\":[\"public\"]}}]}}";
-        relay.kubectl(&[
-            "patch",
-            "edgepool",
-            "postroad",
-            "--type=merge",
-            "-p",
-            with_tls,
-        ])?;
-        relay.kubectl(&[
-            "rollout",
-            "status",
-            "deployment/postroad-edge",
-            "--timeout=120s",
-        ])?;
+        let smtp = json!({"name": "smtp", "protocol": "SMTP", "port": 25, "tls": {"secretNames": ["public"]}});
+        relay.change("edgepool", &json!({"listeners": [smtp]}))?;
         relay.scaled("edgepool", 2)?;
 
         let mut edges = Vec::new();
@@ -102,22 +75,9 @@ fn a_public_certificate_that_is_replaced_is_shown_within_seconds_and_open_sessio
             let answer = session.say("NOOP")?;
             ensure!(answer.starts_with("250"), "an open session: {answer}");
         }
-        let without =
-            "{\"spec\":{\"listeners\":[{\"name\":\"smtp\",\"protocol\":\"SMTP\",\"port\":25}]}}";
-        relay.kubectl(&[
-            "patch",
-            "edgepool",
-            "postroad",
-            "--type=merge",
-            "-p",
-            without,
-        ])?;
-        relay.kubectl(&[
-            "rollout",
-            "status",
-            "deployment/postroad-edge",
-            "--timeout=120s",
-        ])?;
+        let smtp = json!({"name": "smtp", "protocol": "SMTP", "port": 25});
+        relay.change("edgepool", &json!({"listeners": [smtp]}))?;
+        relay.scaled("edgepool", 2)?;
         traffic.end(ELECTIONS)
     });
 }
