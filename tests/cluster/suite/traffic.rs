@@ -64,11 +64,21 @@ impl<'a> Traffic<'a> {
         self.runtime.block_on(self.client.acked(count, SOON))
     }
 
-    /// Ends it. Each message that got 250 must have arrived as it was sent, none twice without a reason, and nothing may
-    /// have been refused for good; for no longer than `silence` nothing at all may have been accepted.
+    /// Sends no more: every message that was begun got its 250.
+    pub fn stop(&mut self) {
+        self.runtime.block_on(self.client.stop());
+    }
+
+    /// Ends it, and judges as [`Traffic::arrived`] does.
     pub fn end(mut self, silence: Duration) -> Result<()> {
         self.passes(20)?;
-        self.runtime.block_on(self.client.stop());
+        self.stop();
+        self.arrived(silence)
+    }
+
+    /// Each message that got 250 must arrive as it was sent, none twice without a reason, and nothing may have been refused
+    /// for good; while it was sent, for no longer than `silence` nothing at all may have been accepted.
+    pub fn arrived(self, silence: Duration) -> Result<()> {
         let acked = self.acked();
         let end = Instant::now() + ARRIVES;
         let tally = loop {
