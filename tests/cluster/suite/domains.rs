@@ -1,12 +1,12 @@
 //! Many RelayDomains at once: how long they take, and what the operator is then.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::ensure;
 use serde_json::json;
 use tests::process::size;
 
+use crate::operator;
 use crate::relay::{COMES_UP, Relay};
 use crate::traffic::accepted;
 
@@ -42,7 +42,7 @@ fn many_domains_are_accepted_and_taken_by_every_edge_and_refused_again_when_they
         })?;
         let judged = start.elapsed();
         accepted(&relay, &format!("anybody@d{}.many.test", count - 1))?;
-        let rss = operator_rss()?;
+        let rss = operator::rss()?;
         eprintln!(
             "{count} domains: applied in {applied:?}, accepted after {judged:?}, taken by every edge after {:?}; operator {} MiB",
             start.elapsed(),
@@ -65,22 +65,4 @@ fn many_domains_are_accepted_and_taken_by_every_edge_and_refused_again_when_they
         relay.change("relaycluster", &json!({"access": null}))?;
         Ok(())
     });
-}
-
-/// The largest resident set of the operators that run here, KiB.
-fn operator_rss() -> Result<u64> {
-    let mut largest = None;
-    for process in fs::read_dir("/proc")?.flatten() {
-        // The kernel keeps fifteen letters of a name.
-        let comm = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-        if comm.trim() != "postroad-operat" {
-            continue;
-        }
-        // It may have ended since.
-        let status = fs::read_to_string(process.path().join("status")).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let rss = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
-        largest = largest.max(rss);
-    }
-    largest.context("no operator runs")
 }

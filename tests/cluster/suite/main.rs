@@ -11,7 +11,7 @@
 //! domains.rs    many of them
 //! uninstall.rs  what stays when the charts go
 //! relay.rs      one installation for all of these; traffic.rs: mail that passes meanwhile; smtp.rs: one question;
-//!               administrator.rs: a command of `postroad`
+//!               administrator.rs: a command of `postroad`; operator.rs: the operator's processes
 //! ```
 //!
 //! Each finds the relay as the charts make it, whatever the one before left, so their order does not matter.
@@ -22,6 +22,8 @@ mod administrator;
 mod charts;
 #[path = "domains.rs"]
 mod domains;
+#[path = "operator.rs"]
+mod operator;
 #[path = "readme.rs"]
 mod readme;
 #[path = "relay.rs"]
