@@ -185,6 +185,11 @@ impl Kubernetes {
         for pod in ask(&["get", "pods", "-o", "name"]).lines() {
             let log = ask(&["logs", "--tail=40", pod]);
             text.push_str(&format!("-- {pod}\n{log}\n"));
+            // Of a container that was started again; few were.
+            let before = ["-n", namespace, "logs", "--previous", "--tail=40", pod];
+            if let Ok(log) = self.kubectl(&before) {
+                text.push_str(&format!("-- {pod}, before its last start\n{log}\n"));
+            }
         }
         text
     }
