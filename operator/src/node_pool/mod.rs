@@ -69,7 +69,8 @@ pub async fn reconcile_edge(pool: Arc<EdgePool>, context: Arc<Context>) -> Resul
             "externalTrafficPolicy: Cluster hides the clients' addresses, so no network is recognised; write Local",
         );
     }
-    let mut state = json!({});
+    // What is not looked at now stays as it was: a field that is left out is taken away.
+    let mut state = json!(before);
     if let Some(home) = home(&context, &name, &mut conditions).await? {
         let objects = Objects {
             controller: Controller::EdgePool,
@@ -93,7 +94,7 @@ pub async fn reconcile_edge(pool: Arc<EdgePool>, context: Arc<Context>) -> Resul
             &edge::service(&pool, &name),
         )
         .await?;
-        state = scaled(&deployment, pool.spec.replicas, &mut conditions);
+        scaled(&deployment, pool.spec.replicas, &mut state, &mut conditions);
         state["addresses"] = json!(edge::addresses(&service));
     }
     state["selector"] = json!(name.selector_text());
@@ -122,7 +123,8 @@ pub async fn reconcile_delivery(
         pool.metadata.generation,
         Timestamp::now(),
     );
-    let mut state = json!({});
+    // What is not looked at now stays as it was: a field that is left out is taken away.
+    let mut state = json!(before);
     if let Some(home) = home(&context, &name, &mut conditions).await? {
         let edges = of_cluster(&context, namespace, |edge: &EdgePool| {
             edge.spec.cluster_ref.name == name.cluster
@@ -145,7 +147,7 @@ pub async fn reconcile_delivery(
             resource: build::document("DeliveryPool", namespace, own, &json!(pool.spec)),
         };
         let deployment = objects.apply(&context, &name, &home.cluster.spec).await?;
-        state = scaled(&deployment, pool.spec.replicas, &mut conditions);
+        scaled(&deployment, pool.spec.replicas, &mut state, &mut conditions);
     }
     state["selector"] = json!(name.selector_text());
     let known = ["Ready", "Accepted", "Programmed"];
@@ -277,7 +279,12 @@ where
 }
 
 /// The fields of a scaled kind's status, and whether it is ready.
-fn scaled(deployment: &Deployment, desired: i32, conditions: &mut Conditions<'_>) -> Value {
+fn scaled(
+    deployment: &Deployment,
+    desired: i32,
+    state: &mut Value,
+    conditions: &mut Conditions<'_>,
+) {
     let status = deployment.status.clone().unwrap_or_default();
     let ready = status.ready_replicas.unwrap_or_default();
     let updated = status.updated_replicas.unwrap_or_default();
@@ -288,7 +295,9 @@ fn scaled(deployment: &Deployment, desired: i32, conditions: &mut Conditions<'_>
         true => conditions.set("Ready", true, Reason::AsDeclared, text),
         false => conditions.set("Ready", false, Reason::PodsNotReady, text),
     }
-    json!({"replicas": replicas, "readyReplicas": ready, "updatedReplicas": updated})
+    state["replicas"] = json!(replicas);
+    state["readyReplicas"] = json!(ready);
+    state["updatedReplicas"] = json!(updated);
 }
 
 async fn write_status<K>(
