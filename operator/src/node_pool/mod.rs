@@ -17,7 +17,7 @@ use resource::{Condition, DeliveryPool, EdgePool, QueuePool, RelayCluster, Relay
 use serde_json::{Value, json};
 
 use crate::cluster::{self, of_cluster};
-use crate::conditions::{Conditions, Reason};
+use crate::conditions::{Conditions, Reason, find};
 use crate::context::Context;
 use crate::error::Error;
 use crate::names::{self, PoolName};
@@ -27,6 +27,7 @@ use crate::place;
 use crate::ssa::{self, Controller};
 
 pub mod build;
+mod certificates;
 pub mod delivery;
 pub mod edge;
 #[cfg(test)]
@@ -34,6 +35,8 @@ pub mod tests;
 
 /// A pool that cannot go on waits for a change, and looks by itself this often.
 const LOOK_AGAIN: Duration = Duration::from_secs(300);
+/// Secrets of people have no watch: one that is missing is looked for this often.
+const LOOK_FOR_SECRETS: Duration = Duration::from_secs(30);
 /// What waits for another controller looks again soon.
 const SOON: Duration = Duration::from_secs(2);
 
@@ -96,9 +99,16 @@ pub async fn reconcile_edge(pool: Arc<EdgePool>, context: Arc<Context>) -> Resul
         .await?;
         scaled(&deployment, pool.spec.replicas, &mut state, &mut conditions);
         state["addresses"] = json!(edge::addresses(&service));
+        certificates::judge(&context, &pool, namespace, &mut conditions).await?;
     }
     state["selector"] = json!(name.selector_text());
-    let known = ["Ready", "Accepted", "Programmed", "SourceAddressReliable"];
+    let known = [
+        "Ready",
+        "Accepted",
+        "Programmed",
+        "CertificatesReady",
+        "SourceAddressReliable",
+    ];
     write_status::<EdgePool>(
         &context,
         Controller::EdgePool,
@@ -316,10 +326,15 @@ where
 {
     state["observedGeneration"] = json!(generation);
     state["conditions"] = json!(conditions);
-    let accepted = conditions.iter().any(|condition| {
-        condition.type_ == "Accepted" && condition.reason == Reason::AsDeclared.text()
-    });
+    let said = |type_: &str, reason: Reason| {
+        find(&conditions, type_).is_some_and(|condition| condition.reason == reason.text())
+    };
+    let pause = match () {
+        () if !said("Accepted", Reason::AsDeclared) => SOON,
+        () if said("CertificatesReady", Reason::CertificateMissing) => LOOK_FOR_SECRETS,
+        () => LOOK_AGAIN,
+    };
     let api: Api<K> = Api::namespaced(context.client.clone(), &name.namespace);
     ssa::apply_status(&api, controller, &name.pool, &state).await?;
-    Ok(Action::requeue(if accepted { LOOK_AGAIN } else { SOON }))
+    Ok(Action::requeue(pause))
 }
