@@ -33,9 +33,9 @@ fn named<'a>(text: &'a str, before: &str) -> impl Iterator<Item = &'a str> {
 fn bound<'a>(text: &'a str, by: &str) -> Vec<(&'a str, &'a str)> {
     let mut found = Vec::new();
     for (at, _) in text.match_indices(by) {
-        let before = text[..at].rsplit(|c: char| !c.is_alphanumeric() && c != '_');
+        let mut before = text[..at].rsplit(|c: char| !c.is_alphanumeric() && c != '_');
         let kind = named(&text[at..], by).next();
-        found.extend(before.into_iter().next().zip(kind));
+        found.extend(before.next().zip(kind));
     }
     found
 }
