@@ -9,6 +9,7 @@
 //! upgrade.rs    another image, another public certificate
 //! tenants.rs    who may claim what
 //! domains.rs    many of them
+//! signed.rs     DKIM keys, from the making to the end, with a name server and a verifier of others
 //! uninstall.rs  what stays when the charts go
 //! relay.rs      one installation for all of these; traffic.rs: mail that passes meanwhile; smtp.rs: one question;
 //!               administrator.rs: a command of `postroad`; operator.rs: the operator's processes
@@ -30,6 +31,8 @@ mod readme;
 mod relay;
 #[path = "scale.rs"]
 mod scale;
+#[path = "signed.rs"]
+mod signed;
 #[path = "smoke.rs"]
 mod smoke;
 #[path = "smtp.rs"]

@@ -47,6 +47,17 @@ impl Session {
     }
 }
 
+/// Hands a message over; gives the answer to its final dot.
+pub fn send(server: SocketAddr, sender: &str, recipient: &str, message: &str) -> Result<String> {
+    let mut session = Session::open(server)?;
+    session.say(&format!("MAIL FROM:<{sender}>"))?;
+    session.say(&format!("RCPT TO:<{recipient}>"))?;
+    session.say("DATA")?;
+    let answer = session.say(&format!("{message}\r\n."))?;
+    session.say("QUIT")?;
+    Ok(answer)
+}
+
 /// What a server answers to a recipient.
 pub fn recipient(server: SocketAddr, sender: &str, recipient: &str) -> Result<String> {
     let mut session = Session::open(server)?;
