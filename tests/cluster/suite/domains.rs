@@ -63,7 +63,7 @@ fn one_by_one(relay: &Relay<'_>) -> Result<()> {
     for number in 0..ONES {
         let name = format!("one{number}");
         relay.cluster.apply(&domain(&name))?;
-        let seen = watch.wait(|line| line.split(' ').next() == Some(&name))?;
+        let seen = watch.wait(|line| line.split(' ').next() == Some(name.as_str()))?;
         let programmed = watch.wait(|line| line == format!("{name} True"))?;
         all.push(programmed - seen);
         accepted(relay, &format!("anybody@{name}.many.test"))?;
