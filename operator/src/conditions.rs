@@ -22,6 +22,8 @@ pub enum Reason {
     Valid,
     /// Clients' addresses are not known.
     SourceAddressHidden,
+    /// A certificate for clients is not there.
+    CertificateMissing,
     /// Not all pods are ready.
     PodsNotReady,
     /// Nothing is to be done.

@@ -1,4 +1,4 @@
-//! Who watches what. One controller for each kind; what they own, or what they look at, wakes them.
+//! Who watches what. One controller for each kind; what they own, or what they look at ([`wake`]), wakes them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
 use crate::error::Error;
+use crate::wake::{self, Home, of_same_cluster};
 use crate::{cluster, config, domain, names, node_pool, queue_pool};
 
 /// Objects of one kind that are worked on at once.
@@ -42,8 +43,6 @@ pub async fn run(
     let here = Watches { client, namespace };
     let (index, declared) = config::follow(here.api(), here.api(), here.all());
     let context = Arc::new(context(index));
-    let pool_of =
-        |pool: Option<&String>, namespace: Option<String>| Some((pool?.clone(), namespace?));
 
     let clusters = here
         .controller::<RelayCluster>()
@@ -72,50 +71,87 @@ pub async fn run(
     let configs = work(configs, &context, &stop, |object, context| {
         Box::pin(config::reconcile(object, context))
     });
-    let edges = here
-        .controller::<EdgePool>()
-        .owns(here.api::<Deployment>(), here.ours())
-        .owns(here.api::<Service>(), here.ours())
-        .owns(here.api::<Secret>(), here.ours());
-    let edges = work(edges, &context, &stop, |object, context| {
-        Box::pin(node_pool::reconcile_edge(object, context))
-    });
-    let deliveries = here
-        .controller::<DeliveryPool>()
-        .owns(here.api::<Deployment>(), here.ours())
-        .owns(here.api::<Secret>(), here.ours());
-    let deliveries = work(deliveries, &context, &stop, |object, context| {
-        Box::pin(node_pool::reconcile_delivery(object, context))
-    });
-    let queues = here
-        .controller::<QueuePool>()
-        .owns(here.api::<Pod>(), here.ours())
-        .owns(here.api::<Service>(), here.ours())
-        .watches(
-            here.api::<PersistentVolumeClaim>(),
-            here.ours(),
-            // Claims outlive their pool, so they have no owner.
-            move |claim: PersistentVolumeClaim| {
-                let found = pool_of(claim.labels().get(names::POOL), claim.namespace());
-                found.map(|(pool, namespace)| ObjectRef::new(&pool).within(&namespace))
-            },
-        );
-    let queues = work(queues, &context, &stop, |object, context| {
-        Box::pin(queue_pool::reconcile(object, context))
-    });
     // More at once than elsewhere: one who waits for a dead name server must not hold up the others.
     let keys = Config::default()
         .concurrency(DOMAINS_AT_ONCE)
         .debounce(DEBOUNCE);
-    let keys = here
-        .controller::<RelayDomain>()
-        .with_config(keys)
-        .owns(here.api::<DkimKey>(), here.all());
+    let keys = here.controller::<RelayDomain>().with_config(keys);
+    let woken = of_same_cluster(keys.store(), config::cluster_of, itself);
+    let keys = keys.owns(here.api::<DkimKey>(), here.all()).watches(
+        here.api::<RelayCluster>(),
+        here.all(),
+        woken,
+    );
     let keys = work(keys, &context, &stop, |object, context| {
         Box::pin(domain::reconcile(object, context))
     });
+    let edges = edges(&here, &context, &stop);
+    let deliveries = deliveries(&here, &context, &stop);
+    let queues = queues(&here, &context, &stop);
     tokio::join!(clusters, configs, edges, deliveries, queues, keys);
     Ok(())
+}
+
+async fn edges(here: &Watches, context: &Arc<Context>, stop: &CancellationToken) {
+    let edges = here.controller::<EdgePool>();
+    let woken = of_same_cluster(edges.store(), edge_home, itself);
+    let edges = edges
+        .owns(here.api::<Deployment>(), here.ours())
+        .owns(here.api::<Service>(), here.ours())
+        .owns(here.api::<Secret>(), here.ours())
+        .watches(here.api::<RelayCluster>(), here.all(), woken);
+    work(edges, context, stop, |object, context| {
+        Box::pin(node_pool::reconcile_edge(object, context))
+    })
+    .await;
+}
+
+async fn deliveries(here: &Watches, context: &Arc<Context>, stop: &CancellationToken) {
+    let home = |pool: &DeliveryPool| wake::home(pool, &pool.spec.cluster_ref);
+    let deliveries = here.controller::<DeliveryPool>();
+    let woken = of_same_cluster(deliveries.store(), home, itself);
+    // They are told what the edges are called.
+    let named = of_same_cluster(deliveries.store(), home, edge_home);
+    let deliveries = deliveries
+        .owns(here.api::<Deployment>(), here.ours())
+        .owns(here.api::<Secret>(), here.ours())
+        .watches(here.api::<RelayCluster>(), here.all(), woken)
+        .watches(here.api::<EdgePool>(), here.all(), named);
+    work(deliveries, context, stop, |object, context| {
+        Box::pin(node_pool::reconcile_delivery(object, context))
+    })
+    .await;
+}
+
+async fn queues(here: &Watches, context: &Arc<Context>, stop: &CancellationToken) {
+    let home = |pool: &QueuePool| wake::home(pool, &pool.spec.cluster_ref);
+    let queues = here.controller::<QueuePool>();
+    let woken = of_same_cluster(queues.store(), home, itself);
+    let queues = queues
+        .owns(here.api::<Pod>(), here.ours())
+        .owns(here.api::<Service>(), here.ours())
+        .watches(here.api::<RelayCluster>(), here.all(), woken)
+        .watches(
+            here.api::<PersistentVolumeClaim>(),
+            here.ours(),
+            // Claims outlive their pool, so they have no owner.
+            |claim: PersistentVolumeClaim| {
+                let pool = ObjectRef::new(claim.labels().get(names::POOL)?);
+                Some(pool.within(&claim.namespace()?))
+            },
+        );
+    work(queues, context, stop, |object, context| {
+        Box::pin(queue_pool::reconcile(object, context))
+    })
+    .await;
+}
+
+fn edge_home(pool: &EdgePool) -> Home {
+    wake::home(pool, &pool.spec.cluster_ref)
+}
+
+fn itself(cluster: &RelayCluster) -> Home {
+    (cluster.namespace().unwrap_or_default(), cluster.name_any())
 }
 
 fn reference(cluster: &str, namespace: Option<String>) -> Option<ObjectRef<RelayCluster>> {

@@ -3,7 +3,7 @@
 //! ```text
 //! settings.rs     what the command line and the environment say
 //! lease.rs        one replica of several works
-//! controllers.rs  who watches what; context.rs is what they have at hand
+//! controllers.rs  who watches what; wake.rs: other people's objects; context.rs is what they have at hand
 //! cluster.rs      RelayCluster: CA, sealing key, image
 //! node_pool/      EdgePool and DeliveryPool: Deployments that drain
 //! queue_pool/     QueuePool: pods and volumes of the operator's own, one change at a time
@@ -51,6 +51,7 @@ mod settings;
 mod ssa;
 mod telemetry;
 mod template;
+mod wake;
 
 use context::Context;
 use error::Error;

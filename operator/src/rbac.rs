@@ -1,5 +1,5 @@
 //! What the operator asks of the API server, kind by kind: the one table that its ClusterRole is written from
-//! (`cargo run -p gen`). A test holds it against the kinds that the code names.
+//! (`cargo run -p gen`). A test holds it against the kinds that the code names and what it does with them.
 
 /// Rights to one kind.
 pub struct Right {
@@ -15,9 +15,10 @@ pub struct Right {
     pub why: &'static str,
 }
 
-const READ: &[&str] = &["get", "list", "watch"];
-const WRITE: &[&str] = &["get", "list", "watch", "create", "patch"];
-const ALL: &[&str] = &["get", "list", "watch", "create", "patch", "delete"];
+const FOLLOW: &[&str] = &["list", "watch"];
+/// Server-side apply of an object that is not there is a `create` too.
+const STATE: &[&str] = &["list", "watch", "create", "patch"];
+const KEEP: &[&str] = &["list", "watch", "create", "patch", "delete"];
 const STATUS: &[&str] = &["patch"];
 const OWN: &[&str] = &["update"];
 
@@ -45,22 +46,28 @@ const OWNER: &str = "blockOwnerDeletion in what belongs to it, where the API ser
 
 /// All rights, whatever the namespace. The Lease is in a Role of the operator's own namespace.
 pub const RIGHTS: &[Right] = &[
-    right(POSTROAD, "relayclusters", "RelayCluster", READ, DECLARED),
-    right(POSTROAD, "edgepools", "EdgePool", READ, DECLARED),
+    right(
+        POSTROAD,
+        "relayclusters",
+        "RelayCluster",
+        &["get", "list", "watch"],
+        DECLARED,
+    ),
+    right(POSTROAD, "edgepools", "EdgePool", FOLLOW, DECLARED),
     right(
         POSTROAD,
         "queuepools",
         "QueuePool",
-        &["get", "list", "watch", "patch"],
+        &["list", "watch", "patch"],
         "read, and held by a finalizer while volumes with mail would go with it",
     ),
-    right(POSTROAD, "deliverypools", "DeliveryPool", READ, DECLARED),
-    right(POSTROAD, "relaydomains", "RelayDomain", READ, DECLARED),
+    right(POSTROAD, "deliverypools", "DeliveryPool", FOLLOW, DECLARED),
+    right(POSTROAD, "relaydomains", "RelayDomain", FOLLOW, DECLARED),
     right(
         POSTROAD,
         "dkimkeys",
         "DkimKey",
-        &["get", "list", "watch", "create", "delete"],
+        &["list", "watch", "create", "delete"],
         "keys are made and end; none is changed",
     ),
     right(POSTROAD, "relayclusters/status", "", STATUS, TOLD),
@@ -79,29 +86,29 @@ pub const RIGHTS: &[Right] = &[
         "",
         "secrets",
         "Secret",
-        ALL,
+        &["get", "list", "watch", "create", "patch", "delete"],
         "certificates, sealing keys, signing keys; those of keys that never sign again are deleted",
     ),
     right(
         "",
         "configmaps",
         "ConfigMap",
-        WRITE,
+        STATE,
         "what nodes trust, and pools' own resources",
     ),
     right(
         "",
         "services",
         "Service",
-        WRITE,
+        STATE,
         "in front of edge and queue pools",
     ),
-    right("", "pods", "Pod", ALL, "queue nodes"),
+    right("", "pods", "Pod", KEEP, "queue nodes"),
     right(
         "",
         "persistentvolumeclaims",
         "PersistentVolumeClaim",
-        ALL,
+        KEEP,
         "of queue nodes",
     ),
     right(
@@ -115,21 +122,21 @@ pub const RIGHTS: &[Right] = &[
         "apps",
         "deployments",
         "Deployment",
-        WRITE,
+        STATE,
         "edge and delivery pools",
     ),
     right(
         "policy",
         "poddisruptionbudgets",
         "PodDisruptionBudget",
-        &["get", "create", "patch", "delete"],
+        &["create", "patch", "delete"],
         "of pools with several nodes",
     ),
     right(
         "networking.k8s.io",
         "networkpolicies",
         "NetworkPolicy",
-        &["get", "create", "patch", "delete"],
+        &["create", "patch", "delete"],
         "who reaches which pool",
     ),
     right(

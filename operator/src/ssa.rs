@@ -58,7 +58,7 @@ where
         .await
 }
 
-/// States an object's status: the whole of what is ours in it.
+/// States an object's status: the whole of what is ours in it. An object that went meanwhile has nobody to be told.
 pub async fn apply_status<K>(
     api: &Api<K>,
     controller: Controller,
@@ -74,9 +74,12 @@ where
         "metadata": {"name": name},
         "status": status,
     });
-    api.patch_status(name, &controller.params(), &Patch::Apply(&object))
-        .await
-        .map(drop)
+    let written = api.patch_status(name, &controller.params(), &Patch::Apply(&object));
+    match written.await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// The owner of a child that goes when the owner goes.

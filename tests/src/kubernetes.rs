@@ -185,6 +185,11 @@ impl Kubernetes {
         for pod in ask(&["get", "pods", "-o", "name"]).lines() {
             let log = ask(&["logs", "--tail=40", pod]);
             text.push_str(&format!("-- {pod}\n{log}\n"));
+            // Of a container that was started again; few were.
+            let before = ["-n", namespace, "logs", "--previous", "--tail=40", pod];
+            if let Ok(log) = self.kubectl(&before) {
+                text.push_str(&format!("-- {pod}, before its last start\n{log}\n"));
+            }
         }
         text
     }
@@ -196,7 +201,7 @@ pub fn checkout() -> PathBuf {
     tests.parent().unwrap_or(tests).to_owned()
 }
 
-/// A Postfix outside the cluster that takes all mail for `example.com`. Dropped, it is gone.
+/// A Postfix outside the cluster that takes all mail for `example.com` and `world.test`. Dropped, it is gone.
 pub struct World {
     // The process ends before its files go.
     _postfix: Postfix,
@@ -260,11 +265,11 @@ fn mailboxes(dir: &Path) -> Result<Setup> {
     fs::create_dir_all(&mail)?;
     chown(&mail, Some(NOBODY), Some(NOBODY)).context("a Postfix of our own needs root")?;
     let users = dir.join("users");
-    fs::write(&users, "/^([a-z]+)@example\\.com$/ ${1}/\n")?;
+    fs::write(&users, "/^([a-z]+)@(example\\.com|world\\.test)$/ ${1}/\n")?;
     let nobody = format!("static:{NOBODY}");
     let mut setup = Setup::new(&format!("{WORLD}:25"))
         .set("myhostname", "mx.test")
-        .set("virtual_mailbox_domains", "example.com")
+        .set("virtual_mailbox_domains", "example.com, world.test")
         .set("virtual_mailbox_base", &mail.display().to_string())
         .set(
             "virtual_mailbox_maps",

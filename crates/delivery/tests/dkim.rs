@@ -1,4 +1,5 @@
-//! What leaves a delivery node that has DKIM keys. That others verify the signatures is shown in `tests/tests/interop`.
+//! What leaves a delivery node that has DKIM keys. That others verify the signatures is shown in
+//! `tests/cluster/suite/signed.rs`.
 
 mod support;
 

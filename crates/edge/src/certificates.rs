@@ -81,6 +81,43 @@ impl Certificates {
     /// Reads `dir`; `default` names the pair for clients that ask for no known name. Pairs that cannot be used are logged,
     /// as long as there is one that can.
     pub fn load(dir: &Path, default: Option<&str>) -> Result<Certificates, CertificateError> {
+        let (certificates, faults) = Certificates::first(dir, default)?;
+        if !certificates.any() {
+            let mut why = faults.values().cloned().collect::<Vec<_>>().join("; ");
+            if why.is_empty() {
+                why = "it holds no tls.crt with a tls.key, and no directory that does".into();
+            }
+            return Err(CertificateError::None {
+                dir: dir.into(),
+                why,
+            });
+        }
+        certificates.complain(&faults);
+        Ok(certificates)
+    }
+
+    /// The same where they may come later: until one can be used there is no TLS.
+    pub fn load_or_wait(
+        dir: &Path,
+        default: Option<&str>,
+    ) -> Result<Certificates, CertificateError> {
+        let (certificates, faults) = Certificates::first(dir, default)?;
+        certificates.complain(&faults);
+        if !certificates.any() {
+            tracing::error!(dir = %dir.display(), "no certificate can be used: no TLS is offered until one can");
+        }
+        Ok(certificates)
+    }
+
+    /// One can be used.
+    pub fn any(&self) -> bool {
+        self.set().default.is_some()
+    }
+
+    fn first(
+        dir: &Path,
+        default: Option<&str>,
+    ) -> Result<(Certificates, Faults), CertificateError> {
         let found = stamps(dir).map_err(|source| CertificateError::Read {
             dir: dir.into(),
             source,
@@ -92,19 +129,8 @@ impl Certificates {
             now: RwLock::default(),
         };
         let (set, faults) = certificates.read(&certificates.loaded, &Set::default());
-        if set.default.is_none() {
-            let mut why = faults.values().cloned().collect::<Vec<_>>().join("; ");
-            if why.is_empty() {
-                why = "it holds no tls.crt with a tls.key, and no directory that does".into();
-            }
-            return Err(CertificateError::None {
-                dir: dir.into(),
-                why,
-            });
-        }
         certificates.take(set);
-        certificates.complain(&faults);
-        Ok(certificates)
+        Ok((certificates, faults))
     }
 
     /// Looks at the files until `stop`.

@@ -14,7 +14,7 @@ use crate::permit::Permits;
 
 pub(crate) struct Node {
     pub config: Config,
-    /// There are certificates.
+    /// There are certificates, or there may be.
     pub tls: Option<Arc<rustls::ServerConfig>>,
     pub appender: Appender,
     pub catalog: watch::Receiver<Option<Arc<Catalog>>>,
@@ -59,10 +59,12 @@ impl Node {
     }
 
     fn starttls(&self) -> StartTls {
-        match (&self.tls, self.config.starttls_required) {
-            (None, _) => StartTls::Off,
-            (Some(_), false) => StartTls::Offered,
-            (Some(_), true) => StartTls::Required,
+        let certificates = self.config.certificates.as_ref();
+        match certificates.is_some_and(|certificates| certificates.any()) {
+            // Where it is required nothing is taken in clear, whether or not there is a certificate.
+            _ if self.config.starttls_required => StartTls::Required,
+            true => StartTls::Offered,
+            false => StartTls::Off,
         }
     }
 

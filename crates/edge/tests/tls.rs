@@ -209,6 +209,25 @@ async fn a_changed_certificate_is_in_the_next_handshake_and_open_sessions_go_on(
 }
 
 #[tokio::test]
+async fn where_certificates_may_wait_starttls_is_offered_when_the_first_comes() {
+    let dir = tempfile::tempdir().unwrap();
+    let certificates = Arc::new(Certificates::load_or_wait(dir.path(), Some("late")).unwrap());
+    let adjust = |config: &mut edge::Config| config.certificates = Some(certificates);
+    let world = World::with(adjust, Duration::from_secs(120)).await;
+    let starttls = async || world.client().await.ask("STARTTLS").await;
+    assert!(starttls().await.starts_with("502 "));
+    write(&dir.path().join("late"), "mx.test");
+    let until = tokio::time::Instant::now() + RELOADED;
+    while !starttls().await.starts_with("220 ") {
+        assert!(
+            tokio::time::Instant::now() < until,
+            "not in use after {RELOADED:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_stands_still_in_the_handshake_loses_its_connection() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "mx.test");

@@ -135,7 +135,11 @@ pub fn edge_config(
 ) -> Result<edge::Config, Failure> {
     let mut config = edge::Config::new(name, hostname, listen);
     if let Some(dir) = &tls.tls {
-        let read = edge::Certificates::load(dir, tls.tls_default.as_deref());
+        let default = tls.tls_default.as_deref();
+        let read = match tls.tls_may_wait {
+            true => edge::Certificates::load_or_wait(dir, default),
+            false => edge::Certificates::load(dir, default),
+        };
         config.certificates = Some(Arc::new(read.map_err(Failure::failed)?));
     }
     config.listen_tls = tls.listen_tls;

@@ -256,12 +256,7 @@ where
     }
     let (namespace, _) = place(object)?;
     let api: Api<K> = Api::namespaced(context.client.clone(), namespace);
-    match ssa::apply_status(&api, Controller::Config, &object.name_any(), &status).await {
-        Ok(()) => Ok(()),
-        // It went meanwhile.
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+    Ok(ssa::apply_status(&api, Controller::Config, &object.name_any(), &status).await?)
 }
 
 fn own(conditions: &[Condition], types: &[&str]) -> Vec<Condition> {

@@ -135,6 +135,12 @@ pub fn pki_volume(cluster: &str, leaf: &str) -> Value {
     ]}})
 }
 
+/// What a node asks for when nobody says how much: so little that it always finds a place, and enough not to be the first
+/// that a crowded Kubernetes node ends, as pods that ask for nothing are.
+fn usual_resources() -> Value {
+    json!({"requests": {"cpu": "100m", "memory": "128Mi"}})
+}
+
 /// The one container of every node.
 pub fn container(image: &str, args: &[String], template: &Template) -> Value {
     let probe = |path: &str, period: u32, failures: u32| {
@@ -143,11 +149,12 @@ pub fn container(image: &str, args: &[String], template: &Template) -> Value {
             "periodSeconds": period, "failureThreshold": failures, "timeoutSeconds": 5,
         })
     };
-    let mut container = json!({
+    json!({
         "name": "postroad",
         "image": image,
         "imagePullPolicy": "IfNotPresent",
         "args": args,
+        "resources": template.resources.clone().unwrap_or_else(usual_resources),
         "securityContext": {
             "allowPrivilegeEscalation": false,
             "readOnlyRootFilesystem": true,
@@ -156,11 +163,7 @@ pub fn container(image: &str, args: &[String], template: &Template) -> Value {
         "readinessProbe": probe("/readyz", 2, 2),
         // Loops that stand still for a minute and a half will not turn again by themselves.
         "livenessProbe": probe("/livez", 15, 6),
-    });
-    if let Some(resources) = &template.resources {
-        container["resources"] = resources.clone();
-    }
-    container
+    })
 }
 
 /// The pod around a container, as pod security `restricted` wants it.

@@ -59,6 +59,7 @@ pub fn build(
             TLS_DIR.into(),
             "--tls-default".into(),
             first.clone(),
+            "--tls-may-wait".into(),
         ]);
         if spec
             .listeners
@@ -107,7 +108,8 @@ pub fn certificates(pool: &EdgePool) -> Vec<String> {
     names
 }
 
-/// Never by subPath: such a file is never updated. A Secret that is not there holds up no pod.
+/// Never by subPath: such a file is never updated. A Secret that is not there holds up no pod, whose node offers no TLS until it
+/// comes.
 fn tls_volume(number: usize, secret: &str) -> Value {
     json!({"name": format!("tls-{number}"), "secret": {"secretName": secret, "defaultMode": 0o440, "optional": true, "items": [
         {"key": "tls.crt", "path": "tls.crt"}, {"key": "tls.key", "path": "tls.key"},

@@ -17,7 +17,7 @@ use resource::{Condition, DeliveryPool, EdgePool, QueuePool, RelayCluster, Relay
 use serde_json::{Value, json};
 
 use crate::cluster::{self, of_cluster};
-use crate::conditions::{Conditions, Reason};
+use crate::conditions::{Conditions, Reason, find};
 use crate::context::Context;
 use crate::error::Error;
 use crate::names::{self, PoolName};
@@ -27,6 +27,7 @@ use crate::place;
 use crate::ssa::{self, Controller};
 
 pub mod build;
+mod certificates;
 pub mod delivery;
 pub mod edge;
 #[cfg(test)]
@@ -34,6 +35,8 @@ pub mod tests;
 
 /// A pool that cannot go on waits for a change, and looks by itself this often.
 const LOOK_AGAIN: Duration = Duration::from_secs(300);
+/// Secrets of people have no watch: one that is missing is looked for this often.
+const LOOK_FOR_SECRETS: Duration = Duration::from_secs(30);
 /// What waits for another controller looks again soon.
 const SOON: Duration = Duration::from_secs(2);
 
@@ -69,7 +72,8 @@ pub async fn reconcile_edge(pool: Arc<EdgePool>, context: Arc<Context>) -> Resul
             "externalTrafficPolicy: Cluster hides the clients' addresses, so no network is recognised; write Local",
         );
     }
-    let mut state = json!({});
+    // What is not looked at now stays as it was: a field that is left out is taken away.
+    let mut state = json!(before);
     if let Some(home) = home(&context, &name, &mut conditions).await? {
         let objects = Objects {
             controller: Controller::EdgePool,
@@ -93,11 +97,18 @@ pub async fn reconcile_edge(pool: Arc<EdgePool>, context: Arc<Context>) -> Resul
             &edge::service(&pool, &name),
         )
         .await?;
-        state = scaled(&deployment, pool.spec.replicas, &mut conditions);
+        scaled(&deployment, pool.spec.replicas, &mut state, &mut conditions);
         state["addresses"] = json!(edge::addresses(&service));
+        certificates::judge(&context, &pool, namespace, &mut conditions).await?;
     }
     state["selector"] = json!(name.selector_text());
-    let known = ["Ready", "Accepted", "Programmed", "SourceAddressReliable"];
+    let known = [
+        "Ready",
+        "Accepted",
+        "Programmed",
+        "CertificatesReady",
+        "SourceAddressReliable",
+    ];
     write_status::<EdgePool>(
         &context,
         Controller::EdgePool,
@@ -122,7 +133,8 @@ pub async fn reconcile_delivery(
         pool.metadata.generation,
         Timestamp::now(),
     );
-    let mut state = json!({});
+    // What is not looked at now stays as it was: a field that is left out is taken away.
+    let mut state = json!(before);
     if let Some(home) = home(&context, &name, &mut conditions).await? {
         let edges = of_cluster(&context, namespace, |edge: &EdgePool| {
             edge.spec.cluster_ref.name == name.cluster
@@ -145,7 +157,7 @@ pub async fn reconcile_delivery(
             resource: build::document("DeliveryPool", namespace, own, &json!(pool.spec)),
         };
         let deployment = objects.apply(&context, &name, &home.cluster.spec).await?;
-        state = scaled(&deployment, pool.spec.replicas, &mut conditions);
+        scaled(&deployment, pool.spec.replicas, &mut state, &mut conditions);
     }
     state["selector"] = json!(name.selector_text());
     let known = ["Ready", "Accepted", "Programmed"];
@@ -277,7 +289,12 @@ where
 }
 
 /// The fields of a scaled kind's status, and whether it is ready.
-fn scaled(deployment: &Deployment, desired: i32, conditions: &mut Conditions<'_>) -> Value {
+fn scaled(
+    deployment: &Deployment,
+    desired: i32,
+    state: &mut Value,
+    conditions: &mut Conditions<'_>,
+) {
     let status = deployment.status.clone().unwrap_or_default();
     let ready = status.ready_replicas.unwrap_or_default();
     let updated = status.updated_replicas.unwrap_or_default();
@@ -288,7 +305,9 @@ fn scaled(deployment: &Deployment, desired: i32, conditions: &mut Conditions<'_>
         true => conditions.set("Ready", true, Reason::AsDeclared, text),
         false => conditions.set("Ready", false, Reason::PodsNotReady, text),
     }
-    json!({"replicas": replicas, "readyReplicas": ready, "updatedReplicas": updated})
+    state["replicas"] = json!(replicas);
+    state["readyReplicas"] = json!(ready);
+    state["updatedReplicas"] = json!(updated);
 }
 
 async fn write_status<K>(
@@ -307,10 +326,15 @@ where
 {
     state["observedGeneration"] = json!(generation);
     state["conditions"] = json!(conditions);
-    let accepted = conditions.iter().any(|condition| {
-        condition.type_ == "Accepted" && condition.reason == Reason::AsDeclared.text()
-    });
+    let said = |type_: &str, reason: Reason| {
+        find(&conditions, type_).is_some_and(|condition| condition.reason == reason.text())
+    };
+    let pause = match () {
+        () if !said("Accepted", Reason::AsDeclared) => SOON,
+        () if said("CertificatesReady", Reason::CertificateMissing) => LOOK_FOR_SECRETS,
+        () => LOOK_AGAIN,
+    };
     let api: Api<K> = Api::namespaced(context.client.clone(), &name.namespace);
     ssa::apply_status(&api, controller, &name.pool, &state).await?;
-    Ok(Action::requeue(if accepted { LOOK_AGAIN } else { SOON }))
+    Ok(Action::requeue(pause))
 }

@@ -123,6 +123,21 @@ fn a_single_node_has_no_disruption_budget() {
 }
 
 #[test]
+fn a_node_asks_for_a_little_unless_people_say_otherwise() {
+    let resources = |spec: Value| {
+        let pool = edge_pool(spec);
+        let name = edge::name(&pool, "mail");
+        let deployment = edge::build(&pool, &cluster(), &name, "image:1", "q:7100");
+        deployment["spec"]["template"]["spec"]["containers"][0]["resources"].clone()
+    };
+    let usual = json!({"requests": {"cpu": "100m", "memory": "128Mi"}});
+    assert_eq!(resources(json!({})), usual);
+    let own = json!({"limits": {"memory": "1Gi"}});
+    assert_eq!(resources(json!({"template": {"resources": own}})), own);
+    assert_eq!(resources(json!({"template": {"resources": {}}})), json!({}));
+}
+
+#[test]
 fn labels_of_people_do_not_replace_those_that_choose_the_pods() {
     let pool =
         edge_pool(json!({"template": {"podLabels": {(names::POOL): "other", "team": "mail"}}}));

@@ -111,7 +111,7 @@ fn whole(members: &MembersResponse) -> Answer {
     };
     let speaks = |id: &u64| {
         let mut nodes = members.nodes.iter();
-        nodes.any(|node| node.node == *id && node.state != "Silent")
+        nodes.any(|node| node.node == *id && !["Silent", "Joining"].contains(&node.state.as_str()))
     };
     let groups = members.groups.iter();
     let in_step = groups.clone().filter(|group| {

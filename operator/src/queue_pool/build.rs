@@ -67,6 +67,9 @@ pub fn services(pool: &QueuePool, name: &PoolName) -> [Value; 2] {
 
 /// One node may be away, as a number that the operator keeps: the disruption controller would count from `spec.replicas`,
 /// which is wrong while nodes come and go. `None` for a single node, whose budget could only be in the way.
+///
+/// Nodes that are not ready may go only while the others are as many as they should be: while a group has no leader none is
+/// ready, and all of them are needed. One that never started is `Pending` and goes always.
 pub fn disruption_budget(pool: &QueuePool, name: &PoolName, members: usize) -> Option<Value> {
     let mut selector = name.selector();
     selector.insert(names::MEMBER.into(), json!("joined"));
@@ -77,7 +80,7 @@ pub fn disruption_budget(pool: &QueuePool, name: &PoolName, members: usize) -> O
             "spec": {
                 "minAvailable": members - 1,
                 "selector": {"matchLabels": selector},
-                "unhealthyPodEvictionPolicy": "AlwaysAllow",
+                "unhealthyPodEvictionPolicy": "IfHealthyBudget",
             },
         })
     })

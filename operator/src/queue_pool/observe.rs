@@ -107,9 +107,21 @@ fn seen_pod(pod: &Pod) -> plan::Pod {
             .get(names::TEMPLATE_HASH)
             .cloned()
             .unwrap_or_default(),
+        runs: has_process(pod),
         ready: is_ready(pod),
         leaving: pod.metadata.deletion_timestamp.is_some(),
     }
+}
+
+/// One of its containers runs, as far as the kubelet said.
+fn has_process(pod: &Pod) -> bool {
+    let status = pod.status.as_ref();
+    let containers = status.and_then(|status| status.container_statuses.as_ref());
+    let mut states = containers
+        .into_iter()
+        .flatten()
+        .filter_map(|container| container.state.as_ref());
+    states.any(|state| state.running.is_some())
 }
 
 /// Its Ready condition.

@@ -10,9 +10,13 @@
 //! * One change of membership at a time, and none while a group has no leader.
 //! * A lost node is replaced: another one is added first, then it is removed, under which the queue's own gate lies.
 //! * Pods are made anew one at a time, each after its leaderships were moved away and all copies are in step. A pod that
-//!   is not ready and out of date is made anew at once: it cannot get worse.
+//!   is not ready and out of date is made anew without that where nobody counts on it. That it is not ready does not say so:
+//!   none is while a group has no leader.
 
 use std::collections::{BTreeMap, BTreeSet};
+
+/// The queue does without a node of which it heard nothing for so long; it takes it for silent itself by then.
+const UNHEARD_MS: u64 = 10_000;
 
 /// What is declared.
 #[derive(Clone, Debug)]
@@ -52,6 +56,8 @@ pub struct Claim {
 pub struct Pod {
     /// What it was made from.
     pub hash: String,
+    /// Its process is there.
+    pub runs: bool,
     /// Its process says so.
     pub ready: bool,
     /// It is on its way out.
@@ -146,7 +152,7 @@ pub fn plan(desired: &Desired, seen: &Observed) -> Step {
         .or_else(|| broken_pod(desired, seen))
         .or_else(|| {
             let Some(queue) = &seen.queue else {
-                return Some(Step::Wait("the queue does not answer yet".into()));
+                return Some(unanswered(desired, seen));
             };
             gone(seen, queue)
                 .or_else(|| membership(desired, seen, queue))
@@ -202,11 +208,49 @@ fn missing_pod(seen: &Observed) -> Option<Step> {
     Some(Step::CreatePod { node })
 }
 
-/// A pod that is out of date and not ready.
+/// A pod that is out of date and not ready, and that nobody counts on.
 fn broken_pod(desired: &Desired, seen: &Observed) -> Option<Step> {
-    let mut pods = seen.pods.iter();
-    let (node, _) = pods.find(|(_, pod)| !pod.ready && !pod.leaving && pod.hash != desired.hash)?;
-    Some(Step::DeletePod { node: *node })
+    let mut broken = broken(desired, seen).filter(|node| is_spare(desired, seen, *node));
+    broken.next().map(|node| Step::DeletePod { node })
+}
+
+/// Nodes whose pods are out of date and not ready.
+fn broken(desired: &Desired, seen: &Observed) -> impl Iterator<Item = u64> {
+    let pods = seen.pods.iter();
+    let broken =
+        pods.filter(move |(_, pod)| !pod.ready && !pod.leaving && pod.hash != desired.hash);
+    broken.map(|(node, _)| *node)
+}
+
+/// Nothing gets worse when the pod of this node, which is not ready, goes: all others are well, or the queue does without it.
+/// Of a queue that does not answer one that has no process goes, and the next one only when the new one has a process:
+/// what is declared may be as bad as what was.
+fn is_spare(desired: &Desired, seen: &Observed, node: u64) -> bool {
+    let sound = |other: &u64| {
+        let pod = seen.pods.get(other);
+        pod.is_some_and(|pod| pod.ready && !pod.leaving)
+    };
+    let Some(queue) = &seen.queue else {
+        let mut others = seen.pods.keys().filter(|other| **other != node);
+        let new = |pod: &Pod| pod.hash == desired.hash;
+        let at_rest = |pod: &Pod| !pod.leaving && (pod.runs || !new(pod));
+        return others.all(sound) || !seen.pods[&node].runs && seen.pods.values().all(at_rest);
+    };
+    let heard = |member: &Member| !member.joining && member.silent_ms < UNHEARD_MS;
+    let mut others = queue.members.keys().filter(|other| **other != node);
+    !queue.members.get(&node).is_some_and(heard) || others.all(sound)
+}
+
+/// Nothing is known of a queue that does not answer, and a pod that seems to be of no use may be one that it lacks.
+fn unanswered(desired: &Desired, seen: &Observed) -> Step {
+    let broken: Vec<String> = broken(desired, seen).map(|node| node.to_string()).collect();
+    Step::Wait(match broken.is_empty() {
+        true => "the queue does not answer yet".into(),
+        false => format!(
+            "the queue does not answer; pods of these nodes are out of date and stay, for it may need them: {}; delete one to have it made anew",
+            broken.join(", ")
+        ),
+    })
 }
 
 /// What is left of nodes that the queue has forgotten.
@@ -316,7 +360,8 @@ fn roll(desired: &Desired, seen: &Observed, queue: &Queue) -> Option<Step> {
     if pod.leaving {
         return Some(Step::Wait(format!("the pod of node {node} ends")));
     }
-    if let Some((other, _)) = seen.pods.iter().find(|(_, pod)| !pod.ready) {
+    let away = |(_, pod): &(&u64, &Pod)| !pod.ready || pod.leaving;
+    if let Some((other, _)) = seen.pods.iter().find(away) {
         return Some(Step::Wait(format!("node {other} is not ready")));
     }
     if !queue.settled {

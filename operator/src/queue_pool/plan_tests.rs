@@ -8,6 +8,10 @@ use super::*;
 
 /// More steps than any of these pools needs, with the model's own moves in between.
 const STEPS_MAX: usize = 400;
+/// Turns of the model until a new pod's process runs, and until one that was told to go is gone.
+const TURNS: u8 = 2;
+/// An image whose process never runs.
+const BAD: &str = "bad";
 
 #[derive(Clone, Debug)]
 enum Trouble {
@@ -17,16 +21,20 @@ enum Trouble {
     OperatorDies,
     /// A pod goes away.
     PodGone(u64),
+    /// A pod is evicted, where the disruption budget lets it.
+    Evicted(u64),
     /// A pod and its volume go away, when the queue would survive it.
     VolumeGone(u64),
     /// Somebody scales.
     Scale(usize),
     /// Somebody wants another number of copies.
     Copies(usize),
-    /// The image changes.
+    /// The image changes; one of them is [`BAD`].
     Image(u8),
     /// The queue does not answer.
     QueueSilent,
+    /// A group has no leader for so many turns, the control group perhaps: no node is ready, and each is needed.
+    Leaderless(u8, bool),
 }
 
 struct Model {
@@ -39,6 +47,11 @@ struct Model {
     /// Copies that the queue has.
     factor: usize,
     ids: BTreeSet<u64>,
+    /// Turns since a pod was made, or told to go.
+    age: BTreeMap<u64, u8>,
+    /// See [`Trouble::Leaderless`].
+    leaderless: u8,
+    control: bool,
 }
 
 impl Model {
@@ -57,23 +70,37 @@ impl Model {
             begun: false,
             factor: 0,
             ids: BTreeSet::new(),
+            age: BTreeMap::new(),
+            leaderless: 0,
+            control: false,
         }
     }
 
-    /// A member answers when its pod is ready and its disk is there.
+    /// A member answers when its process runs and its disk is there.
     fn up(&self, node: u64) -> bool {
-        self.claims.contains_key(&node) && self.pods.get(&node).is_some_and(|pod| pod.ready)
+        self.claims.contains_key(&node) && self.pods.get(&node).is_some_and(|pod| pod.runs)
+    }
+
+    /// It does so and was not told to go.
+    fn stays(&self, node: u64) -> bool {
+        self.up(node) && !self.pods[&node].leaving
+    }
+
+    /// Whoever joins has no vote yet.
+    fn has_majority(&self) -> bool {
+        let voters = self.members.iter().filter(|(_, member)| !member.joining);
+        let up = voters.clone().filter(|(node, _)| self.up(**node)).count();
+        self.begun && up * 2 > voters.count()
     }
 
     fn answers(&self) -> bool {
-        let up = self.members.keys().filter(|node| self.up(**node)).count();
-        self.begun && up * 2 > self.members.len()
+        self.has_majority() && !(self.leaderless > 0 && self.control)
     }
 
     fn settled(&self) -> bool {
-        self.members
-            .iter()
-            .all(|(node, member)| self.up(*node) && !member.leaving && !member.joining)
+        let mut members = self.members.iter();
+        self.leaderless == 0
+            && members.all(|(node, member)| self.up(*node) && !member.leaving && !member.joining)
     }
 
     fn observe(&self, silent: bool) -> Observed {
@@ -81,7 +108,7 @@ impl Model {
             members: self.members.clone(),
             highest_node: self.highest,
             replication_factor: self.factor,
-            leaderless: 0,
+            leaderless: self.leaderless.into(),
             settled: self.settled(),
         });
         Observed {
@@ -93,9 +120,13 @@ impl Model {
 
     /// What happens by itself: pods start and end, the first nodes find each other, groups move.
     fn live(&mut self) {
-        self.pods.retain(|_, pod| !pod.leaving);
-        for pod in self.pods.values_mut() {
-            pod.ready = true;
+        for age in self.age.values_mut() {
+            *age = age.saturating_add(1);
+        }
+        self.pods
+            .retain(|node, pod| !pod.leaving || self.age[node] < TURNS);
+        for (node, pod) in &mut self.pods {
+            pod.runs |= pod.hash != BAD && self.age[node] >= TURNS;
         }
         let first = self.claims.values().find_map(|claim| claim.initial.clone());
         if let Some(first) = first
@@ -120,10 +151,16 @@ impl Model {
             if up.contains(node) {
                 member.joining = false;
                 member.silent_ms = 0;
-            } else {
+            } else if !member.joining {
                 member.silent_ms += 400;
             }
         }
+        // As the program has it: a node is ready while it knows a leader of every group.
+        let led = self.has_majority() && self.leaderless == 0;
+        for pod in self.pods.values_mut() {
+            pod.ready = pod.runs && led;
+        }
+        self.leaderless = self.leaderless.saturating_sub(1);
         // Groups are moved while a majority is there.
         if self.answers() {
             self.members.retain(|_, member| !member.leaving);
@@ -159,9 +196,11 @@ impl Model {
                 assert!(self.claims.contains_key(node), "a pod without a disk");
                 let pod = Pod {
                     hash: self.desired.hash.clone(),
+                    runs: false,
                     ready: false,
                     leaving: false,
                 };
+                self.age.insert(*node, 0);
                 assert!(
                     self.pods.insert(*node, pod).is_none(),
                     "two pods of node {node}"
@@ -191,11 +230,11 @@ impl Model {
             }
             Step::DeletePod { node } => {
                 let member = self.members.contains_key(node);
-                let others = self.pods.iter().filter(|(other, _)| *other != node);
-                let ready = self.pods[node].ready;
-                let sound = others.clone().all(|(_, pod)| pod.ready);
-                assert!(!member || !ready || sound, "a second pod was taken down");
-                self.pods.get_mut(node).expect("it is there").leaving = true;
+                let mut others = self.members.keys().filter(|other| *other != node);
+                let sound = others.all(|other| self.stays(*other));
+                let needed = member && self.up(*node);
+                assert!(!needed || sound, "a second process was taken down");
+                self.end(*node);
             }
             Step::Retire { node } => {
                 assert!(
@@ -205,6 +244,12 @@ impl Model {
                 self.claims.get_mut(node).expect("it is there").retired = true;
             }
         }
+    }
+
+    /// The pod is told to go.
+    fn end(&mut self, node: u64) {
+        self.pods.get_mut(&node).expect("it is there").leaving = true;
+        self.age.insert(node, 0);
     }
 
     fn remove(&mut self, node: u64) {
@@ -237,9 +282,16 @@ impl Model {
             Trouble::PodGone(node) => {
                 self.pods.remove(node);
             }
+            Trouble::Evicted(node) => {
+                let sound = |pod: &Pod| pod.ready && !pod.leaving;
+                if self.pods.contains_key(node) && self.pods.values().all(sound) {
+                    self.end(*node);
+                }
+            }
             Trouble::VolumeGone(node) => {
                 // One disk at a time, as the promise says: not while another node is away.
-                if self.begun && self.settled() && self.members.len() > 2 {
+                let whole = self.members.keys().all(|member| self.stays(*member));
+                if self.begun && self.settled() && whole && self.members.len() > 2 {
                     self.pods.remove(node);
                     self.claims.remove(node);
                     // A disk that the queue never heard of was nobody's: its id may be given to another.
@@ -255,7 +307,11 @@ impl Model {
                 self.desired.replication_factor = *copies;
                 self.desired.replicas = self.desired.replicas.max(*copies);
             }
+            Trouble::Image(0) => self.desired.hash = BAD.into(),
             Trouble::Image(image) => self.desired.hash = format!("{image}"),
+            Trouble::Leaderless(turns, control) => {
+                (self.leaderless, self.control) = (*turns, *control);
+            }
             Trouble::None | Trouble::OperatorDies | Trouble::QueueSilent => {}
         }
     }
@@ -276,10 +332,12 @@ fn troubles() -> impl Strategy<Value = Vec<Trouble>> {
         2 => Just(Trouble::OperatorDies),
         1 => Just(Trouble::QueueSilent),
         2 => (1..9_u64).prop_map(Trouble::PodGone),
+        1 => (1..9_u64).prop_map(Trouble::Evicted),
         1 => (1..9_u64).prop_map(Trouble::VolumeGone),
         1 => (1..7_usize).prop_map(Trouble::Scale),
         1 => prop_oneof![Just(1_usize), Just(3), Just(5)].prop_map(Trouble::Copies),
-        1 => (0..3_u8).prop_map(Trouble::Image),
+        1 => (0..4_u8).prop_map(Trouble::Image),
+        1 => (1..16_u8, any::<bool>()).prop_map(|(turns, control)| Trouble::Leaderless(turns, control)),
     ];
     prop::collection::vec(one, 0..120)
 }
@@ -300,6 +358,9 @@ proptest! {
                 model.act(&step);
             }
             model.live();
+        }
+        if model.desired.hash == BAD {
+            model.desired.hash = "good".into();
         }
         let mut last = Step::Done;
         for _ in 0..STEPS_MAX {
@@ -342,6 +403,68 @@ fn a_lost_disk_is_replaced_under_a_new_id_before_the_lost_node_goes() {
         Step::RemoveNode { node: 2 },
     ];
     assert_eq!(steps, expected);
+}
+
+/// Three nodes of an image that is out of date, none of them ready.
+fn outdated(runs: bool) -> Observed {
+    let pod = |hash: &str, runs| Pod {
+        hash: hash.into(),
+        runs,
+        ready: false,
+        leaving: false,
+    };
+    let claim = Claim {
+        initial: Some(BTreeSet::from([1, 2, 3])),
+        retired: false,
+    };
+    Observed {
+        claims: (1..=3).map(|node| (node, claim.clone())).collect(),
+        pods: (1..=3).map(|node| (node, pod("old", runs))).collect(),
+        queue: None,
+    }
+}
+
+#[test]
+fn while_a_group_has_no_leader_no_pod_is_taken_for_broken() {
+    let desired = Model::new(3, 3).desired;
+    let mut seen = outdated(true);
+    assert!(matches!(plan(&desired, &seen), Step::Wait(_)));
+    let members = (1..=3).map(|node| (node, Member::default()));
+    seen.queue = Some(Queue {
+        members: members.collect(),
+        highest_node: 3,
+        replication_factor: 3,
+        leaderless: 1,
+        settled: false,
+    });
+    assert!(matches!(plan(&desired, &seen), Step::Wait(_)));
+    // The others are well, or the queue does without it.
+    let mut well = seen.clone();
+    for node in [1, 3] {
+        well.pods.get_mut(&node).expect("there").ready = true;
+    }
+    assert_eq!(plan(&desired, &well), Step::DeletePod { node: 2 });
+    let queue = seen.queue.as_mut().expect("it answers");
+    queue.members.get_mut(&3).expect("there").silent_ms = UNHEARD_MS;
+    assert_eq!(plan(&desired, &seen), Step::DeletePod { node: 3 });
+}
+
+#[test]
+fn of_pods_that_never_started_one_goes_at_a_time_and_the_next_when_the_new_one_runs() {
+    let desired = Model::new(3, 3).desired;
+    let mut seen = outdated(false);
+    assert_eq!(plan(&desired, &seen), Step::DeletePod { node: 1 });
+    seen.pods.get_mut(&1).expect("there").leaving = true;
+    assert!(matches!(plan(&desired, &seen), Step::Wait(_)));
+    let new = Pod {
+        hash: desired.hash.clone(),
+        leaving: false,
+        ..seen.pods[&1].clone()
+    };
+    seen.pods.insert(1, new);
+    assert!(matches!(plan(&desired, &seen), Step::Wait(_)));
+    seen.pods.get_mut(&1).expect("there").runs = true;
+    assert_eq!(plan(&desired, &seen), Step::DeletePod { node: 2 });
 }
 
 #[test]

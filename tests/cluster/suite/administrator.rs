@@ -14,11 +14,18 @@ const NAME: &str = "administrator";
 
 /// What a command of `postroad` answers, asked of the relay's queue.
 pub fn ask(relay: &Relay<'_>, command: &[&str]) -> Result<String> {
+    // A run that was interrupted may have left one.
+    dismiss(relay)?;
     let outcome = certificate(relay).and_then(|()| in_a_pod(relay, command));
+    dismiss(relay)?;
+    outcome
+}
+
+fn dismiss(relay: &Relay<'_>) -> Result<()> {
     for object in ["pod", "secret"] {
         relay.kubectl(&["delete", object, NAME, "--ignore-not-found", "--now"])?;
     }
-    outcome
+    Ok(())
 }
 
 fn certificate(relay: &Relay<'_>) -> Result<()> {

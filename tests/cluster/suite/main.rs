@@ -9,12 +9,13 @@
 //! upgrade.rs    another image, another public certificate
 //! tenants.rs    who may claim what
 //! domains.rs    many of them
+//! signed.rs     DKIM keys, from the making to the end, with a name server and a verifier of others
 //! uninstall.rs  what stays when the charts go
 //! relay.rs      one installation for all of these; traffic.rs: mail that passes meanwhile; smtp.rs: one question;
-//!               administrator.rs: a command of `postroad`
+//!               administrator.rs: a command of `postroad`; operator.rs: the operator's processes
 //! ```
 //!
-//! Each leaves the relay as it found it, so their order does not matter.
+//! Each finds the relay as the charts make it, whatever the one before left, so their order does not matter.
 
 #[path = "administrator.rs"]
 mod administrator;
@@ -22,12 +23,16 @@ mod administrator;
 mod charts;
 #[path = "domains.rs"]
 mod domains;
+#[path = "operator.rs"]
+mod operator;
 #[path = "readme.rs"]
 mod readme;
 #[path = "relay.rs"]
 mod relay;
 #[path = "scale.rs"]
 mod scale;
+#[path = "signed.rs"]
+mod signed;
 #[path = "smoke.rs"]
 mod smoke;
 #[path = "smtp.rs"]

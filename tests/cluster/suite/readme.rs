@@ -36,7 +36,7 @@ fn what_the_readme_says_relays_a_message_to_a_postfix_outside() {
             .shell(&block(1)?)
             .context("the README's second lines on Kubernetes")?;
         relay.wait("relaydomain/example-com", "condition=Accepted", SOON)?;
-        let edge = relay.edge()?;
+        let edge = relay.edge()?.to_string();
         relay.until("an edge accepts mail to the domain", SOON, || {
             run(Command::new("swaks")
                 .args(["--server", &edge, "--hide-all"])

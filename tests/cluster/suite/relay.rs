@@ -2,13 +2,16 @@
 //! begins, whatever an earlier one left.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::chown;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use tests::kubernetes::{Kubernetes, checkout};
+use serde_json::{Value, json};
+use tests::child::run;
+use tests::kubernetes::{IMAGE, Kubernetes, checkout};
 
 use crate::readme;
 
@@ -16,12 +19,19 @@ use crate::readme;
 pub const MAIL: &str = "mail";
 /// Namespace of the operator.
 pub const OPERATOR: &str = "postroad-system";
+/// Both charts, as the README names them; the one that needs the other comes first.
+const RELEASES: [(&str, &str); 2] = [("relay", MAIL), ("postroad", OPERATOR)];
+/// Namespaces that tests make for tenants.
+const TENANTS: [&str; 2] = ["tenant", "many"];
 /// What the charts make: pool and number of nodes.
 const POOLS: [(&str, usize); 3] = [("edgepool", 2), ("queuepool", 3), ("deliverypool", 2)];
 /// The image's user: a hostPath is not given to the pod's group by the kubelet.
 const USER: u32 = 65532;
 /// Volumes that are there to be claimed: three to begin with, and whatever comes and goes in the tests.
 const VOLUMES: usize = 24;
+/// SMTP of the edges' Service, and of each of their pods: `port` and `containerPort` of the chart's listener.
+const SERVICE_PORT: u16 = 25;
+const POD_PORT: u16 = 2525;
 /// Pods start, find each other and elect: seconds on a quiet machine.
 pub const COMES_UP: Duration = Duration::from_secs(300);
 /// What nothing holds up.
@@ -43,8 +53,13 @@ impl<'a> Relay<'a> {
         let started = cluster.script("apiserver").arg("start").status()?;
         ensure!(started.success(), "the API server does not come back");
         let relay = Relay { cluster };
-        let mut known = cluster.tool("helm4", &["status", "relay", "--namespace", MAIL]);
-        if !known.output()?.status.success() {
+        let mut whole = true;
+        for (release, namespace) in RELEASES {
+            whole &= deployed(cluster, release, namespace)?;
+        }
+        if !whole {
+            // The README's lines are for a cluster that has neither; an installation that broke off may have left one.
+            relay.uninstall()?;
             relay.install()?;
         }
         relay.restore()?;
@@ -68,33 +83,78 @@ impl<'a> Relay<'a> {
         Ok(())
     }
 
+    /// Takes away what of both charts is there; returns when no node runs.
+    pub fn uninstall(&self) -> Result<()> {
+        for (release, namespace) in RELEASES {
+            let uninstall = ["uninstall", release, "--namespace", namespace];
+            let mut uninstall = self.cluster.tool("helm4", &uninstall);
+            run(uninstall.arg("--ignore-not-found"))?;
+        }
+        self.until("all pods are gone", COMES_UP, || {
+            let pods = self.kubectl(&["get", "pods", "-o", "name"])?;
+            ensure!(pods.is_empty(), "{pods}");
+            Ok(())
+        })
+    }
+
     /// Directories as volumes: there is nobody who makes them when they are claimed.
     fn volumes(&self) -> Result<()> {
+        let mut all = String::new();
         for number in 0..VOLUMES {
             let path = self.cluster.dir.join("volumes").join(number.to_string());
-            if path.exists() {
-                continue;
-            }
             fs::create_dir_all(&path)?;
             chown(&path, Some(USER), Some(USER))?;
             let path = path.display();
-            self.cluster.apply(&format!(
-                "apiVersion: v1\nkind: PersistentVolume\nmetadata: {{name: volume-{number}}}\nspec:\n  capacity: {{storage: 20Gi}}\n  \
+            all.push_str(&format!(
+                "---\napiVersion: v1\nkind: PersistentVolume\nmetadata: {{name: volume-{number}}}\nspec:\n  capacity: {{storage: 20Gi}}\n  \
                  accessModes: [ReadWriteOnce]\n  persistentVolumeReclaimPolicy: Retain\n  hostPath: {{path: {path}}}\n"
-            ))?;
+            ));
         }
-        Ok(())
+        // A directory says nothing of its volume: whoever made it may have died in between.
+        self.cluster.apply(&all)
     }
 
-    /// As many nodes as the charts make, all ready.
+    /// Whatever an earlier test left, also one that failed half way: nobody's domains, and cluster and pools as the chart
+    /// declares them, all nodes ready.
     fn restore(&self) -> Result<()> {
-        for (pool, nodes) in POOLS {
-            self.scale(pool, nodes)?;
+        let mut delete = vec!["delete", "namespace", "--ignore-not-found"];
+        delete.extend(TENANTS);
+        self.cluster.kubectl(&delete)?;
+        self.kubectl(&["delete", "relaydomains", "--all"])?;
+        // Put, not merged: what the chart does not name becomes the default, the number of nodes too.
+        let manifest = ["get", "manifest", "relay", "--namespace", MAIL];
+        let manifest = run(&mut self.cluster.tool("helm4", &manifest))?;
+        self.cluster.feed(&["replace", "-f", "-"], &manifest)?;
+        // A cluster that names no image goes on with the last one.
+        if self.field("relaycluster/postroad", "{.status.image}")? != IMAGE {
+            self.change("relaycluster", &json!({"image": IMAGE}))?;
         }
+        self.runs(IMAGE)?;
         for (pool, nodes) in POOLS {
             self.scaled(pool, nodes)?;
         }
         self.wait("relaycluster/postroad", "condition=Ready", COMES_UP)
+    }
+
+    /// Waits until each of as many nodes as the charts make has this image.
+    pub fn runs(&self, image: &str) -> Result<()> {
+        let count: usize = POOLS.iter().map(|(_, nodes)| nodes).sum();
+        let nodes = ["get", "pods", "-l", "app.kubernetes.io/name=postroad"];
+        let path = "jsonpath={.items[*].spec.containers[0].image}";
+        self.until(&format!("every node has {image}"), COMES_UP, || {
+            let images = self.kubectl(&[nodes.as_slice(), &["-o", path]].concat())?;
+            let images: Vec<&str> = images.split_whitespace().collect();
+            let new = images.iter().filter(|found| **found == image).count();
+            ensure!((new, images.len()) == (count, count), "{images:?}");
+            Ok(())
+        })
+    }
+
+    /// Merges this into the spec of the relay's object of a kind; `null` takes a field away.
+    pub fn change(&self, kind: &str, spec: &Value) -> Result<()> {
+        let patch = json!({ "spec": spec }).to_string();
+        self.kubectl(&["patch", kind, "postroad", "--type=merge", "-p", &patch])
+            .map(drop)
     }
 
     /// `kubectl scale`.
@@ -104,27 +164,35 @@ impl<'a> Relay<'a> {
         self.kubectl(&["scale", &object, &replicas]).map(drop)
     }
 
-    /// Waits until a pool has so many nodes, all of them ready, and nothing is under way.
+    /// Waits until a pool has so many nodes, all of them as it is declared now and ready, and nothing is under way.
     pub fn scaled(&self, pool: &str, nodes: usize) -> Result<()> {
         let what = format!("{pool} has {nodes} nodes");
-        let fields = "{.metadata.generation} {.status.observedGeneration} {.status.replicas} {.status.readyReplicas} \
-                      {.status.conditions[?(@.type=='Progressing')].status}";
-        let wanted = |text: &str| {
-            let words: Vec<&str> = text.split_whitespace().collect();
-            let number = nodes.to_string();
-            let rest = words.get(4).copied().unwrap_or("False");
-            // A pool without nodes has the numbers all the same.
-            words.len() >= 4
-                && words[0] == words[1]
-                && words[2] == number
-                && words[3] == number
-                && rest == "False"
+        let condition = |type_: &str, field: &str| {
+            format!("{{.status.conditions[?(@.type=='{type_}')].{field}}}")
         };
+        let fields = [
+            "{.metadata.generation}".to_owned(),
+            "{.status.observedGeneration}".to_owned(),
+            condition("Ready", "observedGeneration"),
+            condition("Ready", "status"),
+            "{.status.replicas}".to_owned(),
+            "{.status.updatedReplicas}".to_owned(),
+            "{.status.readyReplicas}".to_owned(),
+            condition("Progressing", "status"),
+        ]
+        .join("|");
+        let number = nodes.to_string();
         self.until(&what, COMES_UP, || {
-            let seen = self.field(&format!("{pool}/postroad"), fields)?;
+            let seen = self.field(&format!("{pool}/postroad"), &fields)?;
+            let words: Vec<&str> = seen.split('|').collect();
+            let generation = words[0];
+            // Only queue pools say whether they are at it.
+            let idle = ["False", ""].contains(words.last().unwrap_or(&""));
             ensure!(
-                wanted(&seen),
-                "generation, seen, nodes, ready, working: {seen}"
+                words[1..4] == [generation, generation, "True"]
+                    && words[4..7].iter().all(|word| *word == number)
+                    && idle,
+                "generation|seen|judged|ready|nodes|updated|ready nodes|working: {seen}"
             );
             let pods = self.pods(pool)?;
             ensure!(pods.len() == nodes, "{pods:?}");
@@ -169,10 +237,26 @@ impl<'a> Relay<'a> {
         self.cluster.field(MAIL, object, path)
     }
 
-    /// The address at which the relay accepts mail.
-    pub fn edge(&self) -> Result<String> {
-        self.field("service/postroad-edge", "{.spec.clusterIP}")
+    /// Where the relay accepts mail: its Service.
+    pub fn edge(&self) -> Result<SocketAddr> {
+        let address = self.field("service/postroad-edge", "{.spec.clusterIP}")?;
+        let address = address.parse().with_context(|| address.clone())?;
+        Ok(SocketAddr::new(address, SERVICE_PORT))
     }
+
+    /// Where one edge accepts mail, whatever the Service thinks of it: a pod listens where it may without being root.
+    pub fn edge_at(&self, pod: &str) -> Result<SocketAddr> {
+        let address = self.field(&format!("pod/{pod}"), "{.status.podIP}")?;
+        let address = address.parse().with_context(|| address.clone())?;
+        Ok(SocketAddr::new(address, POD_PORT))
+    }
+}
+
+/// Whether a release is installed whole: one that broke off has a status too.
+fn deployed(cluster: &Kubernetes, release: &str, namespace: &str) -> Result<bool> {
+    let list = ["list", "--namespace", namespace, "--deployed", "--short"];
+    let found = run(&mut cluster.tool("helm4", &list))?;
+    Ok(found.lines().any(|name| name == release))
 }
 
 /// Where a chart lies.

@@ -1,10 +1,10 @@
 //! One question to an SMTP server.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 /// Nothing here waits for a queue.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -16,9 +16,8 @@ pub struct Session {
 
 impl Session {
     /// Connects, and waits for the greeting and the answer to EHLO.
-    pub fn open(server: &str) -> Result<Session> {
-        let address: IpAddr = server.parse().with_context(|| server.to_owned())?;
-        let stream = TcpStream::connect_timeout(&SocketAddr::new(address, 25), PATIENCE)?;
+    pub fn open(server: SocketAddr) -> Result<Session> {
+        let stream = TcpStream::connect_timeout(&server, PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut session = Session {
             read: BufReader::new(stream),
@@ -48,8 +47,19 @@ impl Session {
     }
 }
 
+/// Hands a message over; gives the answer to its final dot.
+pub fn send(server: SocketAddr, sender: &str, recipient: &str, message: &str) -> Result<String> {
+    let mut session = Session::open(server)?;
+    session.say(&format!("MAIL FROM:<{sender}>"))?;
+    session.say(&format!("RCPT TO:<{recipient}>"))?;
+    session.say("DATA")?;
+    let answer = session.say(&format!("{message}\r\n."))?;
+    session.say("QUIT")?;
+    Ok(answer)
+}
+
 /// What a server answers to a recipient.
-pub fn recipient(server: &str, sender: &str, recipient: &str) -> Result<String> {
+pub fn recipient(server: SocketAddr, sender: &str, recipient: &str) -> Result<String> {
     let mut session = Session::open(server)?;
     session.say(&format!("MAIL FROM:<{sender}>"))?;
     let answer = session.say(&format!("RCPT TO:<{recipient}>"))?;

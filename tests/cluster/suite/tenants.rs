@@ -2,6 +2,7 @@
 //! of it reaches a node.
 
 use anyhow::{Result, ensure};
+use serde_json::json;
 
 use crate::administrator;
 use crate::relay::{Relay, SOON};
@@ -49,15 +50,10 @@ fn a_tenant_who_claims_what_is_not_his_is_told_so_and_nothing_of_it_reaches_a_no
         claim(&relay, "stranger", "stranger.test", &inbound)?;
         refused(&relay, "stranger", "NamespaceNotAllowed")?;
 
-        let open = "{\"spec\":{\"access\":{\"allowedNamespaces\":{\"from\":\"All\"},\"domainOwnership\":\"Trust\",\"networks\":[\"10.0.0.0/8\"]}}}";
-        relay.kubectl(&[
-            "patch",
-            "relaycluster",
-            "postroad",
-            "--type=merge",
-            "-p",
-            open,
-        ])?;
+        let open = json!({
+            "allowedNamespaces": {"from": "All"}, "domainOwnership": "Trust", "networks": ["10.0.0.0/8"],
+        });
+        relay.change("relaycluster", &json!({"access": open}))?;
         // What was refused counts now without being touched.
         accepted(&relay, "anybody@stranger.test")?;
         claim(&relay, "thief", "taken.test", &inbound)?;
@@ -68,8 +64,8 @@ fn a_tenant_who_claims_what_is_not_his_is_told_so_and_nothing_of_it_reaches_a_no
 
         // This machine is in the network that was asked for, and no edge lets it send from the domain.
         for pod in relay.pods("edgepool")? {
-            let address = relay.field(&format!("pod/{pod}"), "{.status.podIP}")?;
-            let answer = smtp::recipient(&address, "boss@wide.test", "victim@elsewhere.test")?;
+            let edge = relay.edge_at(&pod)?;
+            let answer = smtp::recipient(edge, "boss@wide.test", "victim@elsewhere.test")?;
             ensure!(answer.starts_with("550"), "{pod}: {answer}");
         }
         let documents = administrator::ask(&relay, &["get", "RelayDomain"])?;
@@ -85,20 +81,12 @@ fn a_tenant_who_claims_what_is_not_his_is_told_so_and_nothing_of_it_reaches_a_no
             ensure!(seen == "True", "{seen}");
             Ok(())
         })?;
-        let shut = "{\"spec\":{\"access\":null}}";
-        relay.kubectl(&[
-            "patch",
-            "relaycluster",
-            "postroad",
-            "--type=merge",
-            "-p",
-            shut,
-        ])?;
+        relay.change("relaycluster", &json!({"access": null}))?;
         refused(&relay, "thief", "NamespaceNotAllowed")?;
         relay.until("no edge takes mail to it any more", SOON, || {
             for pod in relay.pods("edgepool")? {
-                let address = relay.field(&format!("pod/{pod}"), "{.status.podIP}")?;
-                let answer = smtp::recipient(&address, "a@origin.test", "anybody@taken.test")?;
+                let edge = relay.edge_at(&pod)?;
+                let answer = smtp::recipient(edge, "a@origin.test", "anybody@taken.test")?;
                 ensure!(answer.starts_with("550"), "{pod}: {answer}");
             }
             Ok(())

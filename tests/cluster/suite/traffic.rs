@@ -1,7 +1,6 @@
 //! Mail that passes while something is done to the relay: a client that writes down what got 250, a next hop outside of the
 //! cluster that keeps what it is given, and the judge between them.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -35,7 +34,7 @@ impl<'a> Traffic<'a> {
         let sink = runtime.block_on(Sink::at(HOST))?;
         let domain = format!("{name}.test");
         declare(relay, name, sink.port)?;
-        let edge = SocketAddr::new(relay.edge()?.parse()?, 25);
+        let edge = relay.edge()?;
         let mut load = Load::new(u64::MAX, &[&domain]);
         load.connections = SESSIONS;
         load.pause = PAUSE;
@@ -65,11 +64,21 @@ impl<'a> Traffic<'a> {
         self.runtime.block_on(self.client.acked(count, SOON))
     }
 
-    /// Ends it. Each message that got 250 must have arrived as it was sent, none twice without a reason, and nothing may
-    /// have been refused for good; for no longer than `silence` nothing at all may have been accepted.
+    /// Sends no more: every message that was begun got its 250.
+    pub fn stop(&mut self) {
+        self.runtime.block_on(self.client.stop());
+    }
+
+    /// Ends it, and judges as [`Traffic::arrived`] does.
     pub fn end(mut self, silence: Duration) -> Result<()> {
         self.passes(20)?;
-        self.runtime.block_on(self.client.stop());
+        self.stop();
+        self.arrived(silence)
+    }
+
+    /// Each message that got 250 must arrive as it was sent, none twice without a reason, and nothing may have been refused
+    /// for good; while it was sent, for no longer than `silence` nothing at all may have been accepted.
+    pub fn arrived(self, silence: Duration) -> Result<()> {
         let acked = self.acked();
         let end = Instant::now() + ARRIVES;
         let tally = loop {
@@ -121,8 +130,8 @@ pub fn accepted(relay: &Relay<'_>, recipient: &str) -> Result<()> {
     let what = format!("every edge takes mail to {recipient}");
     relay.until(&what, SOON, || {
         for pod in relay.pods("edgepool")? {
-            let address = relay.field(&format!("pod/{pod}"), "{.status.podIP}")?;
-            let answer = smtp::recipient(&address, "sender@origin.test", recipient)?;
+            let edge = relay.edge_at(&pod)?;
+            let answer = smtp::recipient(edge, "sender@origin.test", recipient)?;
             ensure!(answer.starts_with("250"), "{pod}: {answer}");
         }
         Ok(())

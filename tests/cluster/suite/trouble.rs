@@ -7,12 +7,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail, ensure};
 use tests::process::size;
 
-use crate::relay::{COMES_UP, OPERATOR, Relay, SOON};
+use crate::operator;
+use crate::relay::{COMES_UP, Relay, SOON};
 use crate::traffic::Traffic;
 
 /// A leader that goes is followed by another within an election or two.
 const ELECTIONS: Duration = Duration::from_secs(20);
-/// Killed without a word, the operator is followed by the other one when its Lease ends.
+/// An evicted node hands over what it leads, which may take its grace period of a minute, and starts again.
+const COMES_BACK: Duration = Duration::from_secs(120);
+/// Steps in which the operator is killed; it is followed by the other one when its Lease ends.
 const KILLS: usize = 3;
 
 #[test]
@@ -22,6 +25,7 @@ fn of_two_queue_nodes_that_are_evicted_at_once_the_second_stays() {
         let relay = Relay::ready(cluster)?;
         let traffic = Traffic::start(&relay, "evicted")?;
         let pods = relay.pods("queuepool")?;
+        let first = uid(&relay, &pods[0])?;
         evict(&relay, &pods[0])?;
         let refusal = evict(&relay, &pods[1])
             .err()
@@ -31,13 +35,31 @@ fn of_two_queue_nodes_that_are_evicted_at_once_the_second_stays() {
             refusal.contains("disruption budget"),
             "the second was not refused: {refusal}"
         );
+        comes_back(&relay, &pods[0], &first)?;
         relay.scaled("queuepool", 3)?;
         ensure!(relay.pods("queuepool")? == pods, "not the same nodes");
         // Now the second may go.
+        let second = uid(&relay, &pods[1])?;
         relay.until("the second is evicted", SOON, || evict(&relay, &pods[1]))?;
+        comes_back(&relay, &pods[1], &second)?;
         relay.scaled("queuepool", 3)?;
         traffic.end(ELECTIONS)
     });
+}
+
+fn uid(relay: &Relay<'_>, pod: &str) -> Result<String> {
+    relay.field(&format!("pod/{pod}"), "{.metadata.uid}")
+}
+
+/// Waits until another pod of the name is ready: until then the pool's status may still be the one of before.
+fn comes_back(relay: &Relay<'_>, pod: &str, before: &str) -> Result<()> {
+    relay.until(&format!("{pod} is back"), COMES_BACK, || {
+        let ready = "{.status.conditions[?(@.type=='Ready')].status}";
+        let ready = relay.field(&format!("pod/{pod}"), ready)?;
+        ensure!(uid(relay, pod)? != before, "it has not gone yet");
+        ensure!(ready == "True", "it is not ready");
+        Ok(())
+    })
 }
 
 /// As `kubectl drain` does it.
@@ -63,26 +85,27 @@ fn a_queue_node_that_lost_its_volume_is_replaced_under_a_new_id_though_the_opera
         let start = Instant::now();
         relay.kubectl(&["delete", "pvc", &format!("data-{lost}"), "--wait=false"])?;
         relay.kubectl(&["delete", "pod", &lost, "--force", "--grace-period=0"])?;
-        let mut seen = BTreeSet::new();
-        let mut kills = 0;
+        let (mut seen, mut killed_in) = (BTreeSet::new(), BTreeSet::new());
         while !(replaced(&relay, &lost)? && relay.pods("queuepool")?.len() == 3) {
             if start.elapsed() > COMES_UP {
                 bail!("not replaced; steps seen: {seen:?}");
             }
-            let step = relay.field(
-                "queuepool/postroad",
-                "{.status.operation.type} {.status.operation.nodeID}: {.status.operation.step}",
-            )?;
-            if seen.insert(step.clone()) && kills < KILLS {
-                kill_operator(&relay)?;
-                kills += 1;
+            let step = under_way(&relay)?;
+            let new = !step.is_empty() && !killed_in.contains(&step) && killed_in.len() < KILLS;
+            // What was written in between was another step.
+            if new && operator::kill_leader(&relay)? && under_way(&relay)? == step {
                 eprintln!("the operator was killed at {:?}: {step}", start.elapsed());
+                killed_in.insert(step.clone());
             }
+            seen.insert(step);
             std::thread::sleep(Duration::from_millis(100));
         }
         relay.scaled("queuepool", 3)?;
         eprintln!("replaced after {:?}; steps seen: {seen:?}", start.elapsed());
-        ensure!(kills == KILLS, "the operator was killed {kills} times only");
+        ensure!(
+            killed_in.len() == KILLS,
+            "the operator was killed in these steps only: {killed_in:?}"
+        );
         traffic.end(ELECTIONS)
     });
 }
@@ -94,19 +117,11 @@ fn replaced(relay: &Relay<'_>, pod: &str) -> Result<bool> {
     Ok(members.len() == 3 && !members.contains(&pod))
 }
 
-/// Whoever holds the Lease, without giving him time to give it up.
-fn kill_operator(relay: &Relay<'_>) -> Result<()> {
-    let holder =
-        relay
-            .cluster
-            .field(OPERATOR, "lease/postroad-leader", "{.spec.holderIdentity}")?;
-    let Some((pod, _)) = holder.split_once('_') else {
-        return Ok(());
-    };
-    let force = ["--force", "--grace-period=0", "--ignore-not-found"];
-    let mut delete = vec!["--namespace", OPERATOR, "delete", "pod", pod];
-    delete.extend(force);
-    relay.cluster.kubectl(&delete).map(drop)
+/// What the operator is at; empty: nothing.
+fn under_way(relay: &Relay<'_>) -> Result<String> {
+    let step = "{.status.operation.type} {.status.operation.nodeID} {.status.operation.step}";
+    let step = relay.field("queuepool/postroad", step)?;
+    Ok(step.trim().to_owned())
 }
 
 #[test]

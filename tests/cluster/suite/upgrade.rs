@@ -2,15 +2,17 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use tests::child::run;
 use tests::kubernetes::IMAGE;
 
-use crate::relay::{COMES_UP, Relay, SOON};
+use crate::relay::{Relay, SOON};
 use crate::traffic::Traffic;
 
 /// Each queue node hands its leaderships over before it goes.
@@ -29,23 +31,8 @@ fn another_image_reaches_all_nodes_under_load_and_no_mail_is_lost() {
         let traffic = Traffic::start(&relay, "upgrade")?;
         for image in [NEXT, IMAGE] {
             let start = Instant::now();
-            let patch = format!("{{\"spec\":{{\"image\":\"{image}\"}}}}");
-            relay.kubectl(&[
-                "patch",
-                "relaycluster",
-                "postroad",
-                "--type=merge",
-                "-p",
-                &patch,
-            ])?;
-            relay.until("every node has the image", COMES_UP, || {
-                let images = "{.items[*].spec.containers[0].image}";
-                let images = relay.field("pods", images)?;
-                let images: Vec<&str> = images.split_whitespace().collect();
-                let new = images.iter().filter(|found| **found == image).count();
-                ensure!((new, images.len()) == (7, 7), "{images:?}");
-                Ok(())
-            })?;
+            relay.change("relaycluster", &json!({"image": image}))?;
+            relay.runs(image)?;
             for (pool, nodes) in [("queuepool", 3), ("edgepool", 2), ("deliverypool", 2)] {
                 relay.scaled(pool, nodes)?;
             }
@@ -63,63 +50,34 @@ fn a_public_certificate_that_is_replaced_is_shown_within_seconds_and_open_sessio
         let files = tempfile::tempdir()?;
         let traffic = Traffic::start(&relay, "certificate")?;
         put_certificate(&relay, files.path())?;
-        let with_tls = "{\"spec\":{\"listeners\":[{\"name\":\"smtp\",\"protocol\":\"SMTP\",\"port\":25,\"tls\":{\"secretNames\":[\"public\"]}}]}}";
-        relay.kubectl(&[
-            "patch",
-            "edgepool",
-            "postroad",
-            "--type=merge",
-            "-p",
-            with_tls,
-        ])?;
-        relay.kubectl(&[
-            "rollout",
-            "status",
-            "deployment/postroad-edge",
-            "--timeout=120s",
-        ])?;
+        let smtp = json!({"name": "smtp", "protocol": "SMTP", "port": 25, "tls": {"secretNames": ["public"]}});
+        relay.change("edgepool", &json!({"listeners": [smtp]}))?;
         relay.scaled("edgepool", 2)?;
 
         let mut edges = Vec::new();
         for pod in relay.pods("edgepool")? {
-            let address = relay.field(&format!("pod/{pod}"), "{.status.podIP}")?;
-            relay.until("the edge shows its certificate", SOON, || shown(&address))?;
-            edges.push((Secure::open(&address)?, address, mounted(&relay, &pod)?));
+            let edge = relay.edge_at(&pod)?;
+            relay.until("the edge shows its certificate", SOON, || shown(edge))?;
+            edges.push((Secure::open(edge)?, edge, mounted(&relay, &pod)?));
         }
         let new = put_certificate(&relay, files.path())?;
-        for (session, address, file) in &mut edges {
+        for (session, edge, file) in &mut edges {
             relay.until("the kubelet writes the certificate", 2 * SOON, || {
                 ensure!(fs::read_to_string(&*file)? == new, "still the old one");
                 Ok(())
             })?;
             let written = Instant::now();
             relay.until("the edge shows the new one", CERTIFICATE, || {
-                ensure!(shown(address)?.trim() == new.trim(), "still the old one");
+                ensure!(shown(*edge)?.trim() == new.trim(), "still the old one");
                 Ok(())
             })?;
-            eprintln!(
-                "{address}: shown {:?} after it was written",
-                written.elapsed()
-            );
+            eprintln!("{edge}: shown {:?} after it was written", written.elapsed());
             let answer = session.say("NOOP")?;
             ensure!(answer.starts_with("250"), "an open session: {answer}");
         }
-        let without =
-            "{\"spec\":{\"listeners\":[{\"name\":\"smtp\",\"protocol\":\"SMTP\",\"port\":25}]}}";
-        relay.kubectl(&[
-            "patch",
-            "edgepool",
-            "postroad",
-            "--type=merge",
-            "-p",
-            without,
-        ])?;
-        relay.kubectl(&[
-            "rollout",
-            "status",
-            "deployment/postroad-edge",
-            "--timeout=120s",
-        ])?;
+        let smtp = json!({"name": "smtp", "protocol": "SMTP", "port": 25});
+        relay.change("edgepool", &json!({"listeners": [smtp]}))?;
+        relay.scaled("edgepool", 2)?;
         traffic.end(ELECTIONS)
     });
 }
@@ -164,7 +122,7 @@ fn mounted(relay: &Relay<'_>, pod: &str) -> Result<PathBuf> {
     Ok(volumes.join("tls-0/tls.crt"))
 }
 
-fn starttls(address: &str) -> Command {
+fn starttls(edge: SocketAddr) -> Command {
     let mut command = Command::new("openssl");
     command.args([
         "s_client",
@@ -173,13 +131,13 @@ fn starttls(address: &str) -> Command {
         "-servername",
         "mx.relay.test",
     ]);
-    command.args(["-connect", &format!("{address}:25")]);
+    command.args(["-connect", &edge.to_string()]);
     command
 }
 
 /// The certificate that a handshake shows.
-fn shown(address: &str) -> Result<String> {
-    let said = run(starttls(address).stdin(Stdio::null()))?;
+fn shown(edge: SocketAddr) -> Result<String> {
+    let said = run(starttls(edge).stdin(Stdio::null()))?;
     let begin = said.find("-----BEGIN CERTIFICATE-----");
     let end = said.find("-----END CERTIFICATE-----");
     let (begin, end) = begin.zip(end).context("no certificate was shown")?;
@@ -193,8 +151,8 @@ struct Secure {
 }
 
 impl Secure {
-    fn open(address: &str) -> Result<Secure> {
-        let mut openssl = starttls(address)
+    fn open(edge: SocketAddr) -> Result<Secure> {
+        let mut openssl = starttls(edge)
             .arg("-quiet")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

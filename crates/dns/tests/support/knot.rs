@@ -1,4 +1,4 @@
-//! A knot (Debian: package `knot`) with zones of a test, on loopback. Dropped, it is gone.
+//! A knot (Debian: package `knot`) with zones of a test, on loopback, or wherever its command runs. Dropped, it is gone.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -60,6 +60,16 @@ pub struct Knot {
 impl Knot {
     /// Starts one with zones: names, and their records but the SOA.
     pub fn start(address: IpAddr, port: u16, zones: &[(&str, &str)]) -> Knot {
+        Knot::start_by(address, port, zones, |program| Command::new(program))
+    }
+
+    /// The same by a command that `command` makes of the program.
+    pub fn start_by(
+        address: IpAddr,
+        port: u16,
+        zones: &[(&str, &str)],
+        command: impl Fn(&str) -> Command,
+    ) -> Knot {
         let temporary = tempfile::tempdir().expect("a folder");
         let folder = temporary.path().to_owned();
         let listen = format!("{address}@{port}");
@@ -81,8 +91,8 @@ impl Knot {
             fs::write(folder.join(format!("{zone}.zone")), text(zone, 1, records))
                 .expect("written");
         }
-        let program = program().expect("looked for before");
-        let process = Command::new(program)
+        let program = program().expect("knotd is installed");
+        let process = command(program)
             .arg("--config")
             .arg(folder.join("knot.conf"))
             .stdin(Stdio::null())

@@ -28,6 +28,9 @@ pub struct MailTls {
         requires = "tls"
     )]
     pub tls_default: Option<String>,
+    /// Start without TLS when no certificate of --tls can be used, and offer it as soon as one can
+    #[arg(long, env = "POSTROAD_TLS_MAY_WAIT", requires = "tls")]
+    pub tls_may_wait: bool,
     /// Take no mail on --listen before STARTTLS. For private networks only
     #[arg(long, env = "POSTROAD_REQUIRE_STARTTLS", requires = "tls")]
     pub require_starttls: bool,

@@ -51,7 +51,7 @@ pub struct LocalRef {
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct Template {
-    /// Requests and limits of the container.
+    /// Requests and limits of the container; absent: requests of 100m of CPU and 128Mi of memory.
     #[cfg_attr(feature = "kube", schemars(schema_with = "crate::schema::any_object"))]
     pub resources: Option<Value>,
     /// Labels of Kubernetes nodes that pods may run on.

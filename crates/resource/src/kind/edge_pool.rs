@@ -162,8 +162,8 @@ pub struct ListenerTls {
     /// When. Absent: `Implicit` for Submissions, else `Optional`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<TlsMode>,
-    /// Secrets of type kubernetes.io/tls, chosen by SNI; the first is the default. Empty: a self-signed certificate, and a
-    /// condition says so.
+    /// Secrets of type kubernetes.io/tls, chosen by SNI; the first is the default. All listeners of a pool share theirs. A pool
+    /// without any offers no STARTTLS, and the condition CertificatesReady says what is missing.
     #[cfg_attr(
         feature = "kube",
         schemars(length(max = 16), inner(length(min = 1, max = 253)))

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use proto::v1;
-use queue::control::{NodeRow, Placement, node_of};
+use queue::control::{ControlState, NodeRow, Placement, node_of};
 
 use super::Control;
 use crate::oversee::SILENT;
@@ -25,6 +25,8 @@ impl Control {
         }
         let nodes = self.state.nodes.iter();
         let nodes = nodes.map(|(id, row)| self.node(*id, row, &leads, now));
+        let mut nodes: Vec<v1::MemberNode> = nodes.chain(expected(&self.state)).collect();
+        nodes.sort_by_key(|node| node.node);
         let (_, steps) = self.state.map().desired();
         let under_way = self.state.groups.iter();
         let under_way = under_way
@@ -34,7 +36,7 @@ impl Control {
             not_leader: None,
             shards: cluster.map_or(0, |cluster| cluster.shards),
             replication_factor: cluster.map_or(0, |cluster| cluster.replication_factor),
-            nodes: nodes.collect(),
+            nodes,
             groups,
             moves_left: u32::try_from(steps + under_way).unwrap_or(u32::MAX),
             highest_node: self.state.highest_node,
@@ -108,5 +110,50 @@ impl Control {
         let matched = voters.map(|peer| peer.matched).min();
         group.lag = matched.map_or(0, |matched| replica.committed.saturating_sub(matched));
         group
+    }
+}
+
+/// First nodes that said nothing of themselves yet. Whoever did not find them here would take them for nodes that are gone:
+/// others of them may have higher ids.
+fn expected(state: &ControlState) -> impl Iterator<Item = v1::MemberNode> {
+    let joins = |node: &u64| v1::MemberNode {
+        node: *node,
+        state: "Joining".to_owned(),
+        ..Default::default()
+    };
+    state.expected.iter().map(joins)
+}
+
+#[cfg(test)]
+mod tests {
+    use queue::control::{Cluster, ControlCommand};
+
+    use super::*;
+
+    #[test]
+    fn first_nodes_that_said_nothing_yet_join() {
+        let mut state = ControlState::default();
+        let cluster = Cluster {
+            id: [7; 16],
+            shards: 16,
+            replication_factor: 3,
+        };
+        state.apply(&ControlCommand::CreateCluster {
+            cluster,
+            initial_nodes: vec![1, 2, 3],
+        });
+        for node in [1, 3] {
+            let row = NodeRow {
+                incarnation: [1; 16],
+                peer_address: "here:7101".into(),
+                client_address: "here:7100".into(),
+                zone: "".into(),
+            };
+            state.apply(&ControlCommand::AnnounceNode { node, row });
+        }
+        assert_eq!(state.highest_node, 3);
+        let listed: Vec<v1::MemberNode> = expected(&state).collect();
+        assert_eq!(listed.len(), 1);
+        assert_eq!((listed[0].node, listed[0].state.as_str()), (2, "Joining"));
     }
 }
