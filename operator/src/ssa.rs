@@ -74,8 +74,8 @@ where
         "metadata": {"name": name},
         "status": status,
     });
-    let written = api.patch_status(name, &controller.params(), &Patch::Apply(&object));
-    match written.await {
+    let (params, patch) = (controller.params(), Patch::Apply(&object));
+    match api.patch_status(name, &params, &patch).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         Err(error) => Err(error),
