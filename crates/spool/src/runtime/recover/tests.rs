@@ -157,6 +157,23 @@ fn stage(dir: &Path, id: u64) -> Made {
     }
 }
 
+/// A copy of a directory whose log prepares spare segments meanwhile: one that gets its new name just then is missed, and `cp`
+/// says so; the next copy has it.
+fn copy_of(dir: &std::path::Path) -> TempDir {
+    for _ in 0..20 {
+        let copy = TempDir::new().unwrap();
+        let done = std::process::Command::new("cp")
+            .arg("-a")
+            .arg(dir)
+            .arg(copy.path().join("data"))
+            .status();
+        if done.unwrap().success() {
+            return copy;
+        }
+    }
+    panic!("{} cannot be copied", dir.display())
+}
+
 /// A node that took part: five messages in its log and its rows.
 struct Node {
     config: Config,
@@ -206,13 +223,7 @@ impl Node {
 
     /// What a start makes of a copy of the directory as it is now, and the next start of that: the index that is applied.
     fn look(&self, when: &str) -> u64 {
-        let copy = TempDir::new().unwrap();
-        let done = std::process::Command::new("cp")
-            .arg("-a")
-            .arg(&self.config.dir)
-            .arg(copy.path().join("data"))
-            .status();
-        assert!(done.unwrap().success());
+        let copy = copy_of(&self.config.dir);
         let mut config = self.config.clone();
         config.dir = copy.path().join("data");
         let first = self.check(&config, when);
