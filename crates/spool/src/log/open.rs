@@ -233,7 +233,7 @@ fn build(
         groups,
         next_segment: found.last_segment + 1,
         next_batch: found.last_batch + 1,
-        durable: found.tail.unwrap_or_default(),
+        durable: found.durable.unwrap_or_default(),
         unmarked: found.tail.is_some(),
         batch: Batch::default(),
         last_flush: Instant::now(),

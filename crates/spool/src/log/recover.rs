@@ -28,6 +28,9 @@ pub(super) struct Found {
     pub unused: Vec<(u64, Arc<dyn DiskFile>)>,
     /// Where the last segment goes on; the offset is 0 when not even its head counts.
     pub tail: Option<Position>,
+    /// Where the last batch ends: before it all is durable. Not the head of a segment that holds no batch: that would vouch for
+    /// whatever a crash left behind the end of the one before.
+    pub durable: Option<Position>,
     /// The last segment was made with another size and is not continued.
     pub other_size: bool,
     pub last_segment: u64,
@@ -106,6 +109,9 @@ impl Recovery<'_> {
             }
             found.other_size = header.capacity != self.capacity;
             found.tail = Some((candidate.id, if reached == BLOCK { 0 } else { reached }));
+            if reached > BLOCK {
+                found.durable = found.tail;
+            }
         }
         Ok(found)
     }
