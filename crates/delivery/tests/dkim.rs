@@ -1,5 +1,5 @@
-//! What leaves a delivery node that has DKIM keys. That others verify the signatures is shown in
-//! `tests/cluster/suite/signed.rs`.
+//! What leaves a delivery node that has DKIM keys. A verifier of somebody else's has a test in the suite for a cluster
+//! (`tests/cluster/suite/signed.rs`), which has not run yet.
 
 mod support;
 

@@ -377,7 +377,8 @@ pub struct QueueNode {
     /// Shards of the queue, a power of two up to 256; fixed when the cluster is made
     #[arg(long, env = "POSTROAD_SHARDS", default_value_t = 16, value_name = "N")]
     pub shards: u32,
-    /// Copies of each shard: 1, 3 or 5 [default: 3; 1 with one initial node]
+    /// Copies of each shard when the cluster is made: 1, 3 or 5; `postroad members copies` changes them [default: 3; 1 with one
+    /// initial node]
     #[arg(long, env = "POSTROAD_REPLICATION_FACTOR", value_name = "N")]
     pub replication_factor: Option<u32>,
     #[command(flatten)]

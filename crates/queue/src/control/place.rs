@@ -196,11 +196,13 @@ impl Map {
         }
         if surplus {
             let held = self.held();
-            let voters = group.voters.iter();
-            return voters
-                .map(|voter| (self.in_zone(group, self.zone(*voter)), held[voter], *voter))
-                .max()
-                .map(|(_, _, node)| Change::Remove { node });
+            // One that is silent or full goes first: what stays must be able to go on without it.
+            let rank = |voter: &u64| {
+                let crowd = self.in_zone(group, self.zone(*voter));
+                (!self.takes(*voter), crowd, held[voter], *voter)
+            };
+            let node = group.voters.iter().max_by_key(|voter| rank(voter)).copied();
+            return node.map(|node| Change::Remove { node });
         }
         None
     }

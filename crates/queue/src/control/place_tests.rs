@@ -225,3 +225,18 @@ fn more_copies_and_fewer() {
     assert!(one.groups.values().all(|group| group.voters.len() == 1));
     assert!(spread(&one.held(), |_| true) <= 1);
 }
+
+/// With a dead node among three copies the single one that is left must not be the dead one.
+#[test]
+fn of_too_many_copies_those_on_nodes_that_take_nothing_go_first() {
+    for dead in 1..=5 {
+        let mut map = first_map(&[1, 2, 3, 4, 5], 4, 5);
+        map.nodes.entry(dead).and_modify(|node| node.takes = false);
+        for factor in [3, 1] {
+            map.factor = factor;
+            (map, _) = map.desired();
+            let on_dead = |group: &Group| group.voters.contains(&dead);
+            assert!(!map.groups.values().any(on_dead), "{dead}: {map:?}");
+        }
+    }
+}
