@@ -16,6 +16,8 @@ pub const CLUSTER_ID: &str = "postroad.dev/cluster-id";
 pub const MEMBER: &str = "postroad.dev/member";
 /// Annotation of a volume claim: the first nodes of the queue, as `--initial-cluster` wants them. Only those nodes have it.
 pub const INITIAL_CLUSTER: &str = "postroad.dev/initial-cluster";
+/// Annotation of a volume claim: it got a pod, so its queue may have begun and no first node is made any more.
+pub const USED: &str = "postroad.dev/used-by-node-id";
 /// Annotation of a volume claim whose node left the queue: its data is of no use any more, and its node id is never used again.
 pub const RETIRED: &str = "postroad.dev/retired-node-id";
 /// Annotation of a QueuePool on its way out: its mail may go with it.

@@ -46,6 +46,8 @@ pub async fn act(
                 .get(node)
                 .and_then(|claim| claim.initial.as_ref());
             let joined = is_member(seen, *node);
+            // Before the pod: whoever dies in between leaves a mark too many, and all first claims are there by now.
+            mark(parts, &claims, *node, names::USED).await?;
             create(&pods, &build::pod(parts, *node, initial, joined)).await
         }
         Step::AddNode { node } => {
@@ -104,7 +106,18 @@ async fn retire(
     if parts.pool.spec.storage.when_scaled == Retention::Delete {
         return delete(claims, &claim).await;
     }
-    let marked = json!({"metadata": {"annotations": {names::RETIRED: node.to_string()}}});
+    mark(parts, claims, node, names::RETIRED).await
+}
+
+/// Notes on the claim of a node what became of it.
+async fn mark(
+    parts: &Parts<'_>,
+    claims: &Api<PersistentVolumeClaim>,
+    node: u64,
+    note: &str,
+) -> Result<(), Error> {
+    let claim = names::queue_claim(&parts.name.pool, node);
+    let marked = json!({"metadata": {"annotations": {note: node.to_string()}}});
     let merge = PatchParams::default();
     claims.patch(&claim, &merge, &Patch::Merge(&marked)).await?;
     Ok(())

@@ -96,6 +96,7 @@ fn seen_claim(metadata: &ObjectMeta) -> Claim {
     });
     Claim {
         initial: list,
+        used: note(names::USED).is_some(),
         retired: note(names::RETIRED).is_some(),
     }
 }

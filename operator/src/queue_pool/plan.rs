@@ -2,7 +2,8 @@
 //! is decided from what is seen then. So the operator may die anywhere and go on.
 //!
 //! The order of things, and why:
-//! * The first nodes are fixed by their volume claims, each of which carries the whole list; a list half made is completed.
+//! * The first nodes are fixed by their volume claims, each of which carries the whole list; a list half made is completed,
+//!   until one of them gets a pod, which its claim keeps in mind: from then on a claim that is missing is a lost disk.
 //! * A node comes as claim, pod, then AddNode: the queue hears of a node that is there.
 //! * A node goes as RemoveNode, then, when the queue has forgotten it, pod and claim. The queue refuses to let one go
 //!   that is needed, and its refusal is final here: the spec is never rewritten.
@@ -47,6 +48,8 @@ pub struct Observed {
 pub struct Claim {
     /// Of one of the first nodes: their ids.
     pub initial: Option<BTreeSet<u64>>,
+    /// It had a pod once: the queue may have begun.
+    pub used: bool,
     /// Its node left the queue.
     pub retired: bool,
 }
@@ -108,7 +111,7 @@ pub enum Step {
         /// See [`Claim::initial`].
         initial: Option<BTreeSet<u64>>,
     },
-    /// Make a pod for a claim.
+    /// Make a pod for a claim, which is marked as used before.
     CreatePod {
         /// Of this node.
         node: u64,
@@ -178,18 +181,14 @@ fn first_nodes(desired: &Desired, seen: &Observed) -> Option<Step> {
         }
         None => return None,
     };
-    // Later a missing one is a lost one, not one that was never made.
-    if seen.queue.is_some() || seen.claims.values().any(|claim| claim.initial.is_none()) {
+    // All were there when the first of them got its pod; one that is missing since was lost, and its id is not given again.
+    if seen.queue.is_some() || seen.claims.values().any(|claim| claim.used) {
         return None;
     }
     let node = initial
         .iter()
         .copied()
         .find(|node| !seen.claims.contains_key(node))?;
-    // Some of the first nodes have pods: they began with all claims there, so this one was lost since.
-    if !seen.pods.is_empty() {
-        return None;
-    }
     let initial = Some(initial);
     Some(Step::CreateClaim { node, initial })
 }

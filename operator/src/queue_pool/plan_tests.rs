@@ -188,12 +188,14 @@ impl Model {
                 );
                 let claim = Claim {
                     initial: initial.clone(),
+                    used: false,
                     retired: false,
                 };
                 self.claims.insert(*node, claim);
             }
             Step::CreatePod { node } => {
-                assert!(self.claims.contains_key(node), "a pod without a disk");
+                let claim = self.claims.get_mut(node);
+                claim.expect("a pod has a disk").used = true;
                 let pod = Pod {
                     hash: self.desired.hash.clone(),
                     runs: false,
@@ -405,6 +407,23 @@ fn a_lost_disk_is_replaced_under_a_new_id_before_the_lost_node_goes() {
     assert_eq!(steps, expected);
 }
 
+/// Five became one, node 1's disk was lost meanwhile, and the pod of the one that is left is being made anew: nobody answers, and
+/// no pod is there that would say that this queue began long ago.
+#[test]
+fn a_first_disk_that_was_lost_is_not_made_again_while_the_last_pod_is_away() {
+    let model = Model::new(1, 1);
+    let claim = Claim {
+        initial: Some((1..=5).collect()),
+        used: true,
+        retired: false,
+    };
+    let seen = Observed {
+        claims: BTreeMap::from([(2, claim)]),
+        ..Observed::default()
+    };
+    assert_eq!(plan(&model.desired, &seen), Step::CreatePod { node: 2 });
+}
+
 /// Three nodes of an image that is out of date, none of them ready.
 fn outdated(runs: bool) -> Observed {
     let pod = |hash: &str, runs| Pod {
@@ -415,6 +434,7 @@ fn outdated(runs: bool) -> Observed {
     };
     let claim = Claim {
         initial: Some(BTreeSet::from([1, 2, 3])),
+        used: true,
         retired: false,
     };
     Observed {
