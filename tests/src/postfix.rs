@@ -172,6 +172,8 @@ fn main_cf(dir: &Path, setup: &Setup) -> String {
         lines.push(("maillog_file".to_owned(), path("log/maillog")));
         lines.push(("maillog_file_prefixes".to_owned(), path("log")));
     }
+    // Postfix warns of a name that stands there twice.
+    lines.retain(|(name, _)| setup.main.iter().all(|(own, _)| own != name));
     lines.extend(setup.main.iter().cloned());
     lines
         .into_iter()

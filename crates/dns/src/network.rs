@@ -1,6 +1,7 @@
 //! The DNS over the network: hickory-resolver with our cache bounds, and its errors told apart.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_resolver::TokioResolver;
@@ -10,6 +11,7 @@ use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
+use rustls::{ClientConfig, RootCertStore};
 
 use crate::{AddressAnswer, Error, MxAnswer, TxtAnswer, interleave};
 
@@ -75,6 +77,8 @@ impl Network {
     }
 
     fn finish(builder: Builder) -> Result<Network, Error> {
+        let tls = trusts_nobody().map_err(|e| Error::Build(e.to_string()))?;
+        let builder = builder.with_tls_config(tls);
         let resolver = builder.build().map_err(|e| Error::Build(e.to_string()))?;
         Ok(Network { resolver })
     }
@@ -142,6 +146,16 @@ impl Network {
             .await
             .map_err(|e| missing(&e))
     }
+}
+
+/// Name servers are asked in the clear. By default the resolver would look for the machine's CA certificates all the same, and not
+/// start in an image that has none.
+fn trusts_nobody() -> Result<ClientConfig, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider);
+    let builder = builder.with_safe_default_protocol_versions()?;
+    let builder = builder.with_root_certificates(RootCertStore::empty());
+    Ok(builder.with_no_client_auth())
 }
 
 type Builder = hickory_resolver::ResolverBuilder<TokioRuntimeProvider>;

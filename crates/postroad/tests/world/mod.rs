@@ -119,6 +119,9 @@ impl Place {
             .args(["--admin-listen", &format!("127.0.0.1:{}", self.http)])
             .args(["--segment-bytes", "4MiB"])
             .args(more)
+            // As in its image: a machine without CA certificates.
+            .env("SSL_CERT_FILE", "/nowhere")
+            .env("SSL_CERT_DIR", "/nowhere")
             .env("POSTROAD_LOG", "warn")
             .stdout(Stdio::piped())
             .spawn()
