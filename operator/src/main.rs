@@ -14,6 +14,7 @@
 //! pki.rs          certificates in Secrets
 //! names.rs        names, labels and annotations; template.rs: what people want of pods
 //! ssa.rs          how objects are written; conditions.rs: what is said of them; error.rs: when to try again
+//! fail_point.rs   dies where a test wants it to
 //! http.rs         health and metrics; telemetry.rs and describe.rs say what
 //! ```
 
@@ -36,6 +37,7 @@ mod describe;
 mod dkim_key;
 mod domain;
 mod error;
+mod fail_point;
 mod http;
 mod lease;
 mod names;

@@ -95,7 +95,7 @@ pub async fn ensure_leaf(
     ca: &Pair,
     tls: &InternalTls,
     leaf: Leaf<'_>,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), leaf.namespace);
     let now = Timestamp::now();
     let issuer = names::digest(ca.certificate.trim());
@@ -111,7 +111,7 @@ pub async fn ensure_leaf(
         .as_ref()
         .is_some_and(good)
     {
-        return Ok(());
+        return Ok(false);
     }
     let life = days(tls.leaf_days);
     let pair = pki::make_leaf(ca, leaf.role, &leaf.name, SystemTime::now(), life)?;
@@ -133,7 +133,7 @@ pub async fn ensure_leaf(
         namespace = leaf.namespace,
         "made a certificate"
     );
-    Ok(())
+    Ok(true)
 }
 
 /// The key that seals DKIM keys, made if there is none: only delivery nodes get it.

@@ -14,6 +14,7 @@ use super::observe::Seen;
 use super::plan::Step;
 use crate::context::Context;
 use crate::error::Error;
+use crate::fail_point;
 use crate::names::{self, CLIENT_PORT, PEER_PORT, PoolName};
 use crate::node_pool::delete;
 use crate::pki::{self, Leaf};
@@ -36,19 +37,19 @@ pub async fn act(
         Step::Done | Step::Wait(_) => Ok(()),
         Step::CreateClaim { node, initial } => {
             let claim = build::claim(parts, *node, initial.as_ref());
-            create(&claims, &claim).await
+            create(&claims, &claim, "claim-created").await
         }
         Step::CreatePod { node } => {
             renew_leaf(context, parts, *node, ca).await?;
-            let initial = seen
-                .observed
-                .claims
-                .get(node)
-                .and_then(|claim| claim.initial.as_ref());
-            let joined = is_member(seen, *node);
+            let claim = seen.observed.claims.get(node);
+            let initial = claim.and_then(|claim| claim.initial.as_ref());
             // Before the pod: whoever dies in between leaves a mark too many, and all first claims are there by now.
-            mark(parts, &claims, *node, names::USED).await?;
-            create(&pods, &build::pod(parts, *node, initial, joined)).await
+            if claim.is_some_and(|claim| !claim.used) {
+                mark(parts, &claims, *node, names::USED).await?;
+                fail_point::after("claim-marked");
+            }
+            let pod = build::pod(parts, *node, initial, is_member(seen, *node));
+            create(&pods, &pod, "pod-created").await
         }
         Step::AddNode { node } => {
             let host = names::queue_host(pool, namespace, *node);
@@ -58,24 +59,33 @@ pub async fn act(
                 client_address: format!("{host}:{CLIENT_PORT}"),
                 zone: String::new(),
             };
-            asked(admin.add_node(add).await)
+            asked(admin.add_node(add).await, "node-added")
         }
-        Step::RemoveNode { node } => asked(admin.remove_node(*node).await),
-        Step::MoveLeaders { node } => asked(admin.move_leaders(*node).await),
+        Step::RemoveNode { node } => asked(admin.remove_node(*node).await, "node-removed"),
+        Step::MoveLeaders { node } => asked(admin.move_leaders(*node).await, "leaders-moved"),
         Step::SetReplicationFactor { factor } => {
             let factor = u32::try_from(*factor).unwrap_or(u32::MAX);
-            asked(admin.set_replication_factor(factor).await)
+            asked(admin.set_replication_factor(factor).await, "copies-set")
         }
-        Step::DeletePod { node } => delete(&pods, &names::queue_pod(pool, *node)).await,
-        Step::Retire { node } => retire(parts, &claims, *node).await,
+        Step::DeletePod { node } => {
+            delete(&pods, &names::queue_pod(pool, *node)).await?;
+            fail_point::after("pod-deleted");
+            Ok(())
+        }
+        Step::Retire { node } => {
+            retire(parts, &claims, *node).await?;
+            fail_point::after("claim-retired");
+            Ok(())
+        }
     }
 }
 
 /// The queue's no is an answer; that it gave none is a failure.
-fn asked(answer: Result<String, CallError>) -> Result<(), Error> {
+fn asked(answer: Result<String, CallError>, write: &str) -> Result<(), Error> {
     match answer {
         Ok(text) => {
             tracing::info!("{text}");
+            fail_point::after(write);
             Ok(())
         }
         Err(CallError::Declined { text }) => Err(Error::Refused(text)),
@@ -84,13 +94,16 @@ fn asked(answer: Result<String, CallError>) -> Result<(), Error> {
 }
 
 /// Creates what must not be there yet; that it is there is as good.
-async fn create<K>(api: &Api<K>, object: &serde_json::Value) -> Result<(), Error>
+async fn create<K>(api: &Api<K>, object: &serde_json::Value, write: &str) -> Result<(), Error>
 where
     K: Clone + serde::de::DeserializeOwned + serde::Serialize + std::fmt::Debug,
 {
     let object: K = serde_json::from_value(object.clone())?;
     match api.create(&PostParams::default(), &object).await {
-        Ok(_) => Ok(()),
+        Ok(_) => {
+            fail_point::after(write);
+            Ok(())
+        }
         Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
         Err(error) => Err(error.into()),
     }
@@ -233,5 +246,8 @@ async fn renew_leaf(
         name: node.to_string(),
     };
     let tls = &parts.cluster.spec.internal_tls;
-    pki::ensure_leaf(&context.client, Controller::QueuePool, ca, tls, leaf).await
+    if pki::ensure_leaf(&context.client, Controller::QueuePool, ca, tls, leaf).await? {
+        fail_point::after("certificate-made");
+    }
+    Ok(())
 }

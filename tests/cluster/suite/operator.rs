@@ -11,6 +11,52 @@ use crate::relay::{OPERATOR, Relay};
 /// The kernel keeps fifteen letters of a name.
 const COMM: &str = "postroad-operat";
 
+/// The operator's own, in the relay's eyes.
+const DEPLOYMENT: &str = "deployment/postroad-operator";
+/// See `operator/src/fail_point.rs`: how it ends, and what it says then.
+const DIED: &str = "86";
+const SAYS: &str = "fail point: the operator ends after ";
+
+/// From now on the operator dies after everything that it writes for a queue pool, or no more.
+pub fn dies_at_writes(relay: &Relay<'_>, dies: bool) -> Result<()> {
+    let variable = match dies {
+        true => "POSTROAD_FAIL_POINTS=all",
+        false => "POSTROAD_FAIL_POINTS-",
+    };
+    for rest in [
+        ["set", "env", DEPLOYMENT, variable],
+        ["rollout", "status", DEPLOYMENT, "--timeout=2m"],
+    ] {
+        let all = [["--namespace", OPERATOR].as_slice(), &rest].concat();
+        relay.cluster.kubectl(&all)?;
+    }
+    Ok(())
+}
+
+/// What operators wrote that died of it since the last question. Each has a new pod, which waits for nothing before it starts.
+pub fn deaths(relay: &Relay<'_>) -> Result<Vec<String>> {
+    let cluster = relay.cluster;
+    let in_ours = |rest: &[&str]| cluster.kubectl(&[["-n", OPERATOR].as_slice(), rest].concat());
+    let status = "{range .items[*]}{.metadata.name} {.status.containerStatuses[0]..terminated.exitCode}{\"\\n\"}{end}";
+    let pods = in_ours(&["get", "pods", "-o", &format!("jsonpath={status}")])?;
+    let mut writes = Vec::new();
+    for line in pods.lines() {
+        let Some((pod, status)) = line.split_once(' ') else {
+            continue;
+        };
+        if !status.split_whitespace().any(|status| status == DIED) {
+            continue;
+        }
+        let log = in_ours(&["logs", "--previous", pod]).or_else(|_| in_ours(&["logs", pod]))?;
+        let last = log.lines().rev().find_map(|line| line.split_once(SAYS));
+        let (_, write) = last.with_context(|| format!("{pod} does not say why it died: {log}"))?;
+        let name = |letter: &char| letter.is_ascii_alphabetic() || *letter == '-';
+        writes.push(write.chars().take_while(name).collect());
+        in_ours(&["delete", "pod", pod, "--force", "--grace-period=0"])?;
+    }
+    Ok(writes)
+}
+
 /// Directories in /proc of all operators that run here.
 fn processes() -> Result<Vec<PathBuf>> {
     let all = fs::read_dir("/proc")?.flatten().map(|entry| entry.path());

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tests::child::run;
 use tests::kubernetes::{IMAGE, Kubernetes, checkout};
 
-use crate::readme;
+use crate::{operator, readme};
 
 /// Namespace of the relay.
 pub const MAIL: &str = "mail";
@@ -121,10 +121,19 @@ impl<'a> Relay<'a> {
         delete.extend(TENANTS);
         self.cluster.kubectl(&delete)?;
         self.kubectl(&["delete", "relaydomains", "--all"])?;
+        operator::dies_at_writes(self, false)?;
         // Put, not merged: what the chart does not name becomes the default, the number of nodes too.
         let manifest = ["get", "manifest", "relay", "--namespace", MAIL];
         let manifest = run(&mut self.cluster.tool("helm4", &manifest))?;
         self.cluster.feed(&["replace", "-f", "-"], &manifest)?;
+        // Helm 4 takes away only what says that it is Helm's, and that does not stand in the manifest.
+        let owned = ["annotate", "--overwrite", "-f", "-"];
+        let by = [
+            "meta.helm.sh/release-name=relay",
+            "meta.helm.sh/release-namespace=mail",
+        ];
+        let annotate = [owned.as_slice(), &by].concat();
+        self.cluster.feed(&annotate, &manifest)?;
         // A cluster that names no image goes on with the last one.
         if self.field("relaycluster/postroad", "{.status.image}")? != IMAGE {
             self.change("relaycluster", &json!({"image": IMAGE}))?;

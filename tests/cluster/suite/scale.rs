@@ -1,16 +1,28 @@
 //! `kubectl scale`, each pool out and in again, while mail passes.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::relay::{Relay, SOON};
+use crate::operator;
+use crate::relay::{COMES_UP, Relay, SOON};
 use crate::traffic::Traffic;
 
 /// Nodes that drain hold nobody up.
 const NO_BREAK: Duration = Duration::from_secs(10);
 /// A leader that goes is followed by another within an election or two.
 const ELECTIONS: Duration = Duration::from_secs(20);
+/// What the operator writes when a queue node comes, and when it goes (`operator/src/queue_pool/act.rs`).
+const COMES: [&str; 5] = [
+    "claim-created",
+    "certificate-made",
+    "claim-marked",
+    "pod-created",
+    "node-added",
+];
+const GOES: [&str; 3] = ["node-removed", "pod-deleted", "claim-retired"];
 
 #[test]
 #[ignore = "needs the cluster of tests/cluster/up"]
@@ -64,6 +76,41 @@ fn queue_nodes_come_and_go_under_load_and_no_mail_is_lost_or_refused() {
             "volumes that are kept do not say so: {retired}"
         );
         Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs the cluster of tests/cluster/up"]
+fn a_queue_node_comes_and_goes_though_the_operator_dies_after_everything_that_it_writes() {
+    crate::explained("mail", |cluster| {
+        let relay = Relay::ready(cluster)?;
+        let traffic = Traffic::start(&relay, "frail")?;
+        operator::dies_at_writes(&relay, true)?;
+        let all = RefCell::new(BTreeSet::new());
+        for (nodes, writes) in [(4, COMES.as_slice()), (3, &GOES)] {
+            let start = Instant::now();
+            relay.scale("queuepool", nodes)?;
+            relay.until("the operator gets there", COMES_UP, || {
+                let died = operator::deaths(&relay)?;
+                all.borrow_mut().extend(died);
+                let all = all.borrow();
+                let missing: Vec<_> = writes
+                    .iter()
+                    .filter(|write| !all.contains(**write))
+                    .collect();
+                let pods = relay.pods("queuepool")?;
+                ensure!(
+                    missing.is_empty() && pods.len() == nodes,
+                    "{pods:?}, died after {all:?}"
+                );
+                Ok(())
+            })?;
+            relay.scaled("queuepool", nodes)?;
+            eprintln!("queue nodes: {nodes} after {:?}", start.elapsed());
+        }
+        eprintln!("the operator died after each of: {:?}", all.borrow());
+        operator::dies_at_writes(&relay, false)?;
+        traffic.end(ELECTIONS)
     });
 }
 

@@ -61,7 +61,9 @@ fn kept(relay: &Relay<'_>) -> Result<String> {
             _ => true,
         });
         for line in lines {
-            all.push_str(line);
+            // The columns are as wide as the longest name, which may be one that goes.
+            let words: Vec<&str> = line.split_whitespace().collect();
+            all.push_str(&words.join(" "));
             all.push('\n');
         }
     }

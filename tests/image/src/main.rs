@@ -33,8 +33,8 @@ struct Cli {
 enum Subcommands {
     /// Build both programs and write Postroad's image
     Build {
-        /// `image` builds fast; `release` is for use
-        #[arg(long, default_value = "image")]
+        /// Cargo's profile: `dev` is for tests
+        #[arg(long, default_value = "release")]
         profile: String,
         #[command(flatten)]
         output: Output,
@@ -80,9 +80,11 @@ fn build(profile: &str) -> anyhow::Result<Vec<oci::File>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
         .current_dir(root)
+        // The whole workspace, or else its dependencies would have fewer features than in tests, and be built again.
         .args([
             "build",
             "--locked",
+            "--workspace",
             "--target",
             TARGET,
             "--profile",
@@ -98,11 +100,32 @@ fn build(profile: &str) -> anyhow::Result<Vec<oci::File>> {
     if !status.success() {
         bail!("cargo build failed: {status}");
     }
-    let built = root.join("target").join(TARGET).join(profile);
-    PROGRAMS
-        .iter()
-        .map(|name| oci::File::read(&format!("/bin/{name}"), &built.join(name)))
-        .collect()
+    // Cargo's own name for what is built for `dev` is older than its profiles.
+    let directory = if profile == "dev" { "debug" } else { profile };
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let built = target.join(TARGET).join(directory);
+    let stripped = tempfile::tempdir()?;
+    let mut files = Vec::new();
+    for name in PROGRAMS {
+        let file = stripped.path().join(name);
+        strip(&built.join(name), &file)?;
+        files.push(oci::File::read(&format!("/bin/{name}"), &file)?);
+    }
+    Ok(files)
+}
+
+/// Without what a debugger would want: three quarters of the file. Traces still have the names of functions.
+fn strip(program: &Path, into: &Path) -> anyhow::Result<()> {
+    let mut strip = Command::new("strip");
+    strip.args(["--strip-debug", "-o"]).arg(into).arg(program);
+    let status = strip
+        .status()
+        .context("cannot run strip; it is in binutils")?;
+    if !status.success() {
+        bail!("strip {}: {status}", program.display());
+    }
+    Ok(())
 }
 
 fn named(files: &[String]) -> anyhow::Result<Vec<oci::File>> {
