@@ -29,6 +29,8 @@ pub struct Context {
     pub client: Client,
     /// Image of the nodes of clusters that name none.
     pub node_image: String,
+    /// See [`crate::settings::Run::test_clock`].
+    pub test_clock: bool,
     /// Pauses after errors.
     pub backoff: Backoff,
     /// Writes events.
@@ -61,6 +63,7 @@ impl Context {
     pub fn new(
         client: Client,
         node_image: String,
+        test_clock: bool,
         recorder: Recorder,
         state: PathBuf,
         index: Index,
@@ -68,6 +71,7 @@ impl Context {
         Context {
             client,
             node_image,
+            test_clock,
             backoff: Backoff::default(),
             recorder,
             state,

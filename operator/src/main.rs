@@ -120,7 +120,7 @@ async fn run(settings: Run) -> anyhow::Result<()> {
             () = stop.cancelled() => Ok(()),
             won = lease::won(&mut leads) => match won {
                 true => {
-                    let with = |index| Context::new(client.clone(), settings.node_image, recorder, settings.state, index);
+                    let with = |index| Context::new(client.clone(), settings.node_image, settings.test_clock, recorder, settings.state, index);
                     controllers::run(client.clone(), with, settings.watch_namespace, stop.clone()).await
                 }
                 // The election ended before it was won: it says why.

@@ -136,6 +136,13 @@ impl PoolName {
         pairs.join(",")
     }
 
+    /// Chooses the pods of all pools of this kind in its cluster.
+    pub fn of_cluster(&self) -> String {
+        let component = self.component.as_str();
+        let cluster = &self.cluster;
+        format!("app.kubernetes.io/component={component},{CLUSTER}={cluster}")
+    }
+
     /// Labels of all its objects.
     pub fn labels(&self) -> Map<String, Value> {
         let mut labels = self.selector();
@@ -197,9 +204,9 @@ pub fn queue_claim(queue_pool: &str, node: u64) -> String {
     format!("data-{}", queue_pod(queue_pool, node))
 }
 
-/// Secret with a certificate for what is named.
+/// Secret with the certificate by which nodes know what is named. Not `-tls`: so people call those that the world sees.
 pub fn leaf_secret(object: &str) -> String {
-    format!("{object}-tls")
+    format!("{object}-node-tls")
 }
 
 #[cfg(test)]

@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use kube::Client;
 use kube::api::{Api, ObjectMeta, PostParams};
+use kube::{Client, ResourceExt};
 use proto::pki::Pair;
 use proto::{Role, pki};
 use resource::{InternalTls, RelayCluster, Retention};
@@ -105,13 +105,15 @@ pub async fn ensure_leaf(
         let renew = note(names::RENEW_AFTER).and_then(|text| text.parse::<Timestamp>().ok());
         note(names::ISSUED_BY) == Some(&issuer) && renew.is_some_and(|renew| now < renew)
     };
-    if secrets
-        .get_opt(&leaf.secret)
-        .await?
-        .as_ref()
-        .is_some_and(good)
-    {
-        return Ok(false);
+    match secrets.get_opt(&leaf.secret).await? {
+        Some(found) if good(&found) => return Ok(false),
+        Some(found) if !found.annotations().contains_key(names::ISSUED_BY) => {
+            return Err(Error::Refused(format!(
+                "the Secret {} is not of this operator's making and would be overwritten: delete it, or give the pool another name",
+                leaf.secret
+            )));
+        }
+        _ => {}
     }
     let life = days(tls.leaf_days);
     let pair = pki::make_leaf(ca, leaf.role, &leaf.name, SystemTime::now(), life)?;
@@ -145,6 +147,7 @@ pub async fn ensure_seal(client: &Client, cluster: &RelayCluster) -> Result<(), 
         return Ok(());
     }
     let key: [u8; 32] = rand::random();
+    let id = Timestamp::now().as_second().to_string();
     let object = Secret {
         metadata: ObjectMeta {
             name: Some(secret),
@@ -156,8 +159,9 @@ pub async fn ensure_seal(client: &Client, cluster: &RelayCluster) -> Result<(), 
             ..ObjectMeta::default()
         },
         type_: Some("postroad.dev/seal".into()),
-        // Key ids are numbers; the highest seals.
-        data: Some([("1".to_owned(), k8s_openapi::ByteString(key.to_vec()))].into()),
+        // The id that sorts last seals. One that is made anew after its Secret was lost has another, or what the lost key sealed
+        // would be taken for its own.
+        data: Some([(id, k8s_openapi::ByteString(key.to_vec()))].into()),
         ..Secret::default()
     };
     match secrets.create(&PostParams::default(), &object).await {

@@ -53,6 +53,9 @@ pub struct Run {
         value_name = "ADDRESS:PORT"
     )]
     pub admin_listen: SocketAddr,
+    /// Take the annotation postroad.dev/test-clock-divisor of RelayDomains: for tests, since it makes keys as often as it says
+    #[arg(long, env = "POSTROAD_TEST_CLOCK", hide = true)]
+    pub test_clock: bool,
     /// Form of the log lines on standard error; POSTROAD_LOG holds the filter
     #[arg(long, env = "POSTROAD_LOG_FORMAT", default_value = "json", value_enum)]
     pub log_format: LogFormat,

@@ -138,6 +138,8 @@ pub struct EdgeSettings {
     pub postmaster: Option<Arc<str>>,
     /// How long a client waits for the greeting, and may not talk; zero: neither.
     pub greeting_pause: Duration,
+    /// Clients come with addresses of somebody between, whom a network may hold: nobody is recognised by his network.
+    pub hidden_clients: bool,
 }
 
 /// Settings of one delivery node.
@@ -188,6 +190,7 @@ impl EdgeSettings {
             drain: Duration::from_secs(drain_seconds.into()),
             postmaster: None,
             greeting_pause: Duration::ZERO,
+            hidden_clients: false,
         }
     }
 }
@@ -261,6 +264,9 @@ impl Catalog {
     /// The principal of a client at `address` that sends from `domain`. `None` as domain is the null sender: it takes
     /// the most specific network that the client is in.
     pub fn outbound_for(&self, address: IpAddr, domain: Option<&str>) -> Option<&Principal> {
+        if self.edge.as_ref().is_some_and(|edge| edge.hidden_clients) {
+            return None;
+        }
         let address = address.to_canonical();
         let found = match domain {
             Some(domain) => {

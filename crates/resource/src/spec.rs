@@ -369,6 +369,7 @@ pub fn edge_pool(spec: &EdgePoolSpec) -> Result<EdgeSettings, Vec<Fault>> {
         Some(EdgeSettings {
             postmaster: postmaster?,
             greeting_pause: Duration::from_secs(pause?.into()),
+            hidden_clients: !spec.source_address_is_reliable(),
             ..EdgeSettings::new(limits, size?, spec.drain_seconds)
         })
     })();

@@ -107,7 +107,7 @@ fn the_defaults_pass_their_own_rules() {
     for kind in ["RelayCluster", "QueuePool", "DeliveryPool"] {
         assert_eq!(create(kind, json!({})), "", "{kind}");
     }
-    let listeners = json!([{"name": "smtp", "protocol": "SMTP", "port": 25}, {"name": "tls", "protocol": "Submissions", "port": 465, "tls": {"mode": "Implicit"}}]);
+    let listeners = json!([{"name": "smtp", "protocol": "SMTP", "port": 25}, {"name": "tls", "protocol": "Submissions", "port": 465, "tls": {"mode": "Implicit", "secretNames": ["public"]}}]);
     assert_eq!(create("EdgePool", json!({"listeners": listeners})), "");
     assert_eq!(
         create(
@@ -152,6 +152,24 @@ fn rules_refuse_with_what_to_do() {
             "EdgePool",
             json!({"listeners": [{"name": "a", "protocol": "SMTP", "port": 25, "tls": {"mode": "Implicit"}}]}),
             "is what Submissions means",
+        ),
+        (
+            "EdgePool",
+            json!({"listeners": [
+                {"name": "a", "protocol": "SMTP", "port": 25, "tls": {"secretNames": ["s"]}},
+                {"name": "b", "protocol": "Submission", "port": 587, "tls": {"mode": "Required"}},
+            ]}),
+            "the same on all listeners",
+        ),
+        (
+            "EdgePool",
+            json!({"listeners": [{"name": "a", "protocol": "SMTP", "port": 25, "tls": {"mode": "Required"}}]}),
+            "needs a certificate",
+        ),
+        (
+            "EdgePool",
+            json!({"listeners": [{"name": "a", "protocol": "Submissions", "port": 465}]}),
+            "needs a certificate",
         ),
         (
             "EdgePool",

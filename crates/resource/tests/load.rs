@@ -252,6 +252,29 @@ fn a_leading_marker_and_empty_documents_count_nothing() {
     assert_eq!(catalog.counts(), (2, 3));
 }
 
+/// What a balancer's address is taken for, all the world would be.
+#[test]
+fn where_clients_come_with_another_address_no_network_is_recognised() {
+    let pool = |service: &str| {
+        format!(
+            "apiVersion: postroad.dev/v1alpha1\nkind: EdgePool\nmetadata: {{name: p}}\nspec: {{service: {service}}}\n"
+        )
+    };
+    let known = |service: &str| {
+        let catalog = load(&[("a.yaml", GOOD), ("p.yaml", &pool(service))]).unwrap();
+        let known = catalog.has_principal(ip("10.2.3.4"));
+        let sender = catalog.outbound_for(ip("10.2.3.4"), Some("shop.example"));
+        assert_eq!(sender.is_some(), known);
+        known
+    };
+    assert!(known("{type: ClusterIP, externalTrafficPolicy: Cluster}"));
+    assert!(known("{type: LoadBalancer}"));
+    assert!(!known(
+        "{type: LoadBalancer, externalTrafficPolicy: Cluster}"
+    ));
+    assert!(!known("{type: NodePort, externalTrafficPolicy: Cluster}"));
+}
+
 #[test]
 fn pools_have_defaults_and_bounds() {
     let pool = |spec: &str| {

@@ -65,7 +65,7 @@ pub async fn bring_on(
         name,
         deletion: cluster.spec.deletion_policy,
     };
-    let wish = wish(domain);
+    let wish = wish(domain, context.test_clock);
     let now = Timestamp::now();
     let mut seen = observe::observe(context, &order, cluster, &wish, now).await?;
     if make_what_is_missing(context, &order, &wish, &mut seen, now).await? {
@@ -88,10 +88,11 @@ pub async fn bring_on(
 }
 
 /// What the domain asks for.
-fn wish(domain: &RelayDomain) -> Wish<'_> {
+fn wish(domain: &RelayDomain, test_clock: bool) -> Wish<'_> {
     let notes = domain.annotations();
     let divisor = notes
         .get(names::TEST_CLOCK_DIVISOR)
+        .filter(|_| test_clock)
         .and_then(|text| text.parse().ok())
         .unwrap_or(1);
     Wish {

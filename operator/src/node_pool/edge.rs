@@ -1,6 +1,6 @@
 //! EdgePool: nodes that accept.
 
-use resource::{EdgePool, RelayCluster, ServiceType, TlsMode, TrafficPolicy};
+use resource::{EdgePool, RelayCluster, ServiceType, TlsMode};
 use serde_json::{Value, json};
 
 use super::build::{Nodes, deployment};
@@ -151,13 +151,6 @@ pub fn service(pool: &EdgePool, name: &PoolName) -> Value {
         },
         "spec": spec,
     })
-}
-
-/// Clients come with their own addresses, by which networks are recognised.
-pub fn source_address_is_reliable(pool: &EdgePool) -> bool {
-    let service = &pool.spec.service;
-    service.type_ == ServiceType::ClusterIP
-        || service.external_traffic_policy == TrafficPolicy::Local
 }
 
 /// Where a Service is reached: by load balancer if it has one, else by name.

@@ -57,7 +57,7 @@ pub async fn reconcile_edge(pool: Arc<EdgePool>, context: Arc<Context>) -> Resul
         pool.metadata.generation,
         Timestamp::now(),
     );
-    if edge::source_address_is_reliable(&pool) {
+    if pool.spec.source_address_is_reliable() {
         conditions.set(
             "SourceAddressReliable",
             true,

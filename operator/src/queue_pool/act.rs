@@ -93,7 +93,7 @@ fn asked(answer: Result<String, CallError>, write: &str) -> Result<(), Error> {
     }
 }
 
-/// Creates what must not be there yet; that it is there is as good.
+/// Creates what must not be there yet. What is there all the same was not among this pool's own when it was looked at.
 async fn create<K>(api: &Api<K>, object: &serde_json::Value, write: &str) -> Result<(), Error>
 where
     K: Clone + serde::de::DeserializeOwned + serde::Serialize + std::fmt::Debug,
@@ -104,7 +104,10 @@ where
             fail_point::after(write);
             Ok(())
         }
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 409 => Err(Error::Refused(format!(
+            "{}: if it stays so, delete it, or give this pool another name",
+            status.message
+        ))),
         Err(error) => Err(error.into()),
     }
 }

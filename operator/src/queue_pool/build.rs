@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use resource::{QueuePool, RelayCluster, Retention};
+use resource::{QueuePool, RelayCluster};
 use serde_json::{Value, json};
 
 use crate::names::{
@@ -86,7 +86,8 @@ pub fn disruption_budget(pool: &QueuePool, name: &PoolName, members: usize) -> O
     })
 }
 
-/// Volume claim of a node.
+/// Volume claim of a node. It belongs to nobody, whatever `whenDeleted` says: that may change, and whoever collects garbage
+/// does not wait for a finalizer. `finalizer` takes it away when the pool goes, if it is to go then.
 pub fn claim(parts: &Parts<'_>, node: u64, initial: Option<&BTreeSet<u64>>) -> Value {
     let storage = &parts.pool.spec.storage;
     let mut labels = parts.name.labels();
@@ -97,9 +98,6 @@ pub fn claim(parts: &Parts<'_>, node: u64, initial: Option<&BTreeSet<u64>>) -> V
     if let Some(initial) = initial {
         let list: Vec<String> = initial.iter().map(u64::to_string).collect();
         metadata["annotations"] = json!({names::INITIAL_CLUSTER: list.join(",")});
-    }
-    if storage.when_deleted == Retention::Delete {
-        metadata["ownerReferences"] = ssa::owner(parts.pool);
     }
     let mut spec = json!({
         "accessModes": ["ReadWriteOnce"],

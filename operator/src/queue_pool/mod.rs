@@ -57,13 +57,27 @@ pub async fn reconcile(pool: Arc<QueuePool>, context: Arc<Context>) -> Result<Ac
         return Ok(Action::await_change());
     }
     let name = build::name(&pool, namespace);
+    let held = match held {
+        Held::By(_) => finalizer::leave(&context, &pool, &name).await?,
+        other => other,
+    };
+    let held = match held {
+        Held::Released => return Ok(Action::await_change()),
+        Held::Stays => None,
+        Held::By(text) => Some(text),
+    };
+    let refuse = async |reason: Reason, text: String| {
+        let text = [Some(text), held.clone()].into_iter().flatten();
+        let text = text.collect::<Vec<_>>().join("; ");
+        status::refuse(&context, &pool, &name, reason, text).await
+    };
     let clusters: Api<RelayCluster> = Api::namespaced(context.client.clone(), namespace);
     let Some(cluster) = clusters.get_opt(&name.cluster).await? else {
         let text = format!(
             "there is no RelayCluster {} in this namespace: apply one, or name another in clusterRef",
             name.cluster
         );
-        return status::refuse(&context, &pool, &name, Reason::ClusterNotFound, text).await;
+        return refuse(Reason::ClusterNotFound, text).await;
     };
     let all = of_cluster(&context, namespace, |other: &QueuePool| {
         other.spec.cluster_ref.name == name.cluster
@@ -75,11 +89,11 @@ pub async fn reconcile(pool: Arc<QueuePool>, context: Arc<Context>) -> Result<Ac
             "the RelayCluster {} has the QueuePool {first}, which is older: a cluster has one",
             name.cluster
         );
-        return status::refuse(&context, &pool, &name, Reason::QueuePoolConflict, text).await;
+        return refuse(Reason::QueuePoolConflict, text).await;
     }
     if cluster.spec.paused {
         let text = "the RelayCluster is paused: nothing is changed".to_owned();
-        return status::refuse(&context, &pool, &name, Reason::Paused, text).await;
+        return refuse(Reason::Paused, text).await;
     }
     let Some(ca) = pki::find_ca(&context.client, namespace, &name.cluster).await? else {
         return Err(Error::NotYet(format!(
@@ -122,6 +136,10 @@ pub async fn reconcile(pool: Arc<QueuePool>, context: Arc<Context>) -> Result<Ac
         replicas: usize::try_from(pool.spec.replicas).unwrap_or(1),
         replication_factor: usize::try_from(pool.spec.replication_factor).unwrap_or(1),
         hash: build::hash(&parts),
+        begun: pool
+            .status
+            .as_ref()
+            .is_some_and(|status| !status.members.is_empty()),
         replace_after_ms: (replace_after > 0).then_some(replace_after * 1000),
     };
     // The id of the queue is written down before the first claim is made: it must not be made twice.
@@ -131,6 +149,7 @@ pub async fn reconcile(pool: Arc<QueuePool>, context: Arc<Context>) -> Result<Ac
         .and_then(|status| status.cluster_id.as_ref())
         == Some(&cluster_id);
     let step = match noted {
+        true if held.is_some() => plan::keep_up(&seen.observed),
         true => plan::plan(&desired, &seen.observed),
         false => Step::Wait("the id of the queue is written down".into()),
     };
@@ -166,13 +185,6 @@ pub async fn reconcile(pool: Arc<QueuePool>, context: Arc<Context>) -> Result<Ac
         // No is an answer and not a failure.
         Err(Error::Refused(text)) => Some(text),
         Err(error) => return Err(error),
-    };
-    let held = match held {
-        Held::Stays => None,
-        _ => match finalizer::release_if_empty(&context, &pool, &admin).await? {
-            Held::By(text) => Some(text),
-            Held::Released | Held::Stays => return Ok(Action::await_change()),
-        },
     };
     let holds = held.is_some();
     let refusal = held.or(refusal).or(volumes);

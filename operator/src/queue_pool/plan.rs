@@ -28,6 +28,8 @@ pub struct Desired {
     pub replication_factor: usize,
     /// What pods are made from.
     pub hash: String,
+    /// The queue had members before.
+    pub begun: bool,
     /// Silent for so long and without a pod, a node is lost; `None`: never.
     pub replace_after_ms: Option<u64>,
 }
@@ -151,6 +153,7 @@ pub enum Step {
 /// Decides. See the module for the order.
 pub fn plan(desired: &Desired, seen: &Observed) -> Step {
     first_nodes(desired, seen)
+        .or_else(|| needless(desired, seen))
         .or_else(|| missing_pod(seen))
         .or_else(|| broken_pod(desired, seen))
         .or_else(|| {
@@ -171,10 +174,11 @@ fn first_nodes(desired: &Desired, seen: &Observed) -> Option<Step> {
     let initial = match list {
         Some(list) => list,
         None if seen.claims.is_empty() => {
-            // A queue that answers and has no claims has lost all its volumes; it is not begun anew.
-            if seen.queue.is_some() {
+            // A queue that had members and has no claims has lost all its volumes. It is not begun anew: people would not hear of
+            // the mail that went with them, and node ids would come again.
+            if seen.queue.is_some() || desired.begun {
                 return Some(Step::Wait(
-                    "every volume claim is gone: restore them".into(),
+                    "every volume claim is gone: restore them, or delete this QueuePool and apply it again to begin without their mail".into(),
                 ));
             }
             (1..=desired.replication_factor as u64).collect()
@@ -191,6 +195,36 @@ fn first_nodes(desired: &Desired, seen: &Observed) -> Option<Step> {
         .find(|node| !seen.claims.contains_key(node))?;
     let initial = Some(initial);
     Some(Step::CreateClaim { node, initial })
+}
+
+/// What is left to do for a pool that is on its way out and has mail in it: its nodes run until it is delivered.
+pub fn keep_up(seen: &Observed) -> Step {
+    let why = || Step::Wait("the pool goes when its mail is delivered".into());
+    missing_pod(seen).unwrap_or_else(why)
+}
+
+/// A node that was to come and did not yet, when there are enough without it again: a pod that found no room must not stand in
+/// the way of the scale that takes it back.
+fn needless(desired: &Desired, seen: &Observed) -> Option<Step> {
+    let queue = seen.queue.as_ref()?;
+    let healthy = queue.members.len() - lost(desired, seen, queue).len();
+    if healthy < desired.replicas {
+        return None;
+    }
+    let node = comer(seen, queue)?;
+    Some(match seen.pods.get(&node) {
+        Some(pod) if pod.leaving => Step::Wait(format!("the pod of node {node} ends")),
+        Some(_) => Step::DeletePod { node },
+        None => Step::Retire { node },
+    })
+}
+
+/// A node that has a volume and of which the queue did not hear yet.
+fn comer(seen: &Observed, queue: &Queue) -> Option<u64> {
+    let waits = |(node, claim): &(&u64, &Claim)| {
+        !claim.retired && **node > queue.highest_node && !queue.members.contains_key(node)
+    };
+    seen.claims.iter().find(waits).map(|(node, _)| *node)
 }
 
 /// Every claim whose node is or will be in the queue has a pod.
@@ -279,25 +313,22 @@ fn membership(desired: &Desired, seen: &Observed, queue: &Queue) -> Option<Step>
             queue.leaderless
         )));
     }
-    let waiting = |node: &u64| {
-        let claim = &seen.claims[node];
-        !claim.retired && *node > queue.highest_node && !queue.members.contains_key(node)
-    };
-    let comer = seen.claims.keys().copied().find(|node| waiting(node));
     let lost: Vec<u64> = lost(desired, seen, queue);
     let healthy = queue.members.len() - lost.len();
-    if let Some(node) = comer {
+    if let Some(node) = comer(seen, queue) {
         return Some(match seen.pods.get(&node) {
             Some(pod) if !pod.leaving => Step::AddNode { node },
             _ => Step::Wait(format!("the pod of node {node} starts")),
         });
     }
-    if let Some((node, _)) = queue
-        .members
-        .iter()
-        .find(|(node, member)| member.joining && !lost.contains(node))
+    let mut members = queue.members.iter();
+    if let Some((node, _)) = members.rfind(|(node, member)| member.joining && !lost.contains(node))
     {
-        return Some(Step::Wait(format!("node {node} joins")));
+        // It has no copy of anything: it goes without harm when it is not wanted any more.
+        return Some(match healthy > desired.replicas {
+            true => Step::RemoveNode { node: *node },
+            false => Step::Wait(format!("node {node} joins")),
+        });
     }
     if healthy < desired.replicas {
         let node = next_id(seen, queue);

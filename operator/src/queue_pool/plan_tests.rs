@@ -33,6 +33,8 @@ enum Trouble {
     Image(u8),
     /// The queue does not answer.
     QueueSilent,
+    /// For so many turns no pod finds a place to run.
+    NoRoom(u8),
     /// A group has no leader for so many turns, the control group perhaps: no node is ready, and each is needed.
     Leaderless(u8, bool),
 }
@@ -52,6 +54,8 @@ struct Model {
     /// See [`Trouble::Leaderless`].
     leaderless: u8,
     control: bool,
+    /// See [`Trouble::NoRoom`].
+    no_room: u8,
 }
 
 impl Model {
@@ -61,6 +65,7 @@ impl Model {
                 replicas: replicas.max(factor),
                 replication_factor: factor,
                 hash: "a".into(),
+                begun: false,
                 replace_after_ms: Some(1000),
             },
             claims: BTreeMap::new(),
@@ -73,6 +78,7 @@ impl Model {
             age: BTreeMap::new(),
             leaderless: 0,
             control: false,
+            no_room: 0,
         }
     }
 
@@ -126,7 +132,7 @@ impl Model {
         self.pods
             .retain(|node, pod| !pod.leaving || self.age[node] < TURNS);
         for (node, pod) in &mut self.pods {
-            pod.runs |= pod.hash != BAD && self.age[node] >= TURNS;
+            pod.runs |= pod.hash != BAD && self.age[node] >= TURNS && self.no_room == 0;
         }
         let first = self.claims.values().find_map(|claim| claim.initial.clone());
         if let Some(first) = first
@@ -134,6 +140,7 @@ impl Model {
             && first.iter().all(|node| self.up(*node))
         {
             self.begun = true;
+            self.desired.begun = true;
             self.factor = first.len();
             self.highest = *first.last().expect("at least one");
             self.members = first
@@ -161,6 +168,7 @@ impl Model {
             pod.ready = pod.runs && led;
         }
         self.leaderless = self.leaderless.saturating_sub(1);
+        self.no_room = self.no_room.saturating_sub(1);
         // Groups are moved while a majority is there.
         if self.answers() {
             self.members.retain(|_, member| !member.leaving);
@@ -314,6 +322,7 @@ impl Model {
             Trouble::Leaderless(turns, control) => {
                 (self.leaderless, self.control) = (*turns, *control);
             }
+            Trouble::NoRoom(turns) => self.no_room = *turns,
             Trouble::None | Trouble::OperatorDies | Trouble::QueueSilent => {}
         }
     }
@@ -339,6 +348,7 @@ fn troubles() -> impl Strategy<Value = Vec<Trouble>> {
         1 => (1..7_usize).prop_map(Trouble::Scale),
         1 => prop_oneof![Just(1_usize), Just(3), Just(5)].prop_map(Trouble::Copies),
         1 => (0..4_u8).prop_map(Trouble::Image),
+        1 => (1..30_u8).prop_map(Trouble::NoRoom),
         1 => (1..16_u8, any::<bool>()).prop_map(|(turns, control)| Trouble::Leaderless(turns, control)),
     ];
     prop::collection::vec(one, 0..120)
@@ -487,9 +497,43 @@ fn of_pods_that_never_started_one_goes_at_a_time_and_the_next_when_the_new_one_r
     assert_eq!(plan(&desired, &seen), Step::DeletePod { node: 2 });
 }
 
+/// Three nodes, and a fourth that was asked for and finds no place to run.
+#[test]
+fn a_node_that_finds_no_room_can_be_taken_back() {
+    for turns in 0..6 {
+        let mut model = Model::new(3, 3);
+        let go_on = |model: &mut Model, turns: usize| {
+            for _ in 0..turns {
+                let step = plan(&model.desired, &model.observe(false));
+                model.act(&step);
+                model.live();
+            }
+        };
+        go_on(&mut model, 20);
+        model.trouble(&Trouble::NoRoom(u8::MAX));
+        model.trouble(&Trouble::Scale(4));
+        go_on(&mut model, turns);
+        assert!(
+            turns < 1 || model.claims.len() == 4,
+            "the fourth is asked for"
+        );
+        model.trouble(&Trouble::Scale(3));
+        go_on(&mut model, 20);
+        assert!(
+            model.as_declared(),
+            "after {turns} turns: {:?}",
+            model.members
+        );
+    }
+}
+
 #[test]
 fn a_queue_whose_volumes_are_all_gone_is_not_begun_anew() {
-    let model = Model::new(3, 3);
+    let mut model = Model::new(3, 3);
+    model.desired.begun = true;
+    let nothing = Observed::default();
+    assert!(matches!(plan(&model.desired, &nothing), Step::Wait(_)));
+    model.desired.begun = false;
     let queue = Queue {
         highest_node: 3,
         ..Queue::default()

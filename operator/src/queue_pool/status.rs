@@ -64,7 +64,7 @@ pub async fn write(
     let groups = groups(seen);
     // First of all and whatever else: whether mail can be kept.
     match (&groups, unreachable) {
-        (Some(groups), _) if groups.with_leader == groups.total => {
+        (Some(groups), _) if groups.total > 0 && groups.with_leader == groups.total => {
             let text = format!("all {} groups have a leader", groups.total);
             conditions.set("QuorumHealthy", true, Reason::EveryGroupHasALeader, text);
         }
@@ -144,7 +144,9 @@ fn count(number: usize) -> i32 {
 }
 
 fn groups(seen: &Seen) -> Option<Groups> {
+    // Without the control group nobody knows how many there are.
     let answer = seen.answer.as_ref()?;
+    answer.overview.as_ref()?;
     Some(Groups {
         total: count(answer.groups),
         with_leader: count(answer.led),

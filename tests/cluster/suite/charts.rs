@@ -6,7 +6,8 @@ use anyhow::{Context, Result, ensure};
 use tests::child::run;
 use tests::kubernetes::{IMAGE, Kubernetes};
 
-use crate::relay::{Relay, chart};
+use crate::relay::{MAIL, Relay, chart};
+use crate::traffic::accepted;
 
 const HELMS: [&str; 2] = ["helm3", "helm4"];
 const CHARTS: [&str; 2] = ["postroad", "postroad-cluster"];
@@ -111,6 +112,31 @@ fn the_api_server_takes_every_document_of_the_charts_and_promtool_the_rules() {
             }
         }
         CHARTS.into_iter().try_for_each(|name| rules(cluster, name))
+    });
+}
+
+#[test]
+#[ignore = "needs the cluster of tests/cluster/up"]
+fn an_upgrade_by_helm_keeps_how_many_nodes_there_are_and_helm_test_sends_a_message() {
+    crate::explained("mail", |cluster| {
+        let relay = Relay::ready(cluster)?;
+        relay.scale("edgepool", 3)?;
+        relay.scaled("edgepool", 3)?;
+        let by = |arguments: &[&str]| {
+            let all = [arguments, &["--namespace", MAIL]].concat();
+            run(&mut cluster.tool("helm4", &all))
+        };
+        let place = chart("postroad-cluster").display().to_string();
+        let domain =
+            "domains.tested.domain=tested.test,domains.tested.inbound.targets[0].host=mx.test";
+        by(&["upgrade", "relay", &place, "--set", domain])?;
+        accepted(&relay, "postmaster@tested.test")?;
+        by(&["test", "relay"])?;
+        by(&["rollback", "relay", "1"])?;
+        relay.scaled("edgepool", 3)?;
+        let domains = relay.kubectl(&["get", "relaydomains", "-o", "name"])?;
+        ensure!(domains.is_empty(), "after the rollback: {domains}");
+        Ok(())
     });
 }
 

@@ -17,20 +17,30 @@ const DEPLOYMENT: &str = "deployment/postroad-operator";
 const DIED: &str = "86";
 const SAYS: &str = "fail point: the operator ends after ";
 
-/// From now on the operator dies after everything that it writes for a queue pool, or no more.
-pub fn dies_at_writes(relay: &Relay<'_>, dies: bool) -> Result<()> {
-    let variable = match dies {
-        true => "POSTROAD_FAIL_POINTS=all",
-        false => "POSTROAD_FAIL_POINTS-",
+/// The operator dies after everything that it writes for a queue pool.
+pub const DIES_AT_WRITES: &str = "POSTROAD_FAIL_POINTS=all";
+/// The operator takes domains' word for how long a minute is.
+pub const TEST_CLOCK: &str = "POSTROAD_TEST_CLOCK=true";
+/// Neither.
+const AS_USUAL: [&str; 2] = ["POSTROAD_FAIL_POINTS-", "POSTROAD_TEST_CLOCK-"];
+
+/// From now on the operator runs with this in its environment.
+pub fn runs_with(relay: &Relay<'_>, variable: &str) -> Result<()> {
+    set(relay, &[variable])
+}
+
+/// It runs as the chart has it.
+pub fn runs_as_usual(relay: &Relay<'_>) -> Result<()> {
+    set(relay, &AS_USUAL)
+}
+
+fn set(relay: &Relay<'_>, variables: &[&str]) -> Result<()> {
+    let ours = |rest: &[&str]| {
+        let all = [["--namespace", OPERATOR].as_slice(), rest].concat();
+        relay.cluster.kubectl(&all).map(drop)
     };
-    for rest in [
-        ["set", "env", DEPLOYMENT, variable],
-        ["rollout", "status", DEPLOYMENT, "--timeout=2m"],
-    ] {
-        let all = [["--namespace", OPERATOR].as_slice(), &rest].concat();
-        relay.cluster.kubectl(&all)?;
-    }
-    Ok(())
+    ours(&[["set", "env", DEPLOYMENT].as_slice(), variables].concat())?;
+    ours(&["rollout", "status", DEPLOYMENT, "--timeout=2m"])
 }
 
 /// What operators wrote that died of it since the last question. Each has a new pod, which waits for nothing before it starts.

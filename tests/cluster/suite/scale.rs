@@ -85,7 +85,7 @@ fn a_queue_node_comes_and_goes_though_the_operator_dies_after_everything_that_it
     crate::explained("mail", |cluster| {
         let relay = Relay::ready(cluster)?;
         let traffic = Traffic::start(&relay, "frail")?;
-        operator::dies_at_writes(&relay, true)?;
+        operator::runs_with(&relay, operator::DIES_AT_WRITES)?;
         let all = RefCell::new(BTreeSet::new());
         for (nodes, writes) in [(4, COMES.as_slice()), (3, &GOES)] {
             let start = Instant::now();
@@ -109,7 +109,7 @@ fn a_queue_node_comes_and_goes_though_the_operator_dies_after_everything_that_it
             eprintln!("queue nodes: {nodes} after {:?}", start.elapsed());
         }
         eprintln!("the operator died after each of: {:?}", all.borrow());
-        operator::dies_at_writes(&relay, false)?;
+        operator::runs_as_usual(&relay)?;
         traffic.end(ELECTIONS)
     });
 }

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tests::kubernetes::World;
 
+use crate::operator;
 use crate::relay::{Relay, SOON};
 use crate::smtp;
 
@@ -46,6 +47,7 @@ for index in range(count):
 fn a_key_signs_after_its_record_was_seen_is_followed_by_another_and_falls_with_its_record() {
     crate::explained("mail", |cluster| {
         let relay = Relay::ready(cluster)?;
+        operator::runs_with(&relay, operator::TEST_CLOCK)?;
         let world = World::start()?;
         let zones = [(ZONE, SERVERS)];
         let mut server = knot::Knot::start_by(SERVER, 53, &zones, |program| world.command(program));

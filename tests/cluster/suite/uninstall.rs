@@ -9,12 +9,15 @@ use crate::traffic::Traffic;
 
 /// Nothing is done to the relay while it accepts mail.
 const NO_BREAK: Duration = Duration::from_secs(10);
-/// What must be the same afterwards: kinds, volume claims, the CA and the sealing key.
+/// What must be the same afterwards: kinds, volume claims, the CA, the sealing key and the keys that sign.
 const STAYS: [&str; 3] = [
     "customresourcedefinitions",
     "persistentvolumeclaims",
     "secrets",
 ];
+
+/// A domain whose mail is signed.
+const SIGNS: &str = "apiVersion: postroad.dev/v1alpha1\nkind: RelayDomain\nmetadata: {name: signs, namespace: mail}\nspec: {domain: signs.test, outbound: {}}\n";
 
 #[test]
 #[ignore = "needs the cluster of tests/cluster/up"]
@@ -22,6 +25,12 @@ fn what_was_kept_when_the_charts_went_is_found_when_they_come_again_with_the_mai
     crate::explained("mail", |cluster| {
         let relay = Relay::ready(cluster)?;
         let mut traffic = Traffic::start(&relay, "stays")?;
+        relay.cluster.apply(SIGNS)?;
+        relay.until("its mail has keys", SOON, || {
+            let keys = kept(&relay)?.matches("postroad.dev/dkim").count();
+            ensure!(keys >= 2, "{keys} keys");
+            Ok(())
+        })?;
         // Mail that nobody takes away stays in the queue.
         relay.scale("deliverypool", 0)?;
         relay.scaled("deliverypool", 0)?;
@@ -49,15 +58,13 @@ fn what_was_kept_when_the_charts_went_is_found_when_they_come_again_with_the_mai
 
 /// Names and uids of what outlives a release; leaves of nodes go and come with them.
 fn kept(relay: &Relay<'_>) -> Result<String> {
-    let columns = "custom-columns=NAME:.metadata.name,UID:.metadata.uid";
+    let columns = "custom-columns=NAME:.metadata.name,UID:.metadata.uid,TYPE:.type";
     let mut all = String::new();
     for kind in STAYS {
         let found = relay.kubectl(&["get", kind, "--no-headers", "-o", columns])?;
         let lines = found.lines().filter(|line| match kind {
             "customresourcedefinitions" => line.contains("postroad.dev"),
-            "secrets" => ["postroad-ca ", "postroad-seal "]
-                .iter()
-                .any(|name| line.starts_with(name)),
+            "secrets" => line.contains(" postroad.dev/"),
             _ => true,
         });
         for line in lines {

@@ -30,7 +30,7 @@ use super::common::{ClusterRef, Condition, Template};
         printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
         validation = crate::schema::short_name_rule()
     ),
-    schemars(extend("x-kubernetes-validations" = [{"rule": "has(self.listeners) && self.listeners.size() > 0", "message": "listeners is needed: name at least one, like {name: smtp, protocol: SMTP, port: 25}"}, {"rule": "!has(self.listeners) || self.listeners.all(a, self.listeners.exists_one(b, a.port == b.port))", "message": "two listeners have the same port"}, {"rule": "self.service.type == 'LoadBalancer' || (!has(self.service.loadBalancerClass) && self.service.loadBalancerSourceRanges.size() == 0)", "message": "loadBalancerClass and loadBalancerSourceRanges need `type: LoadBalancer`"}]))
+    schemars(extend("x-kubernetes-validations" = [{"rule": "has(self.listeners) && self.listeners.size() > 0", "message": "listeners is needed: name at least one, like {name: smtp, protocol: SMTP, port: 25}"}, {"rule": "!has(self.listeners) || self.listeners.all(a, self.listeners.exists_one(b, a.port == b.port))", "message": "two listeners have the same port"}, {"rule": "!has(self.listeners) || self.listeners.all(a, a.protocol == 'Submissions' || self.listeners.all(b, b.protocol == 'Submissions' || (has(a.tls) && has(a.tls.mode) ? a.tls.mode : 'Optional') == (has(b.tls) && has(b.tls.mode) ? b.tls.mode : 'Optional')))", "message": "STARTTLS is the same on all listeners of a pool: write one tls.mode, or make another EdgePool"}, {"rule": "!has(self.listeners) || self.listeners.all(a, a.protocol != 'Submissions' && !(has(a.tls) && has(a.tls.mode) && a.tls.mode == 'Required')) || self.listeners.exists(a, has(a.tls) && has(a.tls.secretNames) && a.tls.secretNames.size() > 0)", "message": "a listener that takes mail under TLS only needs a certificate: write tls.secretNames"}, {"rule": "self.service.type == 'LoadBalancer' || (!has(self.service.loadBalancerClass) && self.service.loadBalancerSourceRanges.size() == 0)", "message": "loadBalancerClass and loadBalancerSourceRanges need `type: LoadBalancer`"}]))
 )]
 #[serde(rename_all = "camelCase", default)]
 pub struct EdgePoolSpec {
@@ -69,6 +69,14 @@ pub struct EdgePoolSpec {
     pub drain_seconds: u32,
     /// What pods get beyond what they need; each field replaces the cluster's.
     pub template: Template,
+}
+
+impl EdgePoolSpec {
+    /// Clients come with their own addresses, by which networks are recognised.
+    pub fn source_address_is_reliable(&self) -> bool {
+        self.service.type_ == ServiceType::ClusterIP
+            || self.service.external_traffic_policy == TrafficPolicy::Local
+    }
 }
 
 impl Default for EdgePoolSpec {
