@@ -125,7 +125,10 @@ impl<'a> Relay<'a> {
         // Put, not merged: what the chart does not name becomes the default, the number of nodes too.
         let manifest = ["get", "manifest", "relay", "--namespace", MAIL];
         let manifest = run(&mut self.cluster.tool("helm4", &manifest))?;
-        self.cluster.feed(&["replace", "-f", "-"], &manifest)?;
+        // The operator may write a status between kubectl's reading and its writing.
+        self.until("everything is as the chart made it", SOON, || {
+            self.cluster.feed(&["replace", "-f", "-"], &manifest)
+        })?;
         // Helm 4 takes away only what says that it is Helm's, and that does not stand in the manifest.
         let owned = ["annotate", "--overwrite", "-f", "-"];
         let by = [
