@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use crate::relay::{Relay, SOON};
+use crate::relay::{COMES_UP, Relay, SOON};
 use crate::traffic::Traffic;
 
 /// Nothing is done to the relay while it accepts mail.
@@ -53,6 +53,51 @@ fn what_was_kept_when_the_charts_went_is_found_when_they_come_again_with_the_mai
             Ok(())
         })?;
         traffic.arrived(NO_BREAK)
+    });
+}
+
+/// A queue of one node, whose volume goes with it, and nobody at its edge.
+const BRIEF: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: brief}
+---
+apiVersion: postroad.dev/v1alpha1
+kind: RelayCluster
+metadata: {name: brief, namespace: brief}
+spec: {}
+---
+apiVersion: postroad.dev/v1alpha1
+kind: QueuePool
+metadata: {name: brief, namespace: brief}
+spec:
+  clusterRef: {name: brief}
+  replicas: 1
+  replicationFactor: 1
+  storage: {size: 2Gi, whenDeleted: Delete}
+";
+
+#[test]
+#[ignore = "needs the cluster of tests/cluster/up"]
+fn a_queue_whose_volume_goes_with_it_goes_when_it_is_empty_though_its_cluster_went_first() {
+    crate::in_namespace("brief", |cluster| {
+        // For its operator.
+        Relay::ready(cluster)?;
+        cluster.apply(BRIEF)?;
+        let ours = |arguments: &[&str]| {
+            let all = [["--namespace", "brief"].as_slice(), arguments].concat();
+            cluster.kubectl(&all)
+        };
+        let ready = ["wait", "--for=condition=Ready", "queuepool/brief"];
+        cluster.until("the queue is ready", COMES_UP, || ours(&ready))?;
+        ours(&["delete", "relaycluster", "brief"])?;
+        ours(&["delete", "queuepool", "brief", "--wait=false"])?;
+        let left = ["get", "queuepools,pods,pvc", "-o", "name"];
+        cluster.until("nothing of it is left", COMES_UP, || {
+            let left = ours(&left)?;
+            ensure!(left.is_empty(), "{left}");
+            Ok(())
+        })
     });
 }
 
