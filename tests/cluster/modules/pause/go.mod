@@ -1,3 +1,0 @@
-module postroad.dev/tests/cluster/pause
-
-go 1.26.0
