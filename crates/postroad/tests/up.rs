@@ -25,11 +25,12 @@ fn a_message_arrives_octet_for_octet_and_the_end_is_orderly() {
     assert_eq!(without_trace(&sink.next(), "Subject:"), with_crlf(MESSAGE));
 
     assert!(place.get("/readyz").starts_with("HTTP/1.1 200"));
-    assert!(
-        place
-            .get("/metrics")
-            .contains("postroad_accepted_messages_total")
-    );
+    for metric in [
+        "postroad_accepted_messages_total",
+        "postroad_node_certificate_expiry_timestamp_seconds{certificate=\"ca\"}",
+    ] {
+        assert!(place.get("/metrics").contains(metric), "{metric}");
+    }
     let status = || {
         let out = place.ask(&["status", "-o", "json"]);
         assert!(out.status.success());
@@ -68,6 +69,17 @@ fn what_waited_when_it_was_killed_is_delivered_once_after_the_restart() {
         summary[state].as_u64().unwrap()
     };
     while waits("waiting") == 0 {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let counted = || {
+        let all = place.get("/metrics");
+        let lines = all.lines();
+        let of_groups = lines.filter(|line| line.starts_with("postroad_queue_messages_count{"));
+        let counts = of_groups.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        counts.sum::<f64>()
+    };
+    // A leader counts every second.
+    while counted() != 1.0 {
         std::thread::sleep(Duration::from_millis(50));
     }
     let refused = place.ask(&["queue", "drop", "--all"]);

@@ -86,8 +86,16 @@ const GAUGES: &[(&str, &str)] = &[
         "1: the wall clock of this node is more than a minute from cluster time and is ignored.",
     ),
     (
+        "postroad_disk_limit_bytes",
+        "Octets of the disk that the queue may use; some of them are kept free, and then no new mail is taken.",
+    ),
+    (
         "postroad_disk_used_bytes",
         "Octets of the disk that the queue uses.",
+    ),
+    (
+        "postroad_group_leader",
+        "1 while this node leads the group; 0 after it has.",
     ),
     (
         "postroad_log_damaged_bodies",
@@ -116,6 +124,14 @@ const GAUGES: &[(&str, &str)] = &[
     (
         "postroad_log_pinned_segment_age_seconds",
         "Age of the oldest sealed segment that stays, by why.",
+    ),
+    (
+        "postroad_queue_items_count",
+        "Items (a message for one destination) of a group that this node leads, by state: waiting, leased, held.",
+    ),
+    (
+        "postroad_queue_messages_count",
+        "Messages in a group that this node leads.",
     ),
 ];
 

@@ -11,6 +11,7 @@ mod append;
 mod bodies;
 mod chunks;
 mod clock;
+mod depth;
 mod grants;
 mod lease;
 mod report;
@@ -118,6 +119,7 @@ pub struct Leader {
     grants: Grants,
     chunks: Chunks,
     pass: upkeep::Pass,
+    depth: depth::Depth,
 }
 
 /// What a leader is made from.
@@ -174,6 +176,7 @@ impl Leader {
             grants: Grants::default(),
             chunks: Chunks::default(),
             pass: upkeep::Pass::new(now),
+            depth: depth::Depth::new(config.group),
         }
     }
 
@@ -321,6 +324,7 @@ impl Leader {
             if let Some(changed) = self.clock.check(outside.wall_ms, turn.now) {
                 clock::say(self.group, changed.as_ref());
             }
+            self.depth.show(&turn.rows.shard());
             self.expire_sessions(turn);
             self.run_timers(turn);
             self.expire_uploads(turn);

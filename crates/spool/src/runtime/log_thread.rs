@@ -353,6 +353,7 @@ impl LogThread {
     fn look_at_disk(&mut self) {
         let disk = self.look_at_room();
         metrics::gauge!("postroad_disk_used_bytes").set(disk.used as f64);
+        metrics::gauge!("postroad_disk_limit_bytes").set(disk.limit as f64);
         let lives = |segment| self.live.get(&segment).map_or(0, |live| live.bytes);
         let kept = self.segments.kept_for_followers(&self.applied, lives);
         metrics::gauge!("postroad_log_kept_for_followers_bytes").set(kept as f64);
