@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use kube::api::{Api, ListParams};
 use kube::runtime::controller::Action;
 use resource::{DeliveryPool, EdgePool, QueuePool, RelayCluster};
@@ -13,12 +13,14 @@ use crate::conditions::{Conditions, Reason};
 use crate::context::Context;
 use crate::error::Error;
 use crate::ssa::{self, Controller};
-use crate::{pki, place};
+use crate::{names, pki, place};
 
 /// What a RelayCluster's status speaks of, as far as this controller writes it.
 const CONDITIONS: [&str; 2] = ["Ready", "CertificateAuthorityReady"];
 /// Certificates are looked at this often, also when nothing changes.
 const LOOK_AGAIN: Duration = Duration::from_secs(600);
+/// Somebody must act before the CA ends: it is said so long before. The chart's alert says it at the same time.
+const CA_ENDS_SOON: SignedDuration = SignedDuration::from_hours(60 * 24);
 
 /// Brings one cluster to what is declared.
 pub async fn reconcile(cluster: Arc<RelayCluster>, context: Arc<Context>) -> Result<Action, Error> {
@@ -42,21 +44,21 @@ pub async fn reconcile(cluster: Arc<RelayCluster>, context: Arc<Context>) -> Res
     })
     .await?;
     let counts = [
-        sum(edge.iter().map(|pool| {
+        count(edge.iter().map(|pool| {
             let ready = pool
                 .status
                 .as_ref()
                 .map_or(0, |status| status.ready_replicas);
             (ready, pool.spec.replicas)
         })),
-        sum(queue.iter().map(|pool| {
+        count(queue.iter().map(|pool| {
             let ready = pool
                 .status
                 .as_ref()
                 .map_or(0, |status| status.ready_replicas);
             (ready, pool.spec.replicas)
         })),
-        sum(delivery.iter().map(|pool| {
+        count(delivery.iter().map(|pool| {
             let ready = pool
                 .status
                 .as_ref()
@@ -70,12 +72,13 @@ pub async fn reconcile(cluster: Arc<RelayCluster>, context: Arc<Context>) -> Res
         cluster.metadata.generation,
         Timestamp::now(),
     );
-    conditions.set(
-        "CertificateAuthorityReady",
-        true,
-        Reason::Valid,
-        "the CA is there",
-    );
+    let ends = pki::ends(ca.certificate.as_bytes());
+    let (good, reason, text) = authority(&names::ca_secret(name), ends, Timestamp::now());
+    conditions.set("CertificateAuthorityReady", good, reason, text);
+    if let Some(ends) = ends {
+        metrics::gauge!("postroad_operator_ca_expiry_timestamp_seconds", "namespace" => namespace.to_owned(), "cluster" => name.to_owned())
+            .set(ends.as_second() as f64);
+    }
     let text = format!(
         "edge {}/{}, queue {}/{}, delivery {}/{} ready",
         counts[0].0, counts[0].1, counts[1].0, counts[1].1, counts[2].0, counts[2].1
@@ -97,6 +100,7 @@ pub async fn reconcile(cluster: Arc<RelayCluster>, context: Arc<Context>) -> Res
         "observedGeneration": cluster.metadata.generation,
         "conditions": conditions.finish(&CONDITIONS),
         "image": image,
+        "caNotAfter": ends.map(|ends| ends.to_string()),
         "edge": show(counts[0]), "queue": show(counts[1]), "delivery": show(counts[2]),
     });
     let api: Api<RelayCluster> = Api::namespaced(context.client.clone(), namespace);
@@ -139,8 +143,38 @@ where
     Ok(found)
 }
 
-fn sum(counts: impl Iterator<Item = (i32, i32)>) -> (i32, i32) {
-    counts.fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1))
+/// Ready and declared nodes of several pools. One that has more than it should does not make up for another.
+fn count(pools: impl Iterator<Item = (i32, i32)>) -> (i32, i32) {
+    pools.fold((0, 0), |all, (ready, desired)| {
+        (all.0 + ready.min(desired), all.1 + desired)
+    })
+}
+
+/// What is said of the CA in this Secret.
+fn authority(secret: &str, ends: Option<Timestamp>, now: Timestamp) -> (bool, Reason, String) {
+    let Some(ends) = ends else {
+        let text = format!("the Secret {secret} holds no certificate that can be read");
+        return (false, Reason::Ended, text);
+    };
+    let left = ends.duration_since(now);
+    let day = ends.strftime("%F");
+    let replace = format!(
+        "delete the Secret {secret}: all nodes get another, and for a minute or two those that have it and those that do not yet \
+         open no new connections to one another"
+    );
+    match () {
+        () if left.is_negative() => {
+            let text =
+                format!("the CA ended on {day} and no node reaches another any more: {replace}");
+            (false, Reason::Ended, text)
+        }
+        () if left < CA_ENDS_SOON => {
+            let text =
+                format!("the CA ends on {day}, and then every connection between nodes: {replace}");
+            (true, Reason::EndsSoon, text)
+        }
+        () => (true, Reason::Valid, format!("the CA is valid until {day}")),
+    }
 }
 
 #[cfg(test)]
@@ -148,6 +182,26 @@ mod tests {
     use resource::{RelayClusterSpec, RelayClusterStatus};
 
     use super::*;
+
+    #[test]
+    fn a_ca_says_when_it_ends_and_in_time_what_to_do() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let in_days = |days: i64| Some(now + SignedDuration::from_hours(24 * days));
+        let said = |ends| authority("relay-ca", ends, now);
+        let (good, reason, text) = said(in_days(61));
+        assert_eq!((good, reason), (true, Reason::Valid), "{text}");
+        let (good, reason, text) = said(in_days(59));
+        assert_eq!((good, reason), (true, Reason::EndsSoon), "{text}");
+        assert!(text.contains("delete the Secret relay-ca"), "{text}");
+        let (good, reason, text) = said(in_days(-1));
+        assert_eq!((good, reason), (false, Reason::Ended), "{text}");
+        assert!(!said(None).0);
+    }
+
+    #[test]
+    fn a_pool_with_too_many_nodes_does_not_make_up_for_one_with_too_few() {
+        assert_eq!(count([(4, 2), (0, 2)].into_iter()), (2, 4));
+    }
 
     #[test]
     fn a_new_operator_changes_no_image_and_a_declared_one_wins() {

@@ -20,6 +20,10 @@ pub enum Reason {
     Paused,
     /// The cluster's CA is there and not about to end.
     Valid,
+    /// The cluster's CA ends soon.
+    EndsSoon,
+    /// The cluster's CA has ended.
+    Ended,
     /// Clients' addresses are not known.
     SourceAddressHidden,
     /// A certificate for clients is not there.

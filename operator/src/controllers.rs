@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::context::Context;
 use crate::error::Error;
 use crate::wake::{self, Home, of_same_cluster};
-use crate::{cluster, config, domain, names, node_pool, queue_pool};
+use crate::{cluster, config, domain, names, node_pool, pki, queue_pool};
 
 /// Objects of one kind that are worked on at once.
 const AT_ONCE: u16 = 8;
@@ -47,6 +47,15 @@ pub async fn run(
     let clusters = here
         .controller::<RelayCluster>()
         .owns(here.api::<ConfigMap>(), here.ours())
+        // Nobody owns a CA that outlives its cluster; one that is gone is made anew at once.
+        .watches(
+            here.api::<Secret>(),
+            here.ours().fields(&format!("type={}", pki::CA_TYPE)),
+            |secret: Secret| {
+                let cluster = secret.labels().get(names::CLUSTER)?.clone();
+                reference(&cluster, secret.namespace())
+            },
+        )
         .watches(here.api::<EdgePool>(), here.all(), |pool: EdgePool| {
             reference(&pool.spec.cluster_ref.name, pool.namespace())
         })

@@ -3,6 +3,10 @@
 const GAUGES: &[(&str, &str)] = &[
     ("postroad_build_info", "The version of the program."),
     (
+        "postroad_operator_ca_expiry_timestamp_seconds",
+        "When the CA of a RelayCluster's nodes ends.",
+    ),
+    (
         "postroad_operator_leader",
         "1 while this replica holds the Lease and works.",
     ),

@@ -19,8 +19,10 @@ use crate::names;
 use crate::ssa::{self, Controller};
 
 const SECONDS_OF_A_DAY: u64 = 24 * 60 * 60;
+/// Type of the Secret with a cluster's CA.
+pub const CA_TYPE: &str = "postroad.dev/ca";
 
-/// The CA of a cluster as it lies in its Secret, made if there is none. `fresh` says that it was.
+/// The CA of a cluster as it lies in its Secret, made if there is none.
 pub async fn ensure_ca(client: &Client, cluster: &RelayCluster) -> Result<Pair, Error> {
     let (namespace, name) = crate::place(cluster)?;
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
@@ -37,7 +39,7 @@ pub async fn ensure_ca(client: &Client, cluster: &RelayCluster) -> Result<Pair, 
     };
     let object: Secret = serde_json::from_value(json!({
         "metadata": {"name": secret, "labels": labels(name), "ownerReferences": owners},
-        "type": "postroad.dev/ca",
+        "type": CA_TYPE,
         "stringData": {pki::CA_CERTIFICATE: ca.certificate, pki::CA_KEY: ca.key},
     }))?;
     match secrets.create(&PostParams::default(), &object).await {
@@ -88,6 +90,20 @@ pub struct Leaf<'a> {
     pub name: String,
 }
 
+/// When a certificate ends, as the API writes times; `None` when there is none in this PEM.
+pub fn ends(pem: &[u8]) -> Option<Timestamp> {
+    Timestamp::from_second(pki::not_after(pem)?).ok()
+}
+
+/// What became of a certificate.
+#[derive(Clone, Copy, Debug)]
+pub struct Ensured {
+    /// It was made just now.
+    pub made: bool,
+    /// When it ends.
+    pub ends: Option<Timestamp>,
+}
+
 /// Makes the certificate unless a good one is there.
 pub async fn ensure_leaf(
     client: &Client,
@@ -95,7 +111,7 @@ pub async fn ensure_leaf(
     ca: &Pair,
     tls: &InternalTls,
     leaf: Leaf<'_>,
-) -> Result<bool, Error> {
+) -> Result<Ensured, Error> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), leaf.namespace);
     let now = Timestamp::now();
     let issuer = names::digest(ca.certificate.trim());
@@ -106,7 +122,14 @@ pub async fn ensure_leaf(
         note(names::ISSUED_BY) == Some(&issuer) && renew.is_some_and(|renew| now < renew)
     };
     match secrets.get_opt(&leaf.secret).await? {
-        Some(found) if good(&found) => return Ok(false),
+        Some(found) if good(&found) => {
+            let data = found.data.as_ref();
+            let pem = data.and_then(|data| data.get(pki::NODE_CERTIFICATE));
+            return Ok(Ensured {
+                made: false,
+                ends: pem.and_then(|pem| ends(&pem.0)),
+            });
+        }
         Some(found) if !found.annotations().contains_key(names::ISSUED_BY) => {
             return Err(Error::Refused(format!(
                 "the Secret {} is not of this operator's making and would be overwritten: delete it, or give the pool another name",
@@ -135,7 +158,10 @@ pub async fn ensure_leaf(
         namespace = leaf.namespace,
         "made a certificate"
     );
-    Ok(true)
+    Ok(Ensured {
+        made: true,
+        ends: ends(pair.certificate.as_bytes()),
+    })
 }
 
 /// The key that seals DKIM keys, made if there is none: only delivery nodes get it.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kube::core::object::HasStatus;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Resource, ResourceExt};
-use resource::ClusterRef;
+use resource::{ClusterRef, EdgePoolStatus, RelayClusterStatus};
 
 /// Namespace and name of a RelayCluster.
 pub type Home = (String, String);
@@ -26,7 +26,7 @@ pub fn of_same_cluster<K, Other>(
 where
     K: Resource<DynamicType = ()> + Clone + Send + Sync + 'static,
     Other: Resource + HasStatus + 'static,
-    Other::Status: Clone + PartialEq + Send + 'static,
+    Other::Status: Clone + PartialEq + Concerns + Send + 'static,
 {
     let changes = Changes::<Other::Status>::default();
     move |other: Other| {
@@ -39,6 +39,25 @@ where
             .iter()
             .map(|object| ObjectRef::from_obj(&**object))
             .collect()
+    }
+}
+
+/// A status of which a part concerns others.
+pub trait Concerns {
+    /// That part.
+    fn concern(&self) -> Option<&str>;
+}
+
+impl Concerns for RelayClusterStatus {
+    /// When the CA ends: another CA has another end, and every node needs a certificate of it.
+    fn concern(&self) -> Option<&str> {
+        self.ca_not_after.as_deref()
+    }
+}
+
+impl Concerns for EdgePoolStatus {
+    fn concern(&self) -> Option<&str> {
+        None
     }
 }
 
@@ -58,8 +77,8 @@ impl<S> Default for Changes<S> {
     }
 }
 
-impl<S: Clone + PartialEq> Changes<S> {
-    /// Something changed that may concern others. A status alone does not: it is written with every domain and every pod that
+impl<S: Clone + PartialEq + Concerns> Changes<S> {
+    /// Something changed that may concern others. A status alone does not, but for what [`Concerns`] says: it is written with every domain and every pod that
     /// comes, and whoever was woken by it would write the next. A watch does not tell an end from a change, but an object that
     /// ends does so with the status that it had.
     fn count<K: Resource + HasStatus<Status = S>>(&self, object: &K) -> bool {
@@ -71,7 +90,12 @@ impl<S: Clone + PartialEq> Changes<S> {
             status: object.status().cloned(),
         };
         let status_alone = all.get(&key).is_some_and(|seen| {
-            seen.uid == now.uid && seen.generation == now.generation && seen.status != now.status
+            let concern = |seen: &Seen<S>| {
+                let concern = seen.status.as_ref().and_then(Concerns::concern);
+                concern.map(str::to_owned)
+            };
+            let same = seen.uid == now.uid && seen.generation == now.generation;
+            same && seen.status != now.status && concern(seen) == concern(&now)
         });
         all.insert(key, now);
         !status_alone
@@ -82,7 +106,7 @@ impl<S: Clone + PartialEq> Changes<S> {
 mod tests {
     use kube::runtime::reflector;
     use kube::runtime::watcher::Event;
-    use resource::{DeliveryPool, RelayCluster, RelayClusterSpec, RelayClusterStatus};
+    use resource::{DeliveryPool, RelayCluster, RelayClusterSpec};
     use serde_json::json;
 
     use super::*;
@@ -95,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_wakes_its_own_pools_and_its_status_wakes_none() {
+    fn a_cluster_wakes_its_own_pools_and_of_its_status_only_the_ca_does() {
         let (store, mut writer) = reflector::store::<DeliveryPool>();
         for pool in [pool("out", "postroad"), pool("other", "elsewhere")] {
             writer.apply_watcher_event(&Event::Apply(pool));
@@ -118,6 +142,11 @@ mod tests {
             ..RelayClusterStatus::default()
         });
         assert!(woken(&cluster).is_empty());
+        cluster.status = Some(RelayClusterStatus {
+            ca_not_after: Some("2030-01-01T00:00:00Z".into()),
+            ..RelayClusterStatus::default()
+        });
+        assert_eq!(woken(&cluster), ["out"], "another CA");
         cluster.metadata.generation = Some(2);
         assert_eq!(woken(&cluster), ["out"]);
         // The event of its end.

@@ -6,9 +6,17 @@ const COUNTERS: &[(&str, &str)] = &[(
     "Connections of other nodes that came to nothing, by why.",
 )];
 
+const GAUGES: &[(&str, &str)] = &[(
+    "postroad_node_certificate_expiry_timestamp_seconds",
+    "When the certificate that the node shows other nodes ends, and when that of the CA that it trusts.",
+)];
+
 /// Tells the recorder that is installed.
 pub fn describe_metrics() {
     for (name, help) in COUNTERS {
         metrics::describe_counter!(*name, *help);
+    }
+    for (name, help) in GAUGES {
+        metrics::describe_gauge!(*name, *help);
     }
 }

@@ -105,6 +105,13 @@ pub fn make_ca(cluster: &str, now: SystemTime, validity: Duration) -> Result<Pai
     Ok(Pair { certificate, key })
 }
 
+/// When the first certificate of this PEM ends, seconds since the Unix epoch; `None` when there is none.
+pub fn not_after(pem: &[u8]) -> Option<i64> {
+    let (_, first) = x509_parser::pem::parse_x509_pem(pem).ok()?;
+    let certificate = first.parse_x509().ok()?;
+    Some(certificate.validity().not_after.timestamp())
+}
+
 /// Makes a node's certificate with the CA in `ca_dir`: `ca.crt`, `tls.crt`, `tls.key` (mode 0600) in `out`.
 /// `name` is the pool's or the node's name; for queue nodes the node id.
 pub fn issue(ca_dir: &Path, role: Role, name: &str, out: &Path) -> Result<Identity, PkiError> {
@@ -276,6 +283,15 @@ fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), PkiError> {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_certificate_says_when_it_ends() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let ca = make_ca("mail.prod", now, Duration::from_secs(600)).unwrap();
+        assert_eq!(not_after(ca.certificate.as_bytes()), Some(1_800_000_600));
+        assert_eq!(not_after(ca.key.as_bytes()), None);
+        assert_eq!(not_after(b""), None);
+    }
 
     #[test]
     fn nothing_is_overwritten_and_keys_are_private() {

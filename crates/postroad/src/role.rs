@@ -266,7 +266,7 @@ fn queue_config(settings: &settings::QueueNode) -> Result<spool::Config, Failure
         },
         shards: settings.shards,
         replication_factor: settings.replication_factor.unwrap_or(default_factor),
-        tls: Arc::new(tls),
+        tls,
         disk_bytes: disk_bytes(&settings.disk),
         disk_bytes_per_second: disk_bytes_per_second(&settings.disk),
         segment_bytes: segment_bytes(&settings.disk, spool::log::LogConfig::SEGMENT_BYTES),
@@ -353,16 +353,16 @@ pub fn own_addresses(listen: &[SocketAddr]) -> Vec<IpAddr> {
     own
 }
 
-fn client(node: &ClientNode, tls: NodeTls, name: &str) -> Result<QueueClient, Failure> {
+fn client(node: &ClientNode, tls: Arc<NodeTls>, name: &str) -> Result<QueueClient, Failure> {
     Ok(QueueClient::new(ClientConfig {
         endpoints: node.queue.clone(),
-        tls: Arc::new(tls),
+        tls,
         name: name.into(),
     }))
 }
 
-/// Loads a certificate and sees that it is one of this role.
-pub fn certificate(dir: &Path, role: proto::Role) -> Result<NodeTls, Failure> {
+/// Loads a certificate and sees that it is one of this role; its files are followed from now on.
+pub fn certificate(dir: &Path, role: proto::Role) -> Result<Arc<NodeTls>, Failure> {
     let tls = NodeTls::load(dir).map_err(Failure::failed)?;
     let found = tls.identity();
     if found.role != role {
@@ -371,6 +371,8 @@ pub fn certificate(dir: &Path, role: proto::Role) -> Result<NodeTls, Failure> {
             dir.display()
         )));
     }
+    let tls = Arc::new(tls);
+    tls.follow();
     Ok(tls)
 }
 

@@ -107,7 +107,9 @@ fn list(addresses: &[SocketAddr]) -> String {
 
 fn load(opened: &Opened, name: &str) -> Result<Arc<NodeTls>, Failure> {
     let tls = NodeTls::load(&opened.pki_dir(name)).map_err(Failure::failed)?;
-    Ok(Arc::new(tls))
+    let tls = Arc::new(tls);
+    tls.follow();
+    Ok(tls)
 }
 
 fn client(opened: &Opened, role: proto::Role) -> Result<QueueClient, Failure> {

@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
@@ -58,6 +59,9 @@ const WAITS: [(Duration, Duration); 2] = [
 ];
 /// And later.
 const WAITS_LONG: Duration = Duration::from_secs(5);
+
+/// Statuses that are written at once. The API server gives each client a fair share and lets the rest wait.
+const TOLD_AT_ONCE: usize = 16;
 
 /// What the queues hold, by cluster, and labels of namespaces.
 #[derive(Default)]
@@ -313,6 +317,12 @@ async fn ready_pods(
     Ok(ready.map(ResourceExt::name_any).collect())
 }
 
+/// Writes statuses, several at once: each waits for the API server. Says whether nodes are waited for.
+async fn at_once(tellings: Vec<impl Future<Output = Result<bool, Error>>>) -> Result<bool, Error> {
+    let told = stream::iter(tellings).buffer_unordered(TOLD_AT_ONCE);
+    told.try_fold(false, async |any, one| Ok(any | one)).await
+}
+
 /// Everything that has a status to be written.
 struct Told<'a> {
     context: &'a Context,
@@ -334,20 +344,13 @@ impl Told<'_> {
             let progress = nodes.progress(key, revision, for_all);
             Ok(Sent { revision, progress })
         };
-        let mut waits = false;
-        for (domain, verdict) in self.domains.iter().zip(&self.compiled.verdicts) {
-            let verdict = verdict.as_ref().map(|key| sent(key, true));
-            waits |= status::tell_domain(
-                self.context,
-                domain,
-                verdict.as_ref().map_err(|refusal| *refusal),
-            )
-            .await?;
-        }
-        for (key, document) in self.keys.iter().zip(&self.compiled.keys) {
+        let mut waits = self.domains(|key| sent(key, true)).await?;
+        let of_keys = self.keys.iter().zip(&self.compiled.keys);
+        let of_keys = of_keys.map(|(key, document)| {
             let sent = document.as_ref().map(|document| sent(document, false));
-            waits |= status::tell_key(self.context, key, sent.as_ref()).await?;
-        }
+            async move { status::tell_key(self.context, key, sent.as_ref()).await }
+        });
+        waits |= at_once(of_keys.collect()).await?;
         let (namespace, name) = place(self.cluster)?;
         let own = sent(&format!("RelayCluster/{namespace}/{name}"), true);
         let progress = own.map_or_else(Progress::Waits, |sent| sent.progress);
@@ -362,13 +365,22 @@ impl Told<'_> {
         Ok(waits)
     }
 
+    /// Tells every domain what was answered, or how far its document is; says whether nodes are waited for.
+    async fn domains(&self, sent: impl Fn(&str) -> Result<Sent, String>) -> Result<bool, Error> {
+        let domains = self.domains.iter().zip(&self.compiled.verdicts);
+        let domains = domains.map(|(domain, verdict)| {
+            let verdict = verdict.as_ref().map(|key| sent(key));
+            async move {
+                let verdict = verdict.as_ref().map_err(|refusal| *refusal);
+                status::tell_domain(self.context, domain, verdict).await
+            }
+        });
+        at_once(domains.collect()).await
+    }
+
     /// The queue does not take it, and this is why.
     async fn without(&self, text: &str, cluster_id: Option<&str>) -> Result<(), Error> {
-        let unsent: Result<Sent, String> = Err(text.to_owned());
-        for (domain, verdict) in self.domains.iter().zip(&self.compiled.verdicts) {
-            let verdict = verdict.as_ref().map(|_| &unsent);
-            status::tell_domain(self.context, domain, verdict).await?;
-        }
+        self.domains(|_| Err(text.to_owned())).await?;
         let fault = Err((Reason::QueueUnreachable, text.to_owned()));
         status::tell_cluster(self.context, self.cluster, cluster_id, fault).await
     }

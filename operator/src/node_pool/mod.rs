@@ -99,7 +99,8 @@ pub async fn reconcile_edge(pool: Arc<EdgePool>, context: Arc<Context>) -> Resul
         .await?;
         scaled(&deployment, pool.spec.replicas, &mut state, &mut conditions);
         state["addresses"] = json!(edge::addresses(&service));
-        certificates::judge(&context, &pool, namespace, &mut conditions).await?;
+        let listeners = certificates::judge(&context, &pool, namespace, &mut conditions).await?;
+        state["listeners"] = json!(listeners);
     }
     state["selector"] = json!(name.selector_text());
     let known = [

@@ -1,5 +1,8 @@
 //! Does one step. Each may be done twice: what was done already is found so, or refused without harm.
 
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use proto::Role;
@@ -221,17 +224,19 @@ pub async fn grow_volumes(
     Ok(None)
 }
 
-/// Certificates of all nodes that have a pod, made anew in time.
+/// Certificates of all nodes that have a pod, made anew in time; says when each ends.
 pub async fn renew_leaves(
     context: &Context,
     parts: &Parts<'_>,
     seen: &Seen,
     ca: &Pair,
-) -> Result<(), Error> {
+) -> Result<BTreeMap<u64, Timestamp>, Error> {
+    let mut ends = BTreeMap::new();
     for node in seen.pods.keys() {
-        renew_leaf(context, parts, *node, ca).await?;
+        let end = renew_leaf(context, parts, *node, ca).await?;
+        ends.extend(end.map(|end| (*node, end)));
     }
-    Ok(())
+    Ok(ends)
 }
 
 async fn renew_leaf(
@@ -239,7 +244,7 @@ async fn renew_leaf(
     parts: &Parts<'_>,
     node: u64,
     ca: &Pair,
-) -> Result<(), Error> {
+) -> Result<Option<Timestamp>, Error> {
     let leaf = Leaf {
         namespace: &parts.name.namespace,
         secret: names::leaf_secret(&names::queue_pod(&parts.name.pool, node)),
@@ -249,8 +254,9 @@ async fn renew_leaf(
         name: node.to_string(),
     };
     let tls = &parts.cluster.spec.internal_tls;
-    if pki::ensure_leaf(&context.client, Controller::QueuePool, ca, tls, leaf).await? {
+    let ensured = pki::ensure_leaf(&context.client, Controller::QueuePool, ca, tls, leaf).await?;
+    if ensured.made {
         fail_point::after("certificate-made");
     }
-    Ok(())
+    Ok(ensured.ends)
 }

@@ -165,7 +165,7 @@ pub async fn reconcile(pool: Arc<QueuePool>, context: Arc<Context>) -> Result<Ac
         None if seen.observed.queue.is_some() => delete(&budgets, &name.object()).await?,
         None => {}
     }
-    act::renew_leaves(&context, &parts, &seen, &ca).await?;
+    let ends = act::renew_leaves(&context, &parts, &seen, &ca).await?;
     act::label_members(&context, &name, &seen).await?;
     let volumes = act::grow_volumes(&context, &parts, &seen).await?;
     let outcome = match &step {
@@ -178,7 +178,7 @@ pub async fn reconcile(pool: Arc<QueuePool>, context: Arc<Context>) -> Result<Ac
     let refusal = match outcome {
         Ok(()) => {
             if !matches!(step, Step::Done | Step::Wait(_)) {
-                context.tell(&*pool, "Changed", status::told(&step)).await;
+                context.tell(&*pool, "Changed", status::what(&step)).await;
             }
             None
         }
@@ -188,7 +188,13 @@ pub async fn reconcile(pool: Arc<QueuePool>, context: Arc<Context>) -> Result<Ac
     };
     let holds = held.is_some();
     let refusal = held.or(refusal).or(volumes);
-    status::write(&context, &parts, &seen, &step, unreachable, refusal).await?;
+    let told = status::Told {
+        step: &step,
+        ends: &ends,
+        unreachable,
+        refusal,
+    };
+    status::write(&context, &parts, &seen, told).await?;
     Ok(Action::requeue(match step {
         Step::Done if holds => HELD,
         Step::Done => AT_REST,

@@ -1,5 +1,7 @@
 //! What people are told of a queue pool: its members, its groups, what is being done and what is in the way.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use kube::api::Api;
 use kube::runtime::controller::Action;
@@ -48,15 +50,31 @@ pub async fn refuse(
     Ok(Action::requeue(REFUSED))
 }
 
+/// What one look at a pool came to.
+pub struct Told<'a> {
+    /// What is done.
+    pub step: &'a Step,
+    /// When the certificate of each node ends.
+    pub ends: &'a BTreeMap<u64, Timestamp>,
+    /// Why the queue did not answer.
+    pub unreachable: Option<String>,
+    /// What is in the way.
+    pub refusal: Option<String>,
+}
+
 /// Says what was seen and what is done.
 pub async fn write(
     context: &Context,
     parts: &Parts<'_>,
     seen: &Seen,
-    step: &Step,
-    unreachable: Option<String>,
-    refusal: Option<String>,
+    told: Told<'_>,
 ) -> Result<(), Error> {
+    let Told {
+        step,
+        ends,
+        unreachable,
+        refusal,
+    } = told;
     let before = parts.pool.status.clone().unwrap_or_default();
     let generation = parts.pool.metadata.generation;
     let mut conditions = Conditions::new(&before.conditions, generation, Timestamp::now());
@@ -80,7 +98,7 @@ pub async fn write(
     }
     match step {
         Step::Done => conditions.set("Progressing", false, Reason::Settled, "all is as declared"),
-        step => conditions.set("Progressing", true, Reason::Working, told(step)),
+        step => conditions.set("Progressing", true, Reason::Working, what(step)),
     }
     let desired = usize::try_from(parts.pool.spec.replicas).unwrap_or_default();
     match refusal {
@@ -124,7 +142,7 @@ pub async fn write(
         selector: parts.name.selector_text(),
         cluster_id: Some(parts.cluster_id.to_owned()),
         members: match &seen.answer {
-            Some(answer) if answer.overview.is_some() => members(parts, answer),
+            Some(answer) if answer.overview.is_some() => members(parts, answer, ends),
             _ => before.members.clone(),
         },
         groups,
@@ -154,7 +172,7 @@ fn groups(seen: &Seen) -> Option<Groups> {
     })
 }
 
-fn members(parts: &Parts<'_>, answer: &Answer) -> Vec<Member> {
+fn members(parts: &Parts<'_>, answer: &Answer, ends: &BTreeMap<u64, Timestamp>) -> Vec<Member> {
     let known = |node: &Node| !node.version.is_empty();
     answer
         .nodes
@@ -173,13 +191,13 @@ fn members(parts: &Parts<'_>, answer: &Answer) -> Vec<Member> {
             groups: known(node).then(|| count(node.groups)),
             leads: known(node).then(|| count(node.leads)),
             version: known(node).then(|| node.version.clone()),
-            certificate_not_after: None,
+            certificate_not_after: ends.get(id).map(Timestamp::to_string),
         })
         .collect()
 }
 
 /// A step for people.
-pub fn told(step: &Step) -> String {
+pub fn what(step: &Step) -> String {
     match step {
         Step::Done => "all is as declared".into(),
         Step::Wait(why) => why.clone(),
@@ -224,7 +242,7 @@ fn operation(step: &Step, before: Option<&Operation>) -> Option<Operation> {
     Some(Operation {
         type_,
         node_id: i64::try_from(*node).ok().filter(|node| *node > 0),
-        step: told(step).chars().take(64).collect(),
+        step: what(step).chars().take(64).collect(),
         start_time: match same {
             Some(old) => old.start_time.clone(),
             None => Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),

@@ -18,7 +18,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime};
 
 use crate::identity::{Identity, Role};
-use crate::pki::{CA_CERTIFICATE, NODE_CERTIFICATE, NODE_KEY};
+use crate::pki::{self, CA_CERTIFICATE, NODE_CERTIFICATE, NODE_KEY};
 
 mod accept;
 mod connect;
@@ -30,6 +30,8 @@ use verify::Verifier;
 
 /// How often the files are looked at, at most; a handshake looks.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
+/// How often [`NodeTls::follow`] looks: a handshake looks by itself, but nodes that are connected shake no hands for weeks.
+const FOLLOW_INTERVAL: Duration = Duration::from_secs(10);
 /// What both sides speak inside TLS.
 const ALPN: &[u8] = b"h2";
 
@@ -92,6 +94,8 @@ type Stamps = [Option<(SystemTime, u64)>; 3];
 struct Material {
     identity: Identity,
     ca_pem: Vec<u8>,
+    /// When the node's own certificate ends, and the CA's, seconds since the Unix epoch.
+    ends: [Option<i64>; 2],
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
 }
@@ -102,6 +106,7 @@ impl NodeTls {
         // The stamps come first: a change while reading is then seen at the next look.
         let stamps = stamps(dir);
         let material = read(dir)?;
+        show_ends(&material);
         Ok(NodeTls {
             dir: dir.into(),
             now: RwLock::new(Arc::new(material)),
@@ -110,6 +115,21 @@ impl NodeTls {
                 stamps,
             }),
         })
+    }
+
+    /// Looks at the files from time to time as long as anybody uses this, so that logs and metrics say what lies there.
+    /// Call it inside of a runtime.
+    pub fn follow(self: &Arc<NodeTls>) {
+        let this = Arc::downgrade(self);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(FOLLOW_INTERVAL).await;
+                let Some(this) = this.upgrade() else {
+                    return;
+                };
+                this.fresh();
+            }
+        });
     }
 
     /// Who this node is.
@@ -159,6 +179,7 @@ impl NodeTls {
             }
             Ok(new) => {
                 tracing::info!(dir = %self.dir.display(), identity = %new.identity, "certificates were read again");
+                show_ends(&new);
                 *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
             }
             Err(error) => tracing::error!(
@@ -174,6 +195,16 @@ impl NodeTls {
         let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(past) = Instant::now().checked_sub(RELOAD_INTERVAL) {
             looked.at = past;
+        }
+    }
+}
+
+/// Nobody else looks at these two: without a successor in time the node is cut off from all others.
+fn show_ends(material: &Material) {
+    for (which, end) in ["node", "ca"].into_iter().zip(material.ends) {
+        if let Some(end) = end {
+            metrics::gauge!("postroad_node_certificate_expiry_timestamp_seconds", "certificate" => which)
+                .set(end as f64);
         }
     }
 }
@@ -224,7 +255,9 @@ fn read(dir: &Path) -> Result<Material, TlsError> {
             Ok(anchor.to_owned())
         })
         .collect::<Result<Vec<TrustAnchor<'static>>, TlsError>>()?;
-    let chain = certificates(&cert_path, &read_file(&cert_path)?)?;
+    let cert_pem = read_file(&cert_path)?;
+    let ends = [&cert_pem, &ca_pem].map(|pem| pki::not_after(pem));
+    let chain = certificates(&cert_path, &cert_pem)?;
     let key = PrivateKeyDer::from_pem_slice(&read_file(&key_path)?)
         .map_err(|e| bad(&key_path, format!("holds no private key in PEM ({e})")))?;
 
@@ -273,6 +306,7 @@ fn read(dir: &Path) -> Result<Material, TlsError> {
     Ok(Material {
         identity,
         ca_pem,
+        ends,
         server: Arc::new(server),
         client: Arc::new(client),
     })

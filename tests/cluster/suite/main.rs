@@ -7,9 +7,10 @@
 //! scale.rs      pools grow and shrink under load
 //! trouble.rs    evictions, a lost volume, a killed operator, an API server that is away
 //! upgrade.rs    another image, another public certificate
+//! authority.rs  the CA of the relay's own nodes
 //! tenants.rs    who may claim what
 //! domains.rs    many of them
-//! signed.rs     DKIM keys, from the making to the end, with a name server and a verifier of others
+//! signed.rs     DKIM keys, from the making to the end; dkim.rs: a name server and a verifier of others
 //! uninstall.rs  what stays when the charts go
 //! relay.rs      one installation for all of these; traffic.rs: mail that passes meanwhile; smtp.rs: one question;
 //!               administrator.rs: a command of `postroad`; operator.rs: the operator's processes
@@ -19,8 +20,12 @@
 
 #[path = "administrator.rs"]
 mod administrator;
+#[path = "authority.rs"]
+mod authority;
 #[path = "charts.rs"]
 mod charts;
+#[path = "dkim.rs"]
+mod dkim;
 #[path = "domains.rs"]
 mod domains;
 #[path = "operator.rs"]
