@@ -189,7 +189,10 @@ pub(crate) async fn drive(
         appending.spawn(async move {
             loop {
                 match queue::append(&client, &recipient, &body).await.1 {
-                    AppendResult::Created => done.fetch_add(1, Ordering::Relaxed),
+                    // As good: the answer to the first try was lost.
+                    AppendResult::Created | AppendResult::AlreadyQueued => {
+                        done.fetch_add(1, Ordering::Relaxed)
+                    }
                     other => return other,
                 };
             }

@@ -112,7 +112,10 @@ fn appenders(
                 // One in a thousand domains is relayed; the rest waits for a delivery node that is not there.
                 let recipient = format!("parked@d{}.test", n % DESTINATIONS);
                 match queue::append(&client, &recipient, &body).await.1 {
-                    AppendResult::Created => done.fetch_add(1, Ordering::Relaxed),
+                    // As good: the answer to the first try was lost.
+                    AppendResult::Created | AppendResult::AlreadyQueued => {
+                        done.fetch_add(1, Ordering::Relaxed)
+                    }
                     other => return other,
                 };
             }

@@ -234,7 +234,7 @@ impl World {
         netns::command_in(WORLD_NAMESPACE, program)
     }
 
-    /// The messages in a user's mailbox, as soon as there are so many.
+    /// The messages in a user's mailbox, as soon as there are so many; the newest is the last.
     ///
     /// # Errors
     /// When there are fewer or more within `limit`.
@@ -244,10 +244,13 @@ impl World {
         while fs::read_dir(&new).map_or(0, Iterator::count) < messages && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(20));
         }
-        let found = fs::read_dir(&new).into_iter().flatten();
-        let found: Vec<String> = found
-            .map(|entry| Ok(String::from_utf8_lossy(&fs::read(entry?.path())?).into_owned()))
-            .collect::<Result<_>>()?;
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&new).into_iter().flatten() {
+            let entry = entry?;
+            let text = String::from_utf8_lossy(&fs::read(entry.path())?).into_owned();
+            found.push((entry.metadata()?.modified()?, text));
+        }
+        found.sort();
         if found.len() != messages {
             let log = fs::read_to_string(self.dir.path().join("log/maillog")).unwrap_or_default();
             bail!(
@@ -255,12 +258,14 @@ impl World {
                 found.len()
             );
         }
-        Ok(found)
+        Ok(found.into_iter().map(|(_, text)| text).collect())
     }
 }
 
 /// Who has a mailbox, at either domain. Postfix's virtual(8) takes no pattern that a name is put into, so all of them stand here.
-const USERS: [&str; 6] = ["alice", "anna", "bert", "carl", "dora", "emil"];
+const USERS: [&str; 8] = [
+    "alice", "anna", "bert", "carl", "dora", "emil", "fred", "gina",
+];
 
 /// Mailboxes of all users; who is not known is refused.
 fn mailboxes(dir: &Path) -> Result<Setup> {

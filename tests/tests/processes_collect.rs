@@ -40,7 +40,8 @@ async fn parked_mail_pins_no_disk_while_several_times_the_disk_passes() {
     // Each segment of the log holds about one parked message.
     let one_of = size(200, 10_000);
     let (disk, segment) = size(("96MiB", "2MiB"), ("2GiB", "64MiB"));
-    let (count, octets) = size((40_000, 10_000), (2_000_000, 10_000));
+    // The full size parks 50 messages in 310 segments: 3.2 GB, were each to pin its own.
+    let (count, octets) = size((40_000, 10_000), (500_000, 40_000));
     let open = Arc::new(AtomicBool::new(false));
     let gate = open.clone();
     let parks = Sink::with(

@@ -74,12 +74,12 @@ async fn send(edge: u16, from: &str, to: &str, message: &str) -> String {
     last
 }
 
-/// Waits until the sink has a message, and gives its octets.
+/// Waits until the sink has a message, and gives its first octets.
 async fn arrived(sink: &Sink, id: u64) -> String {
     let until = Instant::now() + PATIENCE;
     loop {
         if let Some(copies) = sink.copies().get(&id) {
-            return String::from_utf8_lossy(&copies[0].octets).into_owned();
+            return String::from_utf8_lossy(&copies[0].begin).into_owned();
         }
         assert!(Instant::now() < until, "message {id} did not arrive");
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use mail::Digest;
+
 use super::client::{Attempt, Client, Outcome};
 use super::sink::{Copy, Sink};
 
@@ -116,7 +118,7 @@ fn one(
     let sent = client.load.message(id);
     let mut by_message: BTreeMap<String, Vec<&Copy>> = BTreeMap::new();
     for copy in copies {
-        match arrived_as(&copy.octets, &sent) {
+        match arrived_as(copy, &sent) {
             Ok(ulid) => by_message.entry(ulid).or_default().push(copy),
             Err(why) => tally.damaged.push(format!("{id}: {why}")),
         }
@@ -156,18 +158,20 @@ fn one(
 }
 
 /// The ULID in the trace field, when after that one field come just the octets that were sent.
-fn arrived_as(octets: &[u8], sent: &[u8]) -> Result<String, String> {
-    let show =
-        |bytes: &[u8]| String::from_utf8_lossy(bytes.get(..400).unwrap_or(bytes)).into_owned();
-    let Some(trace) = octets.strip_suffix(sent) else {
-        return Err(format!(
-            "{} octets for {} sent: {}",
-            octets.len(),
-            sent.len(),
-            show(octets)
-        ));
+fn arrived_as(copy: &Copy, sent: &[u8]) -> Result<String, String> {
+    let begin = |octets: usize| {
+        let begin = &copy.begin[..octets.min(copy.begin.len())];
+        String::from_utf8_lossy(begin)
     };
-    let trace = String::from_utf8_lossy(trace);
+    if copy.rest != (sent.len(), Digest::of(sent)) {
+        return Err(format!(
+            "{} octets after its first field for {} sent, or others: {}",
+            copy.rest.0,
+            sent.len(),
+            begin(400)
+        ));
+    }
+    let trace = begin(copy.first_field);
     let lines: Vec<&str> = trace.split_inclusive("\r\n").collect();
     let folded = |line: &str| line.starts_with([' ', '\t']) && line.ends_with("\r\n");
     let is_trace = lines

@@ -6,11 +6,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use mail::Digest;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-/// One message that was accepted.
+/// Of each message so many octets are kept: its header and a little more.
+const BEGIN_OCTETS_MAX: usize = 2048;
+
+/// One message that was accepted; not all of it, for a test may let more pass than there is memory.
 #[derive(Clone, Debug)]
 pub struct Copy {
     /// When; just before the 250.
@@ -19,8 +23,12 @@ pub struct Copy {
     pub by: String,
     /// To whom.
     pub to: Vec<String>,
-    /// All octets, trace field included, dots taken away.
-    pub octets: Vec<u8>,
+    /// Its first octets, dots taken away.
+    pub begin: Vec<u8>,
+    /// Octets of its first header field.
+    pub first_field: usize,
+    /// How many octets come after that field, and their digest.
+    pub rest: (usize, Digest),
 }
 
 /// What to answer to a final dot.
@@ -225,6 +233,9 @@ async fn take(shared: &Shared, by: &str, to: Vec<String>, octets: Vec<u8>) -> &'
         shared.lock().strange.push(text);
         return "250 2.0.0 strange\r\n";
     };
+    let first_field = first_field(&octets);
+    let rest = octets.get(first_field..).unwrap_or_default();
+    let rest = (rest.len(), Digest::of(rest));
     let verdict = (shared.judge)(id);
     tokio::time::sleep(shared.pause).await;
     let mut kept = shared.lock();
@@ -233,12 +244,24 @@ async fn take(shared: &Shared, by: &str, to: Vec<String>, octets: Vec<u8>) -> &'
         kept.deferred.entry(id).or_default().push(at);
         return "451 4.7.1 come again\r\n";
     }
-    let by = by.to_owned();
-    kept.copies
-        .entry(id)
-        .or_default()
-        .push(Copy { at, by, to, octets });
+    let copy = Copy {
+        at,
+        by: by.to_owned(),
+        to,
+        begin: octets[..octets.len().min(BEGIN_OCTETS_MAX)].to_vec(),
+        first_field,
+        rest,
+    };
+    kept.copies.entry(id).or_default().push(copy);
     "250 2.0.0 taken\r\n"
+}
+
+/// Octets of the first header field, with the lines that it is folded into.
+fn first_field(octets: &[u8]) -> usize {
+    let mut lines = octets.split_inclusive(|octet| *octet == b'\n');
+    let first = lines.next().map_or(0, <[u8]>::len);
+    let folded = lines.take_while(|line| line.starts_with(b" ") || line.starts_with(b"\t"));
+    first + folded.map(<[u8]>::len).sum::<usize>()
 }
 
 /// The number in the X-Id field.
