@@ -1,4 +1,4 @@
-//! RelayDomains: how soon one is in effect, and how long many take and what the operator is then.
+//! RelayDomains: how soon one is in effect, and how long many with keys take and what the operator is then.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
@@ -21,6 +21,8 @@ const RSS_KIB_MAX: u64 = 256 << 10;
 const ONES: usize = 5;
 /// From the event that tells of a new domain until every ready node has it, as the median of them.
 const IN_EFFECT: Duration = Duration::from_secs(1);
+/// Of a domain whose mail is signed.
+const SIGNED: &str = ", outbound: {networks: [10.0.0.0/8]}";
 /// A domain's condition.
 const PROGRAMMED: &str = "{.status.conditions[?(@.type=='Programmed')].status}";
 
@@ -29,7 +31,9 @@ const PROGRAMMED: &str = "{.status.conditions[?(@.type=='Programmed')].status}";
 fn many_domains_are_accepted_and_taken_by_every_edge_and_refused_again_when_they_go() {
     crate::in_namespace("many", |cluster| {
         let relay = Relay::ready(cluster)?;
-        let open = json!({"allowedNamespaces": {"from": "All"}, "domainOwnership": "Trust"});
+        let open = json!({
+            "allowedNamespaces": {"from": "All"}, "domainOwnership": "Trust", "networks": ["10.0.0.0/8"],
+        });
         relay.change("relaycluster", &json!({"access": open}))?;
         cluster.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: many}\n")?;
         one_by_one(&relay)?;
@@ -49,10 +53,11 @@ fn many_domains_are_accepted_and_taken_by_every_edge_and_refused_again_when_they
     });
 }
 
-fn domain(name: &str) -> String {
+/// `more` stands in its spec.
+fn domain(name: &str, more: &str) -> String {
     format!(
         "---\napiVersion: postroad.dev/v1alpha1\nkind: RelayDomain\nmetadata: {{name: {name}, namespace: many}}\nspec: \
-         {{clusterRef: {{name: postroad, namespace: mail}}, domain: {name}.many.test, inbound: {{targets: [{{host: mx.test}}]}}}}\n"
+         {{clusterRef: {{name: postroad, namespace: mail}}, domain: {name}.many.test, inbound: {{targets: [{{host: mx.test}}]}}{more}}}\n"
     )
 }
 
@@ -62,7 +67,7 @@ fn one_by_one(relay: &Relay<'_>) -> Result<()> {
     let mut all = Vec::new();
     for number in 0..ONES {
         let name = format!("one{number}");
-        relay.cluster.apply(&domain(&name))?;
+        relay.cluster.apply(&domain(&name, ""))?;
         let seen = watch.wait(|line| line.split(' ').next() == Some(name.as_str()))?;
         let programmed = watch.wait(|line| line == format!("{name} True"))?;
         all.push(programmed - seen);
@@ -83,13 +88,14 @@ fn one_by_one(relay: &Relay<'_>) -> Result<()> {
 fn at_once(relay: &Relay<'_>, count: usize) -> Result<()> {
     let cluster = relay.cluster;
     let all: String = (0..count)
-        .map(|number| domain(&format!("d{number}")))
+        .map(|number| domain(&format!("d{number}"), SIGNED))
         .collect();
+    let patience = size(COMES_UP, 4 * COMES_UP);
     let (before, start) = (requests(cluster)?, Instant::now());
     cluster.apply(&all)?;
     let applied = start.elapsed();
     let path = format!("{{range .items[*]}}{PROGRAMMED}{{\" \"}}{{end}}");
-    relay.until("every domain is in effect", COMES_UP, || {
+    relay.until("every domain is in effect", patience, || {
         let seen = cluster.field("many", "relaydomains", &path)?;
         let yes = seen
             .split_whitespace()
@@ -99,11 +105,18 @@ fn at_once(relay: &Relay<'_>, count: usize) -> Result<()> {
         Ok(())
     })?;
     let programmed = start.elapsed();
+    relay.until("every domain has both its keys", patience, || {
+        let keys = cluster.kubectl(&["-n", "many", "get", "dkimkeys", "-o", "name"])?;
+        let made = keys.lines().count();
+        ensure!(made == 2 * count, "{made} of {}", 2 * count);
+        Ok(())
+    })?;
+    let made = start.elapsed();
     accepted(relay, &format!("anybody@d{}.many.test", count - 1))?;
     let (rss, asked) = (operator::rss()?, requests(cluster)? - before);
     eprintln!(
-        "{count} domains: applied in {applied:?}, in effect at every node after {programmed:?}, {asked:.0} requests to the API \
-         server by all its clients; operator {} MiB",
+        "{count} domains: applied in {applied:?}, in effect at every node after {programmed:?}, with both keys after \
+         {made:?}; {asked:.0} requests to the API server by all its clients; operator {} MiB",
         rss >> 10
     );
     ensure!(rss < RSS_KIB_MAX, "the operator has {rss} KiB");
