@@ -23,6 +23,10 @@ use crate::{dkim_key, place};
 
 /// What waits for another controller, or for a person, looks again so soon.
 const SOON: Duration = Duration::from_secs(30);
+/// Domains that are looked at again in a second, all of them together, at most: each look asks the API server for some six objects
+/// and name servers for two records. A thousand whose records nobody published yet would else take all turns of the controller,
+/// which gives them in no order, and some got none for as long as it went on.
+const LOOKS_PER_SECOND: u32 = 10;
 /// Nothing is to be done.
 const AT_REST: Duration = Duration::from_secs(600);
 
@@ -42,11 +46,16 @@ pub async fn reconcile(domain: Arc<RelayDomain>, context: Arc<Context>) -> Resul
     }
     let proven = ownership(&context, &domain, &cluster).await?;
     let pause = dkim_key::bring_on(&context, &domain, &cluster).await?;
-    Ok(Action::requeue(if proven {
-        pause
-    } else {
-        pause.min(SOON)
-    }))
+    let pause = if proven { pause } else { pause.min(SOON) };
+    Ok(Action::requeue(
+        pause.max(share(context.index.domains.len())),
+    ))
+}
+
+/// The pause that each of so many domains takes between two looks of its own; a change is looked at at once.
+fn share(domains: usize) -> Duration {
+    let domains = u32::try_from(domains).unwrap_or(u32::MAX);
+    Duration::from_secs(1).saturating_mul(domains) / LOOKS_PER_SECOND
 }
 
 /// A domain of no cluster is judged by nobody.
@@ -203,4 +212,16 @@ async fn look(
         TxtAnswer::Missing => (DnsState::Missing, Vec::new()),
         TxtAnswer::TempFail(_) => (DnsState::Unknown, Vec::new()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_domains_are_looked_at_as_soon_as_they_ask_and_many_take_turns() {
+        assert!(share(10) <= Duration::from_secs(1));
+        assert_eq!(share(1_000), Duration::from_secs(100));
+        assert!(share(usize::MAX) > share(1_000));
+    }
 }
