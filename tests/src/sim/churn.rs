@@ -442,12 +442,13 @@ impl World {
     /// Once nothing goes wrong, every group comes to where it shall be, nobody stays in a joint configuration, and whoever
     /// was removed is gone.
     pub fn converge(&mut self) -> Result<(), String> {
-        let Some(churn) = &self.churn else {
+        if self.churn.is_none() {
             return Ok(());
-        };
-        let _ = churn;
+        }
+        // Each voter may have to go, and its successor be sent the whole log.
+        let logs = u64::from(FACTOR) * self.model.committed();
         self.until(
-            CONVERGE_STEPS,
+            CONVERGE_STEPS + self.entry_steps(logs),
             "the group does not come to where it shall be",
             |world| {
                 let Some(churn) = &world.churn else {

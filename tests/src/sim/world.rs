@@ -25,6 +25,8 @@ pub const EPOCH_MS: u64 = 1_760_000_000_000;
 
 /// Calm steps in which there must be a leader, and something acknowledged: 200 ticks.
 const HEAL_STEPS: u64 = 600;
+/// Calm steps, on the average, in which an entry is read, sent, written and answered where messages carry one entry each.
+const ENTRY_STEPS: u64 = 12;
 /// Calm steps in which everything must come to its end, even with one entry a message and one message at a time.
 const DRAIN_STEPS: u64 = 8000;
 /// Calm steps for which the first item that is due may wait for a grant: many keepalives, each of which tells of room.
@@ -219,9 +221,20 @@ impl World {
         self.note(|| "heal".into());
         self.heal();
         let (committed, acked) = (self.model.committed(), self.model.acked.len());
+        let behind = self.behind();
+        let takes_mail =
+            |world: &World| world.model.committed() > committed && world.model.acked.len() > acked;
         self.steps(HEAL_STEPS)?;
-        if self.model.committed() == committed || self.model.acked.len() == acked {
-            return Err("nothing is acknowledged after the network healed".into());
+        for _ in 0..self.entry_steps(behind) / 20 {
+            if !takes_mail(self) {
+                self.steps(20)?;
+            }
+        }
+        if !takes_mail(self) {
+            return Err(format!(
+                "nothing is acknowledged after the network healed{}",
+                self.standings()
+            ));
         }
         self.note(|| "quiesce".into());
         self.quiet = true;
@@ -309,16 +322,44 @@ impl World {
             self.steps(20)?;
             self.head_moves()?;
         }
-        let standings: Vec<_> = self
-            .replicas
-            .iter()
-            .filter_map(|replica| replica.group.as_ref())
-            .map(|group| format!("\n    {:?}", group.status()))
-            .collect();
         Err(format!(
             "{what} after {most} calm steps{}",
-            standings.concat()
+            self.standings()
         ))
+    }
+
+    /// Entries that a voter lacks which another has: a new leader commits nothing of its own before a majority has them.
+    fn behind(&self) -> u64 {
+        let voters = self.model.latest_voters();
+        let votes = |it: &&Replica| self.churn.is_none() || voters.contains(&it.peer);
+        let voters = self.replicas.iter().filter(votes);
+        let lasts = || {
+            voters
+                .clone()
+                .filter(|it| !it.dead)
+                .map(|it| it.disk.last())
+        };
+        lasts().max().unwrap_or(0) - lasts().min().unwrap_or(0)
+    }
+
+    /// Calm steps that so many entries take more than others, where messages carry one entry each.
+    pub(super) fn entry_steps(&self, entries: u64) -> u64 {
+        match self.knobs.limits.message_bytes {
+            0 => ENTRY_STEPS * entries,
+            _ => 0,
+        }
+    }
+
+    /// Where each replica stands, a line each, and how much at once they may send.
+    fn standings(&self) -> String {
+        let groups = self
+            .replicas
+            .iter()
+            .filter_map(|replica| replica.group.as_ref());
+        let lines: String = groups
+            .map(|group| format!("\n    {:?}", group.status()))
+            .collect();
+        format!("{lines}\n    {:?}", self.knobs.limits)
     }
 
     /// What is due is granted within a bound, once nothing goes wrong.
