@@ -39,8 +39,8 @@ pub async fn run(
     namespace: Option<String>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    check_kinds(&client).await?;
     let here = Watches { client, namespace };
+    check_kinds(&here).await?;
     let (index, declared) = config::follow(here.api(), here.api(), here.all());
     let context = Arc::new(context(index));
 
@@ -168,9 +168,9 @@ fn reference(cluster: &str, namespace: Option<String>) -> Option<ObjectRef<Relay
 }
 
 /// Fails, with what to do, when the kinds are not there: a watch would only try again for ever.
-async fn check_kinds(client: &Client) -> anyhow::Result<()> {
-    let api: Api<RelayCluster> = Api::all(client.clone());
-    api.list(&ListParams::default().limit(1))
+async fn check_kinds(here: &Watches) -> anyhow::Result<()> {
+    here.api::<RelayCluster>()
+        .list(&ListParams::default().limit(1))
         .await
         .map(drop)
         .context("the API server does not know RelayCluster, or does not let this account list it; install the kinds with: postroad-operator crds | kubectl apply --server-side -f -")

@@ -12,6 +12,8 @@ pub const POOL: &str = "postroad.dev/pool";
 pub const NODE_ID: &str = "postroad.dev/node-id";
 /// Label of a volume claim: the id of the queue whose data lies there.
 pub const CLUSTER_ID: &str = "postroad.dev/cluster-id";
+/// Label of Kubernetes' nodes, and of the pods that are bound to them.
+pub const ZONE: &str = "topology.kubernetes.io/zone";
 /// Label of queue pods that are in the queue: what the disruption budget counts.
 pub const MEMBER: &str = "postroad.dev/member";
 /// Annotation of a volume claim: the first nodes of the queue, as `--initial-cluster` wants them. Only those nodes have it.

@@ -15,6 +15,18 @@ pub const BODY_BYTES_MAX: usize = 128 << 20;
 /// connection no longer than this.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// STARTTLS (RFC 3207) on the listeners that begin in clear.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StartTlsUse {
+    /// Offered while there is a certificate.
+    #[default]
+    WithCertificates,
+    /// Nothing is taken before it: for private networks only (RFC 3207 section 4).
+    Required,
+    /// Not offered, whatever certificates there are for listeners that begin with TLS.
+    Never,
+}
+
 /// Settings of an edge node. What may be relayed comes later and changes: see [`resource::Catalog`].
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -28,8 +40,8 @@ pub struct Config {
     pub listen_tls: Vec<SocketAddr>,
     /// For TLS; `None`: there is none.
     pub certificates: Option<Arc<Certificates>>,
-    /// Take nothing on `listen` before STARTTLS: for private networks only (RFC 3207 section 4).
-    pub starttls_required: bool,
+    /// What becomes of STARTTLS on `listen`.
+    pub starttls: StartTlsUse,
     /// How long a TLS handshake may take, [`HANDSHAKE_TIMEOUT`] unless a test says otherwise.
     pub handshake: Duration,
     /// Bounds that hold until an EdgePool is declared.
@@ -49,7 +61,7 @@ impl Config {
             listen,
             listen_tls: Vec::new(),
             certificates: None,
-            starttls_required: false,
+            starttls: StartTlsUse::WithCertificates,
             handshake: HANDSHAKE_TIMEOUT,
             settings: EdgeSettings::default(),
             body_bytes: BODY_BYTES_MAX,

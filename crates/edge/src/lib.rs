@@ -40,7 +40,7 @@ mod tls;
 
 pub use append::CHUNK_BYTES_MAX;
 pub use certificates::{CertificateError, Certificates, PAIRS_MAX};
-pub use config::{BODY_BYTES_MAX, Config, HANDSHAKE_TIMEOUT};
+pub use config::{BODY_BYTES_MAX, Config, HANDSHAKE_TIMEOUT, StartTlsUse};
 pub use cuts::CHUNKS_MAX;
 pub use describe::describe_metrics;
 pub use dir::{DirError, read_dir, read_files, watch_dir};
@@ -93,7 +93,8 @@ pub fn start(
 ) -> Result<Edge, EdgeError> {
     let tls = config.certificates.clone().map(tls::server_config);
     let tls = tls.transpose().map_err(EdgeError::Tls)?;
-    if tls.is_none() && (config.starttls_required || !config.listen_tls.is_empty()) {
+    let needed = config.starttls == StartTlsUse::Required || !config.listen_tls.is_empty();
+    if tls.is_none() && needed {
         return Err(EdgeError::NoCertificate);
     }
     let mut listeners = Vec::new();

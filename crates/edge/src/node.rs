@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::append::Appender;
-use crate::config::Config;
+use crate::config::{Config, StartTlsUse};
 use crate::permit::Permits;
 
 pub(crate) struct Node {
@@ -60,11 +60,12 @@ impl Node {
 
     fn starttls(&self) -> StartTls {
         let certificates = self.config.certificates.as_ref();
-        match certificates.is_some_and(|certificates| certificates.any()) {
-            // Where it is required nothing is taken in clear, whether or not there is a certificate.
-            _ if self.config.starttls_required => StartTls::Required,
-            true => StartTls::Offered,
-            false => StartTls::Off,
+        let usable = || certificates.is_some_and(|certificates| certificates.any());
+        match self.config.starttls {
+            // Nothing is taken in clear, whether or not there is a certificate.
+            StartTlsUse::Required => StartTls::Required,
+            StartTlsUse::WithCertificates if usable() => StartTls::Offered,
+            StartTlsUse::WithCertificates | StartTlsUse::Never => StartTls::Off,
         }
     }
 

@@ -246,10 +246,27 @@ async fn where_starttls_is_required_nothing_is_taken_before_it() {
     let certificates = Arc::new(Certificates::load(dir.path(), None).unwrap());
     let adjust = |config: &mut edge::Config| {
         config.certificates = Some(certificates);
-        config.starttls_required = true;
+        config.starttls = edge::StartTlsUse::Required;
     };
     let world = World::with(adjust, Duration::from_secs(120)).await;
     let mut client = world.client().await;
     let reply = client.ask("MAIL FROM:<a@client.example>").await;
     assert_eq!(reply, "530 5.7.0 must issue STARTTLS first");
+}
+
+#[tokio::test]
+async fn where_starttls_is_switched_off_a_certificate_for_other_listeners_does_not_bring_it() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "mx.test");
+    let certificates = Arc::new(Certificates::load(dir.path(), None).unwrap());
+    let adjust = |config: &mut edge::Config| {
+        config.certificates = Some(certificates);
+        config.starttls = edge::StartTlsUse::Never;
+    };
+    let world = World::with(adjust, Duration::from_secs(120)).await;
+    let mut client = world.client().await;
+    let offered = client.ask("EHLO client.example").await;
+    assert!(!offered.contains("STARTTLS"), "{offered}");
+    let reply = client.ask("STARTTLS").await;
+    assert!(reply.starts_with("502 "), "{reply}");
 }

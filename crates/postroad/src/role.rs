@@ -143,7 +143,11 @@ pub fn edge_config(
         config.certificates = Some(Arc::new(read.map_err(Failure::failed)?));
     }
     config.listen_tls = tls.listen_tls;
-    config.starttls_required = tls.require_starttls;
+    config.starttls = match (tls.require_starttls, tls.no_starttls) {
+        (true, _) => edge::StartTlsUse::Required,
+        (_, true) => edge::StartTlsUse::Never,
+        _ => edge::StartTlsUse::WithCertificates,
+    };
     Ok(config)
 }
 

@@ -22,7 +22,9 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use kube::runtime::controller::Action;
-use resource::{DkimKey, NamespacesFrom, QueuePool, RelayCluster, RelayDomain};
+use resource::{
+    DeliveryPool, DkimKey, EdgePool, NamespacesFrom, QueuePool, RelayCluster, RelayDomain,
+};
 use tokio::time::Instant;
 
 use crate::cluster::of_cluster;
@@ -294,12 +296,12 @@ async fn write(
     push::push(&client, known, &compiled.documents).await
 }
 
-/// The pods of a role that are ready, by name.
+/// The pods of a role that are ready, by name, and the pool that each is of.
 async fn ready_pods(
     context: &Context,
     cluster: &RelayCluster,
     component: Component,
-) -> Result<BTreeSet<String>, Error> {
+) -> Result<Pods, Error> {
     let (namespace, name) = place(cluster)?;
     let pods: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
     let selected = format!(
@@ -314,7 +316,8 @@ async fn ready_pods(
     let ready = pods
         .iter()
         .filter(|pod| is_ready(pod) && pod.metadata.deletion_timestamp.is_none());
-    Ok(ready.map(ResourceExt::name_any).collect())
+    let pool = |pod: &Pod| pod.labels().get(names::POOL).cloned().unwrap_or_default();
+    Ok(ready.map(|pod| (pod.name_any(), pool(pod))).collect())
 }
 
 /// Writes statuses, several at once: each waits for the API server. Says whether nodes are waited for.
@@ -322,6 +325,9 @@ async fn at_once(tellings: Vec<impl Future<Output = Result<bool, Error>>>) -> Re
     let told = stream::iter(tellings).buffer_unordered(TOLD_AT_ONCE);
     told.try_fold(false, async |any, one| Ok(any | one)).await
 }
+
+/// Ready pods by name, with their pools.
+type Pods = BTreeMap<String, String>;
 
 /// Everything that has a status to be written.
 struct Told<'a> {
@@ -337,7 +343,8 @@ impl Told<'_> {
     async fn with(&self, pushed: &Pushed, cluster_id: Option<&str>) -> Result<bool, Error> {
         let edge = ready_pods(self.context, self.cluster, Component::Edge).await?;
         let delivery = ready_pods(self.context, self.cluster, Component::Delivery).await?;
-        let nodes = Nodes::new(edge, delivery, pushed.nodes.clone());
+        let names = |pods: &Pods| pods.keys().cloned().collect();
+        let nodes = Nodes::new(names(&edge), names(&delivery), pushed.nodes.clone());
         let sent = |key: &str, for_all: bool| {
             let revision = pushed.known.revision_of(key);
             let revision = revision.ok_or_else(|| "the queue does not hold it".to_owned())?;
@@ -352,7 +359,20 @@ impl Told<'_> {
         });
         waits |= at_once(of_keys.collect()).await?;
         let (namespace, name) = place(self.cluster)?;
-        let own = sent(&format!("RelayCluster/{namespace}/{name}"), true);
+        let key = format!("RelayCluster/{namespace}/{name}");
+        // While a domain is on its way, which takes milliseconds, pools have no news.
+        if let Some(revision) = pushed.known.revision_of(&key)
+            && (!waits || pushed.known.changed.elapsed() > WAITS[0].0)
+        {
+            let at = |pods: &Pods, pool: &str| {
+                let of_pool = pods.iter().filter(|(_, its)| *its == pool);
+                nodes.among(of_pool.map(|(pod, _)| pod), &key, revision)
+            };
+            waits |= self
+                .pools(|pool| at(&edge, pool), |pool| at(&delivery, pool))
+                .await?;
+        }
+        let own = sent(&key, true);
         let progress = own.map_or_else(Progress::Waits, |sent| sent.progress);
         waits |= matches!(progress, Progress::Waits(_)) && nodes.total() > 0;
         let synced = Ok((
@@ -362,6 +382,37 @@ impl Told<'_> {
             nodes.total(),
         ));
         status::tell_cluster(self.context, self.cluster, cluster_id, synced).await?;
+        Ok(waits)
+    }
+
+    /// Tells each pool whether its nodes have the cluster's document; says whether nodes are waited for.
+    async fn pools(
+        &self,
+        edge: impl Fn(&str) -> Progress,
+        delivery: impl Fn(&str) -> Progress,
+    ) -> Result<bool, Error> {
+        let (namespace, cluster) = place(self.cluster)?;
+        let edges = of_cluster(self.context, namespace, |pool: &EdgePool| {
+            pool.spec.cluster_ref.name == cluster
+        });
+        let mut waits = false;
+        for pool in edges.await?.iter().filter(|pool| pool.spec.replicas > 0) {
+            let before = pool.status.clone().unwrap_or_default().conditions;
+            let progress = edge(&pool.name_any());
+            waits |= status::tell_pool(self.context, pool, &before, progress).await?;
+        }
+        let deliveries = of_cluster(self.context, namespace, |pool: &DeliveryPool| {
+            pool.spec.cluster_ref.name == cluster
+        });
+        for pool in deliveries
+            .await?
+            .iter()
+            .filter(|pool| pool.spec.replicas > 0)
+        {
+            let before = pool.status.clone().unwrap_or_default().conditions;
+            let progress = delivery(&pool.name_any());
+            waits |= status::tell_pool(self.context, pool, &before, progress).await?;
+        }
         Ok(waits)
     }
 

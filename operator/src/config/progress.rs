@@ -43,8 +43,20 @@ impl Nodes {
     /// Of a document that a revision brought, which edges get only if it is for all.
     pub fn progress(&self, key: &str, revision: u64, for_all: bool) -> Progress {
         let edge = self.edge.iter().filter(|_| for_all);
+        self.among(self.delivery.iter().chain(edge), key, revision)
+    }
+
+    /// Of a document that a revision brought, at these pods.
+    pub fn among<'a>(
+        &self,
+        pods: impl Iterator<Item = &'a String>,
+        key: &str,
+        revision: u64,
+    ) -> Progress {
         let mut missing = Vec::new();
-        for pod in self.delivery.iter().chain(edge) {
+        let mut all = 0;
+        for pod in pods {
+            all += 1;
             let Some(node) = self.said.get(pod) else {
                 missing.push(pod.as_str());
                 continue;
@@ -60,7 +72,7 @@ impl Nodes {
             }
         }
         match missing.as_slice() {
-            [] if self.total() == 0 => Progress::Waits("no edge or delivery node is ready".into()),
+            [] if all == 0 => Progress::Waits("no node that should have it is ready".into()),
             [] => Progress::Done,
             missing => {
                 let named = missing

@@ -18,6 +18,8 @@ use crate::ssa::{self, Controller};
 const DOMAIN: [&str; 3] = ["Ready", "Accepted", "Programmed"];
 /// What a DkimKey's status speaks of, as far as this controller writes it.
 const KEY: [&str; 1] = ["Programmed"];
+/// What a pool's status speaks of, as far as this controller writes it.
+const POOL: [&str; 1] = ["Programmed"];
 /// What a RelayCluster's status speaks of, as far as this controller writes it.
 const CLUSTER: [&str; 2] = ["ConfigSynced", "Programmed"];
 
@@ -240,6 +242,35 @@ pub async fn tell_cluster(
         "nodes": before.nodes,
     });
     write(context, cluster, mine, status).await
+}
+
+/// Writes whether the nodes of an edge or delivery pool have what is declared of their cluster.
+pub async fn tell_pool<K>(
+    context: &Context,
+    pool: &K,
+    before: &[Condition],
+    progress: Progress,
+) -> Result<bool, Error>
+where
+    K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+        + Clone
+        + serde::de::DeserializeOwned
+        + std::fmt::Debug,
+{
+    let mut conditions = Conditions::new(before, pool.meta().generation, Timestamp::now());
+    let waits = matches!(progress, Progress::Waits(_));
+    match progress {
+        Progress::Done => {
+            let text = "the cluster's configuration is in effect at every ready node of the pool";
+            conditions.set("Programmed", true, Reason::AsDeclared, text);
+        }
+        Progress::Waits(text) => conditions.set("Programmed", false, Reason::NotAcknowledged, text),
+        Progress::Rejected(text) => conditions.set("Programmed", false, Reason::Rejected, text),
+    }
+    let status = json!({"conditions": conditions.finish(&POOL)});
+    let mine = json!({"conditions": own(before, &POOL)});
+    write(context, pool, mine, status).await?;
+    Ok(waits)
 }
 
 /// Writes this controller's part of a status, if it says anything new.

@@ -302,10 +302,11 @@ pub fn due(wish: &Wish<'_>, key: &Key) -> Option<Timestamp> {
     active.checked_add(shorten(life, wish)).ok()
 }
 
-/// It signs, or will, or did and may again.
+/// It signs, or will. One that failed may come back, but whoever took its record away may have meant it: it gets a successor,
+/// which waits for its record and holds up nobody.
 fn is_live(key: &Key) -> bool {
-    use KeyPhase::{Active, Failed, Pending, Published};
-    !key.revoked && matches!(key.state.phase, Pending | Published | Active | Failed)
+    use KeyPhase::{Active, Pending, Published};
+    !key.revoked && matches!(key.state.phase, Pending | Published | Active)
 }
 
 /// How old a look at the key's record may be.

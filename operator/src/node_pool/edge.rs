@@ -61,12 +61,12 @@ pub fn build(
             first.clone(),
             "--tls-may-wait".into(),
         ]);
-        if spec
-            .listeners
-            .iter()
-            .any(|listener| listener.tls_mode() == TlsMode::Required)
-        {
+        // The same on all listeners that begin in clear: the API server holds pools to that.
+        let any = |mode| spec.listeners.iter().any(|one| one.tls_mode() == mode);
+        if any(TlsMode::Required) {
             args.push("--require-starttls".into());
+        } else if any(TlsMode::Disabled) {
+            args.push("--no-starttls".into());
         }
     }
     let ports = spec

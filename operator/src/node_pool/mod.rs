@@ -106,7 +106,6 @@ pub async fn reconcile_edge(pool: Arc<EdgePool>, context: Arc<Context>) -> Resul
     let known = [
         "Ready",
         "Accepted",
-        "Programmed",
         "CertificatesReady",
         "SourceAddressReliable",
     ];
@@ -161,7 +160,7 @@ pub async fn reconcile_delivery(
         scaled(&deployment, pool.spec.replicas, &mut state, &mut conditions);
     }
     state["selector"] = json!(name.selector_text());
-    let known = ["Ready", "Accepted", "Programmed"];
+    let known = ["Ready", "Accepted"];
     write_status::<DeliveryPool>(
         &context,
         Controller::DeliveryPool,

@@ -49,6 +49,28 @@ pub fn assert_restricted(pod: &Value) {
 }
 
 #[test]
+fn a_listener_without_tls_gets_none_from_the_certificate_of_another() {
+    let pool = |mode: &str| {
+        let plain = json!({"name": "smtp", "protocol": "SMTP", "port": 25, "tls": {"mode": mode}});
+        let implicit = json!({"name": "smtps", "protocol": "Submissions", "port": 465, "tls": {"secretNames": ["a"]}});
+        edge_pool(json!({"listeners": [plain, implicit]}))
+    };
+    for (mode, wanted) in [
+        ("Disabled", Some("--no-starttls")),
+        ("Required", Some("--require-starttls")),
+        ("Optional", None),
+    ] {
+        let pool = pool(mode);
+        let name = edge::name(&pool, "mail");
+        let deployment = edge::build(&pool, &cluster(), &name, "image:1", "q:7100");
+        let args = deployment["spec"]["template"]["spec"]["containers"][0]["args"].to_string();
+        for flag in ["--no-starttls", "--require-starttls"] {
+            assert_eq!(args.contains(flag), wanted == Some(flag), "{mode}: {args}");
+        }
+    }
+}
+
+#[test]
 fn an_edge_listens_where_it_may_and_drains_longer_than_clients_come() {
     let pool = edge_pool(json!({
         "replicas": 3, "drainSeconds": 30,

@@ -63,6 +63,8 @@ pub struct Node {
     pub rests: bool,
     /// Of its program; empty: not known.
     pub version: String,
+    /// Where it is, as it says itself; empty: not known.
+    pub zone: String,
     /// Copies that it holds.
     pub groups: usize,
     /// Groups that it leads.
@@ -106,6 +108,7 @@ fn whole(members: &MembersResponse) -> Answer {
         silent_ms: node.silent_ms,
         rests: node.rests_ms > 0,
         version: node.version.clone(),
+        zone: node.zone.clone(),
         groups: node.groups as usize,
         leads: node.leads as usize,
     };

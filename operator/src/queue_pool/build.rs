@@ -163,6 +163,10 @@ pub fn pod(parts: &Parts<'_>, node: u64, initial: Option<&BTreeSet<u64>>, joined
         {"name": "pki", "mountPath": PKI_DIR, "readOnly": true},
         {"name": "data", "mountPath": DATA_DIR},
     ]);
+    // From Kubernetes 1.35 on a pod gets this label of the node that it is bound to; before, and where there are none, it is empty.
+    let zone = format!("metadata.labels['{}']", names::ZONE);
+    container["env"] =
+        json!([{"name": "POSTROAD_ZONE", "valueFrom": {"fieldRef": {"fieldPath": zone}}}]);
     let pod_name = names::queue_pod(pool, node);
     let volumes = vec![
         build::pki_volume(&parts.name.cluster, &names::leaf_secret(&pod_name)),

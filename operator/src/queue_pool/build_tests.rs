@@ -37,6 +37,12 @@ fn the_first_nodes_know_each_other_and_later_ones_wait_to_be_added() {
         assert_eq!(later["spec"]["hostname"], "main-queue-4");
         assert_eq!(later["spec"]["subdomain"], "main-queue-peers");
         assert_restricted(&later);
+        let zone = &later["spec"]["containers"][0]["env"][0];
+        assert_eq!(zone["name"], "POSTROAD_ZONE");
+        assert_eq!(
+            zone["valueFrom"]["fieldRef"]["fieldPath"],
+            "metadata.labels['topology.kubernetes.io/zone']"
+        );
     });
 }
 

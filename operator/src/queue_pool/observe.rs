@@ -136,7 +136,12 @@ pub fn is_ready(pod: &Pod) -> bool {
 }
 
 fn seen_queue(answer: &Answer, overview: Overview) -> Queue {
+    let crowd = |zone: &str| {
+        let nodes = answer.nodes.values();
+        nodes.filter(|node| node.zone == zone).count()
+    };
     let member = |node: &Node| Member {
+        crowd: crowd(&node.zone),
         leaving: node.stage == Stage::Leaving,
         joining: node.stage == Stage::Joining,
         rests: node.rests,

@@ -97,6 +97,8 @@ pub struct Member {
     pub leads: u32,
     /// It was not heard of for so long.
     pub silent_ms: u64,
+    /// Nodes in its zone, itself among them; where nobody knows of zones these are all.
+    pub crowd: usize,
 }
 
 /// What to do next.
@@ -349,9 +351,13 @@ fn membership(desired: &Desired, seen: &Observed, queue: &Queue) -> Option<Step>
         return Some(Step::Wait(why.into()));
     }
     if queue.members.len() > desired.replicas {
-        // A lost one first, else the youngest.
+        // A lost one first, else the youngest where most are.
         let victim = lost.last().copied();
-        let node = victim.or_else(|| queue.members.keys().next_back().copied())?;
+        let crowded = || {
+            let members = queue.members.iter();
+            members.max_by_key(|(node, member)| (member.crowd, **node))
+        };
+        let node = victim.or_else(|| crowded().map(|(node, _)| *node))?;
         return Some(match queue.settled || victim.is_some() {
             true => Step::RemoveNode { node },
             false => Step::Wait("copies are brought in step before a node goes".into()),

@@ -93,6 +93,27 @@ fn a_lost_disk_is_replaced_under_a_new_id_before_the_lost_node_goes() {
     assert_eq!(steps, expected);
 }
 
+#[test]
+fn of_nodes_in_zones_the_youngest_goes_where_most_are() {
+    let mut model = Model::new(4, 3);
+    for _ in 0..60 {
+        let step = plan(&model.desired, &model.observe(false));
+        model.act(&step);
+        model.live();
+    }
+    model.desired.replicas = 3;
+    let mut seen = model.observe(false);
+    let queue = seen.queue.as_mut().expect("it answers");
+    for (node, crowd) in [(1, 1), (2, 2), (3, 2), (4, 1)] {
+        queue.members.get_mut(&node).expect("a member").crowd = crowd;
+    }
+    assert_eq!(
+        plan(&model.desired, &seen),
+        Step::RemoveNode { node: 3 },
+        "4 would leave two in one zone and none in its own"
+    );
+}
+
 /// Five became one, node 1's disk was lost meanwhile, and the pod of the one that is left is being made anew: nobody answers, and
 /// no pod is there that would say that this queue began long ago.
 #[test]

@@ -181,7 +181,7 @@ fn members(parts: &Parts<'_>, answer: &Answer, ends: &BTreeMap<u64, Timestamp>) 
             node_id: i64::try_from(*id).unwrap_or(i64::MAX),
             pod_name: names::queue_pod(&parts.name.pool, *id),
             pvc_name: names::queue_claim(&parts.name.pool, *id),
-            zone: None,
+            zone: (!node.zone.is_empty()).then(|| node.zone.clone()),
             state: match node.stage {
                 Stage::Joining => MemberState::Joining,
                 Stage::Ready => MemberState::Ready,

@@ -140,6 +140,53 @@ fn an_upgrade_by_helm_keeps_how_many_nodes_there_are_and_helm_test_sends_a_messa
     });
 }
 
+/// The operator for one namespace, beside the one for all.
+const ALONE: &str = "alone";
+
+#[test]
+#[ignore = "needs the cluster of tests/cluster/up"]
+fn an_operator_of_one_namespace_has_rights_in_that_one_only_and_they_are_enough() {
+    crate::in_namespace(ALONE, |cluster| {
+        // Its image and its kinds are there.
+        Relay::ready(cluster)?;
+        let by = |arguments: &[&str]| {
+            let all = [arguments, &["--namespace", ALONE]].concat();
+            run(&mut cluster.tool("helm4", &all))
+        };
+        let place = chart("postroad").display().to_string();
+        let values = format!("watch.namespace={ALONE},crds.enabled=false,rbac.aggregate=false");
+        let waits = ["--create-namespace", "--wait", "--timeout=2m"];
+        let install = ["install", ALONE, &place, "--set", &values];
+        by(&[install.as_slice(), &waits].concat())?;
+        let manifest = by(&["get", "manifest", ALONE])?;
+        ensure!(!manifest.contains("kind: ClusterRole"), "{manifest}");
+        let may = |what: &[&str]| -> Result<String> {
+            let account = format!("--as=system:serviceaccount:{ALONE}:{ALONE}-operator");
+            let all = [["auth", "can-i"].as_slice(), what, &[&account]].concat();
+            // It ends with 1 when the answer is no.
+            let output = cluster.tool("kubectl", &all).output()?;
+            Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        };
+        let here = may(&["list", "secrets", "-n", ALONE])?;
+        let elsewhere = may(&["list", "secrets", "-n", MAIL])?;
+        ensure!(
+            (here.as_str(), elsewhere.as_str()) == ("yes", "no"),
+            "{here}, {elsewhere}"
+        );
+        let logs = [
+            "-n",
+            ALONE,
+            "logs",
+            "-l",
+            "app.kubernetes.io/instance=alone",
+            "--tail=-1",
+        ];
+        let logs = cluster.kubectl(&logs)?;
+        ensure!(!logs.is_empty() && !logs.contains("forbidden"), "{logs}");
+        by(&["uninstall", ALONE]).map(drop)
+    });
+}
+
 /// promtool takes a chart's alerts, all of them.
 fn rules(cluster: &Kubernetes, name: &str) -> Result<()> {
     let rules = chart(name).join("rules.yaml");

@@ -12,6 +12,7 @@ use serde_json::Value;
 use tests::kubernetes::World;
 
 use crate::relay::{Relay, SOON};
+use crate::smtp;
 
 #[allow(dead_code, reason = "other tests look for a free port")]
 #[path = "../../../crates/dns/tests/support/knot.rs"]
@@ -114,6 +115,23 @@ impl Domain<'_> {
             ensure!(so(&active), "{active:?}");
             Ok(active)
         })
+    }
+
+    /// Sends a message of the domain to a user in the world; gives the selectors of its signatures, all of which are good.
+    pub fn signers(&self, user: &str) -> Result<BTreeSet<String>> {
+        self.send(user)?;
+        self.verified(user, 1)
+    }
+
+    /// Sends a message of the domain to a user in the world.
+    pub fn send(&self, user: &str) -> Result<()> {
+        let pods = self.relay.pods("edgepool")?;
+        let edge = self.relay.edge_at(pods.first().context("no edge")?)?;
+        let (from, to) = (format!("alice@{}", self.name), format!("{user}@world.test"));
+        let message = format!("From: {from}\r\nTo: {to}\r\nSubject: signed?\r\n\r\nOne line.");
+        let answer = smtp::send(edge, &from, &to, &message)?;
+        ensure!(answer.starts_with("250"), "{answer}");
+        Ok(())
     }
 
     /// The selectors of the last message's signatures, all of which are good; `messages` of them have come to this user in the world.

@@ -11,6 +11,7 @@
 //! tenants.rs    who may claim what
 //! domains.rs    many of them
 //! signed.rs     DKIM keys, from the making to the end; dkim.rs: a name server and a verifier of others
+//! imported.rs   the same with keys that somebody brings along
 //! uninstall.rs  what stays when the charts go
 //! relay.rs      one installation for all of these; traffic.rs: mail that passes meanwhile; smtp.rs: one question;
 //!               administrator.rs: a command of `postroad`; operator.rs: the operator's processes
@@ -28,6 +29,8 @@ mod charts;
 mod dkim;
 #[path = "domains.rs"]
 mod domains;
+#[path = "imported.rs"]
+mod imported;
 #[path = "operator.rs"]
 mod operator;
 #[path = "readme.rs"]

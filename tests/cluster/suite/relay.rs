@@ -22,7 +22,7 @@ pub const OPERATOR: &str = "postroad-system";
 /// Both charts, as the README names them; the one that needs the other comes first.
 const RELEASES: [(&str, &str); 2] = [("relay", MAIL), ("postroad", OPERATOR)];
 /// Namespaces that tests make for tenants.
-const TENANTS: [&str; 3] = ["tenant", "many", "brief"];
+const TENANTS: [&str; 4] = ["tenant", "many", "brief", "alone"];
 /// What the charts make: pool and number of nodes.
 const POOLS: [(&str, usize); 3] = [("edgepool", 2), ("queuepool", 3), ("deliverypool", 2)];
 /// The image's user: a hostPath is not given to the pod's group by the kubelet.

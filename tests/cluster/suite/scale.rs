@@ -14,6 +14,8 @@ use crate::traffic::Traffic;
 const NO_BREAK: Duration = Duration::from_secs(10);
 /// A leader that goes is followed by another within an election or two.
 const ELECTIONS: Duration = Duration::from_secs(20);
+/// Of the one Kubernetes node (`tests/cluster/up`).
+const ZONE: &str = "a";
 /// What the operator writes when a queue node comes, and when it goes (`operator/src/queue_pool/act.rs`).
 const COMES: [&str; 5] = [
     "claim-created",
@@ -64,6 +66,8 @@ fn queue_nodes_come_and_go_under_load_and_no_mail_is_lost_or_refused() {
                 start.elapsed()
             );
             relay.until("copies are shared out", SOON, || spread(&relay, nodes))?;
+            let zones = relay.field("queuepool/postroad", "{.status.members[*].zone}")?;
+            ensure!(zones.split(' ').eq(vec![ZONE; nodes]), "{zones}");
             traffic.passes(100)?;
         }
         traffic.end(ELECTIONS)?;

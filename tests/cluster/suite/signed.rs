@@ -12,7 +12,7 @@ use crate::administrator;
 use crate::dkim::{CLOCK, Domain, Knot};
 use crate::operator;
 use crate::relay::{Relay, SOON};
-use crate::smtp;
+use crate::traffic::accepted_from;
 
 const ZONE: &str = "signed.test";
 
@@ -33,7 +33,7 @@ fn a_key_signs_after_its_record_was_seen_is_followed_by_another_and_falls_with_i
         declare(&relay)?;
         let records = domain.records(2)?;
         ensure!(
-            signers(&domain, "anna")?.is_empty(),
+            domain.signers("anna")?.is_empty(),
             "signed before the record was seen"
         );
 
@@ -45,14 +45,14 @@ fn a_key_signs_after_its_record_was_seen_is_followed_by_another_and_falls_with_i
             start.elapsed()
         );
         ensure!(
-            signers(&domain, "bert")? == first,
+            domain.signers("bert")? == first,
             "others sign than the status says"
         );
 
         relay.kubectl(&["annotate", "relaydomain/signed", "postroad.dev/rotate=once"])?;
         let records = domain.records(4)?;
         ensure!(
-            signers(&domain, "carl")? == first,
+            domain.signers("carl")? == first,
             "new keys sign before their records were seen"
         );
         domain.publish(&mut server, &records);
@@ -60,7 +60,7 @@ fn a_key_signs_after_its_record_was_seen_is_followed_by_another_and_falls_with_i
             active.len() == 2 && active.is_disjoint(&first)
         })?;
         ensure!(
-            signers(&domain, "dora")? == second,
+            domain.signers("dora")? == second,
             "others sign than the status says"
         );
 
@@ -82,7 +82,7 @@ fn a_key_signs_after_its_record_was_seen_is_followed_by_another_and_falls_with_i
         let events = relay.kubectl(&["get", "events"])?;
         ensure!(events.contains("RecordGone"), "no event says it:\n{events}");
         ensure!(
-            signers(&domain, "emil")? == left,
+            domain.signers("emil")? == left,
             "the key without a record still signs"
         );
 
@@ -90,7 +90,7 @@ fn a_key_signs_after_its_record_was_seen_is_followed_by_another_and_falls_with_i
         revoke(&relay, last)?;
         domain.active("none signs", BTreeSet::is_empty)?;
         ensure!(
-            signers(&domain, "fred")?.is_empty(),
+            domain.signers("fred")?.is_empty(),
             "the revoked key still signs"
         );
         waits_for_a_key(&domain, &mut server, last)?;
@@ -127,7 +127,7 @@ fn waits_for_a_key(domain: &Domain<'_>, server: &mut Knot, revoked: &str) -> Res
         );
         Ok(())
     })?;
-    send(domain, "gina")?;
+    domain.send("gina")?;
     relay.until("the message waits, and says for what", SOON, || {
         let list = administrator::ask(relay, &["queue", "list"])?;
         ensure!(
@@ -136,8 +136,8 @@ fn waits_for_a_key(domain: &Domain<'_>, server: &mut Knot, revoked: &str) -> Res
         );
         Ok(())
     })?;
-    // The first two still verify what is under way, one may come back, and one follows the revoked one.
-    let records = domain.records(4)?;
+    // The first two still verify what is under way, one may come back, and two follow that one and the revoked one.
+    let records = domain.records(5)?;
     domain.publish(server, &records);
     domain.active("another key signs", |active| {
         !active.is_empty() && !active.contains(revoked)
@@ -165,29 +165,5 @@ fn declare(relay: &Relay<'_>) -> Result<()> {
         "spec": {"domain": ZONE, "outbound": {"networks": networks}},
     });
     relay.cluster.apply(&domain.to_string())?;
-    for pod in relay.pods("edgepool")? {
-        relay.until("every edge takes its mail", SOON, || {
-            let edge = relay.edge_at(&pod)?;
-            let answer = smtp::recipient(edge, "alice@signed.test", "anna@world.test")?;
-            ensure!(answer.starts_with("250"), "{pod}: {answer}");
-            Ok(())
-        })?;
-    }
-    Ok(())
-}
-
-/// Sends a message to a user in the world; gives the selectors of its signatures, all of which are good.
-fn signers(domain: &Domain<'_>, user: &str) -> Result<BTreeSet<String>> {
-    send(domain, user)?;
-    domain.verified(user, 1)
-}
-
-fn send(domain: &Domain<'_>, user: &str) -> Result<()> {
-    let pods = domain.relay.pods("edgepool")?;
-    let edge = domain.relay.edge_at(pods.first().context("no edge")?)?;
-    let (from, to) = ("alice@signed.test", format!("{user}@world.test"));
-    let message = format!("From: {from}\r\nTo: {to}\r\nSubject: signed?\r\n\r\nOne line.");
-    let answer = smtp::send(edge, from, &to, &message)?;
-    ensure!(answer.starts_with("250"), "{answer}");
-    Ok(())
+    accepted_from(relay, "alice@signed.test", "anna@world.test")
 }

@@ -125,13 +125,18 @@ pub fn declare(relay: &Relay<'_>, name: &str, port: u16) -> Result<()> {
     accepted(relay, &format!("anybody@{name}.test"))
 }
 
-/// Waits until every edge takes mail to a recipient.
+/// Waits until every edge takes mail to a recipient, from anybody.
 pub fn accepted(relay: &Relay<'_>, recipient: &str) -> Result<()> {
-    let what = format!("every edge takes mail to {recipient}");
+    accepted_from(relay, "sender@origin.test", recipient)
+}
+
+/// Waits until every edge takes mail of a sender to a recipient.
+pub fn accepted_from(relay: &Relay<'_>, sender: &str, recipient: &str) -> Result<()> {
+    let what = format!("every edge takes mail from {sender} to {recipient}");
     relay.until(&what, SOON, || {
         for pod in relay.pods("edgepool")? {
             let edge = relay.edge_at(&pod)?;
-            let answer = smtp::recipient(edge, "sender@origin.test", recipient)?;
+            let answer = smtp::recipient(edge, sender, recipient)?;
             ensure!(answer.starts_with("250"), "{pod}: {answer}");
         }
         Ok(())

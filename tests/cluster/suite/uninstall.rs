@@ -1,10 +1,12 @@
 //! What stays when the charts go, and what finds it again.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
 use crate::relay::{COMES_UP, Relay, SOON};
+use crate::smtp;
 use crate::traffic::Traffic;
 
 /// Nothing is done to the relay while it accepts mail.
@@ -92,6 +94,81 @@ fn a_queue_whose_volume_goes_with_it_goes_when_it_is_empty_though_its_cluster_we
         cluster.until("the queue is ready", COMES_UP, || ours(&ready))?;
         ours(&["delete", "relaycluster", "brief"])?;
         ours(&["delete", "queuepool", "brief", "--wait=false"])?;
+        let left = ["get", "queuepools,pods,pvc", "-o", "name"];
+        cluster.until("nothing of it is left", COMES_UP, || {
+            let left = ours(&left)?;
+            ensure!(left.is_empty(), "{left}");
+            Ok(())
+        })
+    });
+}
+
+/// An edge in front of it, and a domain whose mail nobody delivers.
+const FILLS: &str = "
+apiVersion: postroad.dev/v1alpha1
+kind: EdgePool
+metadata: {name: brief, namespace: brief}
+spec:
+  clusterRef: {name: brief}
+  replicas: 1
+  listeners: [{name: smtp, protocol: SMTP, port: 25}]
+---
+apiVersion: postroad.dev/v1alpha1
+kind: RelayDomain
+metadata: {name: brief, namespace: brief}
+spec:
+  clusterRef: {name: brief}
+  domain: brief.test
+  inbound: {targets: [{host: mx.brief.test}]}
+";
+
+#[test]
+#[ignore = "needs the cluster of tests/cluster/up"]
+fn a_queue_whose_volume_goes_with_it_stays_while_mail_is_in_it_unless_a_person_gives_that_up() {
+    crate::in_namespace("brief", |cluster| {
+        Relay::ready(cluster)?;
+        cluster.apply(BRIEF)?;
+        cluster.apply(FILLS)?;
+        let ours = |arguments: &[&str]| {
+            let all = [["--namespace", "brief"].as_slice(), arguments].concat();
+            cluster.kubectl(&all)
+        };
+        let ip = "jsonpath={.items[0].status.podIP}";
+        let pod = [
+            "get",
+            "pods",
+            "-l",
+            "app.kubernetes.io/component=edge",
+            "-o",
+            ip,
+        ];
+        cluster.until("a message is in the queue", COMES_UP, || {
+            let edge = SocketAddr::new(ours(&pod)?.parse()?, 2525);
+            let message = "Subject: left\r\n\r\nOne line.";
+            let answer = smtp::send(edge, "a@origin.test", "b@brief.test", message)?;
+            ensure!(answer.starts_with("250"), "{answer}");
+            Ok(())
+        })?;
+
+        ours(&["delete", "queuepool", "brief", "--wait=false"])?;
+        let says = |why: &str| {
+            cluster.until(why, SOON, || {
+                let pool = ours(&["get", "queuepool", "brief", "-o", "yaml"])?;
+                ensure!(pool.contains(why), "{pool}");
+                Ok(())
+            })
+        };
+        says("at the edge still accept mail")?;
+        ours(&["delete", "edgepool", "brief"])?;
+        says("mail is in the queue")?;
+        let claims = ours(&["get", "pvc", "-o", "name"])?;
+        ensure!(!claims.is_empty(), "the mail is gone");
+
+        ours(&[
+            "annotate",
+            "queuepool/brief",
+            "postroad.dev/force-forget=true",
+        ])?;
         let left = ["get", "queuepools,pods,pvc", "-o", "name"];
         cluster.until("nothing of it is left", COMES_UP, || {
             let left = ours(&left)?;

@@ -34,8 +34,6 @@ const LOOK_STEPS: u64 = 12;
 const ROUND_STEPS: u64 = 30;
 /// Rounds that a leader of yesterday may still repeat.
 const REMEMBERED: usize = 24;
-/// Calm steps in which every node that was added holds what it shall, and every one that was removed is gone.
-const CONVERGE_STEPS: u64 = 9000;
 
 /// The peer id by its slot: the first ones of a run without churn are called 1, 2, 3.
 pub fn slot_of(peer: u64) -> usize {
@@ -100,12 +98,12 @@ impl Churn {
         }
     }
 
-    fn placement(&self) -> &Placement {
+    pub fn placement(&self) -> &Placement {
         &self.state.groups[&GROUP]
     }
 
     /// Nothing is left to do: by the plan, and by what the group's leader says.
-    fn is_settled(&self) -> bool {
+    pub fn is_settled(&self) -> bool {
         let groups = self.state.groups.iter();
         let mut settled = groups.map(|(id, placement)| self.overseer.is_settled(*id, placement));
         let (_, steps) = self.state.map().desired();
@@ -436,47 +434,6 @@ impl World {
         let now = self.instant_of_all();
         if let Some(churn) = self.churn.as_mut().filter(|churn| churn.term == term) {
             churn.overseer.hear(node, Ok(report), now);
-        }
-    }
-
-    /// Once nothing goes wrong, every group comes to where it shall be, nobody stays in a joint configuration, and whoever
-    /// was removed is gone.
-    pub fn converge(&mut self) -> Result<(), String> {
-        if self.churn.is_none() {
-            return Ok(());
-        }
-        // Each voter may have to go, and its successor be sent the whole log.
-        let logs = u64::from(FACTOR) * self.model.committed();
-        self.until(
-            CONVERGE_STEPS + self.entry_steps(logs),
-            "the group does not come to where it shall be",
-            |world| {
-                let Some(churn) = &world.churn else {
-                    return true;
-                };
-                let voters = &churn.placement().voters;
-                let there = |peer: &u64| world.replicas[slot_of(*peer)].peer == *peer;
-                churn.is_settled()
-                    && voters.iter().all(there)
-                    && world
-                        .replicas
-                        .iter()
-                        .filter(|replica| replica.hosted.is_some() && !replica.dead)
-                        .all(|replica| voters.contains(&replica.peer))
-            },
-        )
-        .map_err(|error| {
-            let churn = self.churn.as_ref();
-            let placement = churn.map(Churn::placement);
-            let leaving = churn.map(|churn| &churn.state.leaving);
-            format!("{error}; {placement:?}, leaving: {leaving:?}")
-        })?;
-        let voters: BTreeSet<u64> = self.model.latest_voters();
-        match self.churn.as_ref().map(|churn| &churn.placement().voters) {
-            Some(wanted) if *wanted != voters => Err(format!(
-                "the members are {voters:?}, and should be {wanted:?}"
-            )),
-            _ => Ok(()),
         }
     }
 }

@@ -6,6 +6,7 @@ mod bodies;
 mod check;
 mod churn;
 mod collecting;
+mod converge;
 mod delivery;
 mod disk;
 mod disturb;

@@ -34,4 +34,12 @@ pub struct MailTls {
     /// Take no mail on --listen before STARTTLS. For private networks only
     #[arg(long, env = "POSTROAD_REQUIRE_STARTTLS", requires = "tls")]
     pub require_starttls: bool,
+    /// Offer no STARTTLS on --listen: certificates are for --listen-tls only
+    #[arg(
+        long,
+        env = "POSTROAD_NO_STARTTLS",
+        requires = "tls",
+        conflicts_with = "require_starttls"
+    )]
+    pub no_starttls: bool,
 }
