@@ -44,22 +44,22 @@ fn a_key_of_ones_own_signs_as_soon_as_its_record_is_seen_and_gives_way_to_made_o
             "{records:?}"
         );
         ensure!(
-            domain.signers("hugo")?.is_empty(),
+            domain.signers("anna")?.is_empty(),
             "signed before the record was seen"
         );
         domain.publish(&mut server, &records);
         domain.active("the key signs", |active| *active == own)?;
-        ensure!(domain.signers("ida")? == own, "others sign");
+        ensure!(domain.signers("bert")? == own, "others sign");
 
         // It signs until those that the operator makes can.
         declare(&relay, &json!({"mode": "Managed", "keys": []}))?;
         let records = domain.records(3)?;
-        ensure!(domain.signers("jon")? == own, "nobody signs meanwhile");
+        ensure!(domain.signers("carl")? == own, "nobody signs meanwhile");
         domain.publish(&mut server, &records);
         let made = domain.active("made keys sign", |active| {
             active.len() == 2 && active.is_disjoint(&own)
         })?;
-        ensure!(domain.signers("kim")? == made, "others sign");
+        ensure!(domain.signers("dora")? == made, "others sign");
         relay.kubectl(&["delete", "relaydomain", "own"])?;
         // It is not ours to delete.
         relay.kubectl(&["delete", "secret", "own-key"]).map(drop)
