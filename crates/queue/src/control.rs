@@ -121,6 +121,8 @@ pub struct ControlState {
     pub version: u64,
     /// The nodes that every group's log began with.
     pub first_nodes: Vec<u64>,
+    /// The copies that every group's log began with, whatever their number is now; 0: not known, so as many as now.
+    pub first_factor: u32,
     /// Version of the state machine in force; 0 stands for the first.
     pub state_machine: u32,
 }
@@ -206,6 +208,18 @@ impl ControlState {
         }
     }
 
+    /// The members that every group's log began with: those of which a replica that holds nothing yet believes that they vote.
+    /// With as many copies as there are now it could be one of them itself, and vote.
+    pub fn first_groups(&self) -> BTreeMap<u32, Placement> {
+        let Some(mut cluster) = self.cluster else {
+            return BTreeMap::new();
+        };
+        if self.first_factor > 0 {
+            cluster.replication_factor = self.first_factor;
+        }
+        first_peers(&self.first_nodes, &cluster)
+    }
+
     /// The version of the state machine in force.
     pub fn version_in_force(&self) -> u32 {
         self.state_machine.max(1)
@@ -218,6 +232,7 @@ impl ControlState {
                 self.cluster = Some(cluster);
                 self.expected = initial_nodes.iter().copied().take(NODES_MAX).collect();
                 self.first_nodes = self.expected.iter().copied().collect();
+                self.first_factor = cluster.replication_factor;
                 self.groups = first_peers(&self.first_nodes, &cluster);
                 for (id, group) in &self.groups {
                     let placed = group.nodes().into_iter().map(|node| ((*id, node), 1));

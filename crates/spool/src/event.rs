@@ -204,6 +204,8 @@ pub enum StateEvent {
     Put(PutCall),
     /// The rows of a replica that is gone were removed, or not.
     Swept(Result<usize, crate::state::StoreError>),
+    /// Rows that snapshots left behind are removed.
+    Cleaned(Result<(), crate::state::StoreError>),
     /// The collector copied bodies, durably: their rows are to be moved, and soon flushed when room is short.
     Moved {
         /// What was copied.

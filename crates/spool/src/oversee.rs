@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use proto::v1;
 use queue::control::place::Map;
-use queue::control::{ControlCommand, ControlState, NodeRow, Placement, first_peers, node_of};
+use queue::control::{ControlCommand, ControlState, NodeRow, Placement, node_of};
 
 use crate::directory::group_of;
 pub use crate::directory::log_group;
@@ -358,7 +358,7 @@ impl Overseer {
         now: Instant,
     ) -> Option<(v1::SteerRequest, BTreeMap<u64, String>)> {
         let cluster = state.cluster?;
-        let first = first_peers(&state.first_nodes, &cluster);
+        let first = state.first_groups();
         let groups = state.groups.iter().map(|(id, placement)| v1::GroupOrder {
             group: *id,
             version: placement.version,

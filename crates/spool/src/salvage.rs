@@ -96,9 +96,12 @@ fn metadata(data: &Path, work: &Path, problems: &mut Vec<String>) -> Result<Stor
     let (from, copy) = (data.join("meta"), work.join("copy"));
     fs::create_dir_all(&copy).map_err(io_at(&copy))?;
     let copied = copy_all(&from, &copy.join("meta"));
-    let opened = copied
-        .map_err(|error| error.to_string())
-        .and_then(|()| Store::open(&copy, StoreConfig::default()).map_err(|e| e.to_string()));
+    // In a thread of its own: fjall may panic over what it did not write.
+    let open = || Store::open(&copy, StoreConfig::default()).map_err(|error| error.to_string());
+    let opened = copied.map_err(|error| error.to_string()).and_then(|()| {
+        let opened = std::thread::scope(|scope| scope.spawn(open).join());
+        opened.unwrap_or_else(|_| Err("reading them ended in a panic, see above".into()))
+    });
     match opened {
         Ok(store) => Ok(store),
         Err(why) => {

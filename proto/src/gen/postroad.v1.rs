@@ -421,6 +421,9 @@ pub struct ControlStateRow {
     /// version in force; 0 stands for the first
     #[prost(uint32, tag = "11")]
     pub state_machine: u32,
+    /// copies that every group's log began with; 0: as many as now
+    #[prost(uint32, tag = "12")]
+    pub first_factor: u32,
 }
 /// Where a group shall be.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1020,6 +1023,9 @@ pub struct HandoutMessage {
     pub trace_context: ::prost::alloc::string::String,
     #[prost(uint64, tag = "11")]
     pub arrived_ms: u64,
+    /// who brought it had a right to send for the tenant; anybody may bring mail to an inbound domain
+    #[prost(bool, tag = "12")]
+    pub has_principal: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HandoutRecipient {

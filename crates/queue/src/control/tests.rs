@@ -279,6 +279,21 @@ fn who_rests_does_not_lead() {
 }
 
 #[test]
+fn a_new_replica_hears_of_the_members_that_its_groups_log_began_with_whatever_the_copies_are_now() {
+    let mut state = three();
+    let first = state.first_groups();
+    assert_eq!(first, state.groups);
+    for node in [4, 5] {
+        add(&mut state, node);
+        announce(&mut state, node, node as u8);
+    }
+    assert_eq!(copies(&mut state, 5), ControlEffect::Copies { factor: 5 });
+    assert_eq!(state.first_groups(), first);
+    assert_eq!(copies(&mut state, 1), ControlEffect::Copies { factor: 1 });
+    assert_eq!(state.first_groups(), first);
+}
+
+#[test]
 fn the_number_of_copies_changes_while_there_are_nodes_for_them_and_the_planner_follows() {
     let mut state = three();
     let refused = |why| ControlEffect::Refused { node: 0, why };

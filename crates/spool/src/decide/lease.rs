@@ -200,6 +200,7 @@ impl Leader {
                 smtputf8: message.smtputf8,
                 trace_context: message.trace_context.to_string(),
                 arrived_ms: message.arrived.0,
+                has_principal: !message.origin.principal.is_empty(),
             }),
         };
         let event = Box::new(v1::LeaseEvent {

@@ -53,11 +53,12 @@ impl Flush {
     pub fn run(self) -> Result<Flushed, StoreError> {
         let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
         let mut rows = 0;
+        // The applied index first: by that a start knows a flush (see `journal`).
         for frozen in &self.groups {
+            rows += frozen.encode_rest(&self.keyspaces, &mut batch);
             for (keyspace, layer) in &frozen.layers {
                 rows += layer.encode(frozen.slot, keyspace, &mut batch);
             }
-            rows += frozen.encode_rest(&self.keyspaces, &mut batch);
         }
         batch.commit().map_err(StoreError::of)?;
         let groups = self
@@ -71,6 +72,7 @@ impl Flush {
 
 impl FrozenGroup {
     fn encode_rest(&self, keyspaces: &Keyspaces, batch: &mut OwnedWriteBatch) -> usize {
+        let fixed = store::encode_fixed(self.group, &self.fixed, &keyspaces.fixed, batch);
         for (segment, live) in &self.changed_segments {
             let key = key::prefixed(self.slot, segment);
             match live {
@@ -78,7 +80,6 @@ impl FrozenGroup {
                 None => batch.remove(&keyspaces.segments, key),
             }
         }
-        self.changed_segments.len()
-            + store::encode_fixed(self.group, &self.fixed, &keyspaces.fixed, batch)
+        self.changed_segments.len() + fixed
     }
 }

@@ -1,10 +1,16 @@
-//! The journals of fjall: the active one after a power cut, and what all of them take.
+//! The journals of fjall: the active one after a power cut, damage in any of them, and what all of them take.
 //!
-//! fjall drops a last batch that ends too early, or whose entries do not parse. It refuses to open when the batch
-//! parses to its end but is not what was written (a lost page inside a value). Each flush is one batch and syncs
-//! before the next begins, so only the very last batch can be torn: it is cut off here, and Raft replays it. If
-//! anything follows the broken batch it was durable once, and its damage is a loss.
+//! fjall drops a batch that ends too early or whose entries do not parse, and whatever follows it, in any journal and
+//! without a word. It refuses to open when the batch parses to its end but is not what was written (a lost page inside
+//! a value). So [`check`] reads them first.
+//!
+//! A journal that is not the active one was synced whole when the next one began. In the active one a flush is one batch
+//! that begins with its applied index, and syncs before anything is written behind it. Parts of snapshots and of sweeps are
+//! not synced: of those, and of the last flush, a power cut leaves any pages. What is damaged was durable, and its damage is
+//! a loss, when it is a flush and anything whole follows, or when a whole flush follows and anything whole follows that. Else
+//! it may be torn: it is cut off, and Raft replays it.
 
+use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +18,7 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::StoreError;
+use super::store::FIXED_APPLIED;
 use crate::log::{Disk as _, RealDisk};
 
 /// Ends each batch in fjall's journal format 3.
@@ -25,6 +32,79 @@ const CLEAR: u8 = 4;
 /// What `stat` counts blocks in, octets, whatever the file system's own are (POSIX leaves it open; Linux says 512).
 const BLOCK: u64 = 512;
 
+/// Looks for damage of what was durable. The inner error says where; nothing is changed.
+///
+/// # Errors
+/// The outer one: a file could not be read.
+pub(super) fn check(dir: &Path) -> Result<Result<(), String>, StoreError> {
+    let mut sequence = 0;
+    let journals = journals(dir)?;
+    for (number, path) in &journals {
+        let bytes = fs::read(path).map_err(|error| StoreError::io("reading", path, &error))?;
+        let active = journals.last_key_value().map(|(last, _)| last) == Some(number);
+        if let Err(reason) = judge(&bytes, active, &mut sequence) {
+            return Ok(Err(format!("{}: {reason}", path.display())));
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// One journal: what is wrong with it. `sequence` is the number of the batch before its first.
+pub(super) fn judge(bytes: &[u8], active: bool, sequence: &mut u64) -> Result<(), String> {
+    let mut at = 0;
+    while let Some(tag) = bytes.get(at) {
+        let rest = &bytes[at..];
+        let length = match batch(rest) {
+            Batch::Whole(length) if *tag == START => length,
+            _ if rest.iter().all(|octet| *octet == 0) => return Ok(()),
+            _ if active && may_be_torn(rest) => return Ok(()),
+            _ => {
+                return Err(format!(
+                    "the batch at octet {at} is damaged, and was durable"
+                ));
+            }
+        };
+        // The checksum does not cover it.
+        let own = rest.get(5..).and_then(<[u8]>::first_chunk);
+        let own = own.map_or(0, |own| u64::from_le_bytes(*own));
+        if own < *sequence {
+            return Err(format!(
+                "the batch at octet {at} has the sequence number {own}, after {sequence}"
+            ));
+        }
+        *sequence = own;
+        at += length;
+    }
+    Ok(())
+}
+
+/// `bytes` begin with a batch that is not whole, in the active journal. See the module.
+fn may_be_torn(bytes: &[u8]) -> bool {
+    let mut synced = is_flush(bytes);
+    let mut at = 1;
+    while at < bytes.len() {
+        match batch(&bytes[at..]) {
+            Batch::Whole(_) if bytes[at] == START && synced => return false,
+            Batch::Whole(length) if bytes[at] == START => {
+                synced = is_flush(&bytes[at..at + length]);
+                at += length;
+            }
+            _ => at += 1,
+        }
+    }
+    true
+}
+
+/// The batch begins with an applied index, as flushes and switches to snapshots do.
+fn is_flush(batch: &[u8]) -> bool {
+    let item = batch.get(START_LENGTH..).unwrap_or_default();
+    let key = item.get(ITEM_LENGTH..ITEM_LENGTH + FIXED_KEY_LENGTH);
+    let length = item.get(11..).and_then(<[u8]>::first_chunk);
+    let fits =
+        length.is_some_and(|length| usize::from(u16::from_le_bytes(*length)) == FIXED_KEY_LENGTH);
+    item.first() == Some(&ITEM) && fits && key.is_some_and(|key| key[4] == FIXED_APPLIED)
+}
+
 /// What was cut off.
 #[derive(Debug)]
 pub(super) struct Cut {
@@ -37,7 +117,7 @@ pub(super) struct Cut {
 /// # Errors
 /// The outer one: the file could not be read or written.
 pub(super) fn cut_torn_batch(dir: &Path) -> Result<Result<Cut, String>, StoreError> {
-    let Some(path) = active_journal(dir)? else {
+    let Some((_, path)) = journals(dir)?.pop_last() else {
         return Ok(Err("there is no journal".into()));
     };
     let bytes = fs::read(&path).map_err(|error| StoreError::io("reading", &path, &error))?;
@@ -99,47 +179,50 @@ pub(super) fn believe_only_the_device(dir: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// The one with the highest number.
-fn active_journal(dir: &Path) -> Result<Option<PathBuf>, StoreError> {
+/// All of them, by number; the active one has the highest.
+fn journals(dir: &Path) -> Result<BTreeMap<u64, PathBuf>, StoreError> {
     let failed = |error| StoreError::io("listing", dir, &error);
-    let mut active = None;
+    let mut journals = BTreeMap::new();
     for entry in fs::read_dir(dir).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
         let number = path
             .file_stem()
             .and_then(|stem| stem.to_str()?.parse::<u64>().ok());
         if path.extension().is_some_and(|extension| extension == "jnl") {
-            active = active.max(number.map(|number| (number, path)));
+            journals.extend(number.map(|number| (number, path)));
         }
     }
-    Ok(active.map(|(_, path)| path))
+    Ok(journals)
 }
 
-/// How many octets from the start are whole batches. An error: what is broken is not the last batch.
+/// How many octets from the start are whole batches, in a journal that [`check`] found nothing in. An error: all of it.
 fn whole_batches(bytes: &[u8]) -> Result<usize, String> {
     let mut whole = 0;
     while bytes.get(whole) == Some(&START) {
         match batch(&bytes[whole..]) {
             Batch::Whole(length) => whole += length,
-            Batch::Broken(length) if bytes[whole..][length..].iter().all(|b| *b == 0) => {
-                return Ok(whole);
-            }
-            Batch::Broken(_) => {
-                return Err(format!(
-                    "the batch at octet {whole} is damaged, and later ones follow"
-                ));
-            }
-            Batch::Torn => return Ok(whole),
+            Batch::Broken | Batch::Torn => return Ok(whole),
         }
     }
     Err("no batch in the active journal is torn".into())
+}
+
+/// Where whole batches begin.
+#[cfg(test)]
+pub(super) fn starts(bytes: &[u8]) -> Vec<usize> {
+    let (mut starts, mut at) = (Vec::new(), 0);
+    while let Some(Batch::Whole(length)) = bytes.get(at..).map(batch) {
+        starts.push(at);
+        at += length;
+    }
+    starts
 }
 
 enum Batch {
     /// Its length.
     Whole(usize),
     /// It has an end, but is not what was written.
-    Broken(usize),
+    Broken,
     /// It has no end.
     Torn,
 }
@@ -167,7 +250,7 @@ fn walk(bytes: &[u8]) -> Option<Batch> {
                 return Some(if whole {
                     Batch::Whole(length)
                 } else {
-                    Batch::Broken(length)
+                    Batch::Broken
                 });
             }
             _ => return None,
@@ -182,9 +265,15 @@ const START_LENGTH: usize = 1 + 4 + 8;
 /// Tag, keyspace.
 const CLEAR_LENGTH: usize = 1 + 8;
 
-/// Tag, kind, compression, keyspace, length of the key, of the value, of the value as it lies here; key; value.
+/// A group's number and a tag.
+const FIXED_KEY_LENGTH: usize = 4 + 1;
+
+/// Tag, kind, compression, keyspace, length of the key, of the value, of the value as it lies here.
+const ITEM_LENGTH: usize = 1 + 1 + 1 + 8 + 2 + 4 + 4;
+
+/// And the key, and the value.
 fn item_length(bytes: &[u8]) -> Option<usize> {
     let key = u16::from_le_bytes(*bytes.get(11..)?.first_chunk()?);
     let value = u32::from_le_bytes(*bytes.get(17..)?.first_chunk()?);
-    Some(21 + usize::from(key) + usize::try_from(value).ok()?)
+    Some(ITEM_LENGTH + usize::from(key) + usize::try_from(value).ok()?)
 }

@@ -84,15 +84,17 @@ impl Store {
     /// [`StoreError::Fatal`].
     pub fn open(dir: &Path, config: StoreConfig) -> Result<Store, StoreError> {
         let dir = dir.join("meta");
+        let lost = |reason| StoreError::Lost {
+            dir: dir.clone(),
+            reason,
+        };
         if dir.is_dir() {
             journal::believe_only_the_device(&dir)?;
+            // Before fjall, which throws away what it cannot read.
+            journal::check(&dir)?.map_err(lost)?;
         }
         let database = match database(&dir, &config) {
             Err(fjall::Error::JournalRecovery(problem)) => {
-                let lost = |reason| StoreError::Lost {
-                    dir: dir.clone(),
-                    reason,
-                };
                 let cut = journal::cut_torn_batch(&dir)?
                     .map_err(|reason| lost(format!("{problem}; {reason}")))?;
                 tracing::warn!(journal = %cut.path.display(), octets = cut.octets,

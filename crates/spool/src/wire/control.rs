@@ -167,6 +167,7 @@ pub fn state_to_bytes(state: &ControlState) -> Bytes {
         placement_version: state.version,
         first_nodes: state.first_nodes.clone(),
         state_machine: state.state_machine,
+        first_factor: state.first_factor,
     };
     row.encode_to_vec().into()
 }
@@ -191,6 +192,7 @@ pub fn state_from_bytes(bytes: &[u8]) -> Result<ControlState, WireError> {
         version: row.placement_version,
         first_nodes: row.first_nodes,
         state_machine: row.state_machine,
+        first_factor: row.first_factor,
         ..ControlState::default()
     };
     if let Some(cluster) = &row.cluster {

@@ -94,6 +94,9 @@ pub struct StateThread {
     /// Those of them whose rows are still to be removed.
     pub to_sweep: BTreeSet<u32>,
     pub sweeping: bool,
+    /// Rows that snapshots left behind are being removed; and there are more since.
+    pub cleaning: bool,
+    pub to_clean: bool,
     pub budget: Arc<CacheBudget>,
     pub shard_count: u32,
     pub streams: Streams,
@@ -185,6 +188,8 @@ impl StateThread {
             to_sweep: state.gone.clone(),
             gone: state.gone,
             sweeping: false,
+            cleaning: false,
+            to_clean: false,
             budget: state.budget,
             shard_count: config.shards,
             streams: Streams::default(),
@@ -319,6 +324,7 @@ impl StateThread {
             StateEvent::Members(call) => self.members_call(call),
             StateEvent::Put(call) => self.put_call(call),
             StateEvent::Swept(result) => self.swept(result),
+            StateEvent::Cleaned(result) => self.cleaned(result),
             StateEvent::Moved { moves, hurry } => self.relocate(moves, hurry),
             StateEvent::LocateBody {
                 group,

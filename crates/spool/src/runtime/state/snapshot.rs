@@ -154,9 +154,11 @@ impl StateThread {
         let _ = self.to.raft.send(RaftEvent::Stop);
     }
 
-    /// Removes the rows that snapshots left behind, in a thread, while nothing is installed.
+    /// Removes the rows that snapshots left behind, in a thread that began while nothing was installed. One at a time: what one
+    /// has done is given out anew, and another that still has it on its list would take away what lives there by then.
     pub(super) fn clean(&mut self) {
-        if !self.installing.is_empty() {
+        self.to_clean = true;
+        if !self.installing.is_empty() || self.cleaning {
             return;
         }
         let cleaner = match Cleaner::new(&self.store, self.helpers.closing()) {
@@ -165,12 +167,23 @@ impl StateThread {
                 return tracing::warn!(%error, "rows from before a snapshot are left for the next start");
             }
         };
+        let state = self.to.state.clone();
+        let spawned = self.helpers.spawn("clean", move |_| {
+            let _ = state.send(StateEvent::Cleaned(cleaner.run()));
+        });
         // Without it the garbage waits for the next start.
-        let _ = self.helpers.spawn("clean", move |_| {
-            if let Err(error) = cleaner.run() {
+        (self.cleaning, self.to_clean) = (spawned.is_ok(), false);
+    }
+
+    pub(super) fn cleaned(&mut self, result: Result<(), crate::state::StoreError>) {
+        self.cleaning = false;
+        match result {
+            Ok(()) if self.to_clean => self.clean(),
+            Ok(()) => {}
+            Err(error) => {
                 tracing::warn!(%error, "rows from before a snapshot are left for the next start");
             }
-        });
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use queue::*;
 use super::life::{apply_to, facts};
 use super::{Bench, contents};
 use crate::log::Location;
-use crate::state::{Store, StoreConfig, StoreError};
+use crate::state::{Store, StoreConfig, StoreError, journal};
 
 pub(super) fn append(m: u8) -> Facts {
     let expires = Timestamp(1_000_000);
@@ -214,6 +214,91 @@ fn damage_before_the_last_batch_is_a_loss() {
         bytes,
         "nothing was thrown away"
     );
+}
+
+/// A store with three flushes, closed; its active journal, and where each flush ends there.
+fn three_flushes() -> (Bench, PathBuf, Vec<u8>, [usize; 3]) {
+    let mut bench = Bench::new(1);
+    let journal = || {
+        let entries = fs::read_dir(bench.dir.path().join("meta")).unwrap();
+        let paths = entries.map(|entry| entry.unwrap().path());
+        let mut journals = paths.filter(|path| path.extension().is_some_and(|e| e == "jnl"));
+        journals.next().unwrap()
+    };
+    let journal = journal();
+    let ends = [1, 2, 3].map(|n| {
+        apply_to(&mut bench.groups[0], n, &append(n as u8));
+        bench.flush();
+        let bytes = fs::read(&journal).unwrap();
+        1 + bytes.iter().rposition(|octet| *octet != 0).unwrap()
+    });
+    bench.groups.clear();
+    bench.store = None;
+    let bytes = fs::read(&journal).unwrap();
+    (bench, journal, bytes, ends)
+}
+
+/// Where a batch keeps its sequence number, and how far its first item reaches.
+const SEQUENCE: std::ops::Range<usize> = 5..13;
+const FIRST_ITEM: std::ops::Range<usize> = 13..13 + 21 + 5;
+
+#[test]
+fn trap_9_any_flipped_octet_of_a_flush_that_others_follow_is_named() {
+    let (_bench, _, bytes, [first, second, third]) = three_flushes();
+    let written = &bytes[..third];
+    assert_eq!(journal::judge(written, true, &mut 0), Ok(()));
+    let starts = journal::starts(written);
+    assert!(starts.ends_with(&[first, second]), "{starts:?}");
+    for at in 0..second {
+        let own = at - starts.iter().rfind(|start| **start <= at).unwrap();
+        for bit in [0x01, 0x80] {
+            let mut damaged = written.to_vec();
+            damaged[at] ^= bit;
+            let found = journal::judge(&damaged, true, &mut 0);
+            let sealed = journal::judge(&damaged, false, &mut 0);
+            // No checksum covers it; what is out of order is noticed.
+            if SEQUENCE.contains(&own) {
+                continue;
+            }
+            assert!(sealed.is_err(), "octet {at} of a journal that was sealed");
+            // With one flush behind it, what does not look like a flush may be a part that nobody synced.
+            let may_be_torn = at >= first && FIRST_ITEM.contains(&own);
+            assert!(found.is_err() || may_be_torn, "octet {at} of {second}");
+        }
+    }
+    // The last one is torn, or was damaged: nobody can tell.
+    for at in second..third {
+        let mut damaged = written.to_vec();
+        damaged[at] ^= 0x01;
+        let whole = SEQUENCE.contains(&(at - second));
+        let sealed = journal::judge(&damaged, false, &mut 0);
+        assert!(
+            sealed.is_err() || whole,
+            "octet {at} of a journal that was sealed"
+        );
+        let active = journal::judge(&damaged, true, &mut 0);
+        assert!(active.is_ok() || whole, "octet {at}: {active:?}");
+    }
+}
+
+#[test]
+fn trap_9_damage_that_fjall_would_cut_off_with_all_that_follows_stays_where_it_is() {
+    let (bench, journal, bytes, [first, ..]) = three_flushes();
+    // Tag, count, kind and compression of the first item, its lengths, the checksum, the end.
+    for at in [0, 1, 14, 15, 24, 30, first - 10, first - 1] {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 0x55;
+        fs::write(&journal, &damaged).unwrap();
+        let opened = Store::open(bench.dir.path(), StoreConfig::default());
+        let error = opened
+            .err()
+            .unwrap_or_else(|| panic!("octet {at} is not missed"));
+        assert!(matches!(error, StoreError::Lost { .. }), "{at}: {error}");
+        assert!(
+            fs::read(&journal).unwrap() == damaged,
+            "octet {at}: changed"
+        );
+    }
 }
 
 #[test]
