@@ -40,6 +40,8 @@ struct State {
     dialing: u32,
     idle: u32,
     dead_until: Option<Instant>,
+    /// A transaction came to its end there, and it was not found dead since.
+    proven: bool,
     used: Instant,
     seen: HashMap<String, Seen>,
 }
@@ -74,6 +76,7 @@ impl Site {
             dialing: 0,
             idle: 0,
             dead_until: None,
+            proven: false,
             used: now,
             seen: HashMap::new(),
         };
@@ -128,7 +131,11 @@ impl Site {
         let wanted = (connections * ITEMS_PER_CONNECTION)
             .div_ceil(shards.max(1))
             .next_power_of_two();
-        let wanted = wanted.min(WINDOW_ITEMS_MAX);
+        // Of a host that may be silent no more is taken in hand: it would be kept from others until the dialing is given up.
+        let wanted = wanted.min(match state.proven {
+            true => WINDOW_ITEMS_MAX,
+            false => crate::lease::WINDOW_DEFAULT,
+        });
         let Some(seen) = state.seen.get_mut(destination) else {
             if state.seen.len() < DESTINATIONS_SEEN_MAX {
                 let seen = Seen {
@@ -181,6 +188,7 @@ impl Site {
         let mut state = self.state();
         state.window.succeeded();
         state.dead_until = None;
+        state.proven = true;
     }
 
     /// No host could be reached. `Some`: the site is dead for so long.
@@ -188,6 +196,7 @@ impl Site {
         let mut state = self.state();
         let pause = state.window.failed(chance)?;
         state.dead_until = Some(now + pause);
+        state.proven = false;
         Some(pause)
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use mail::code::report;
 use proto::v1;
 use resource::DeliverySettings;
 use smtp::client::{Answer, Question, Verdict};
@@ -11,7 +12,7 @@ use crate::body::Body;
 use crate::connection::{Connection, Event, now};
 use crate::hand::Stop;
 use crate::node::Node;
-use crate::resolve;
+use crate::resolve::{self, Via};
 use crate::route::Hop;
 use crate::site::Site;
 
@@ -159,6 +160,13 @@ impl Worker {
         if !carried && !all {
             waiting.extend(self.site.pop());
         }
+        // A server that was declared and greets with a refusal is out of order, and says nothing of the mail. Nor is mail
+        // returned that was never offered, only because what came before it was.
+        let fixed = matches!(self.site.via, Via::Fixed(_));
+        let result = match result.code > 0 && (all || fixed) {
+            true => &later(result),
+            false => result,
+        };
         for work in waiting {
             let results = work.all(result);
             self.node.settle(work, results, None);
@@ -440,4 +448,14 @@ async fn quit(mut connection: Connection) {
 enum Halt {
     Stop(Stop),
     Trouble(String),
+}
+
+/// The same, as something that may pass.
+fn later(result: &v1::RecipientResult) -> v1::RecipientResult {
+    let mut result = result.clone();
+    if result.verdict() == v1::Verdict::Failed {
+        result.set_verdict(v1::Verdict::Deferred);
+        result.enhanced = report::NOT_ACCEPTING.to_string();
+    }
+    result
 }

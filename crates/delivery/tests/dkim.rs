@@ -129,6 +129,15 @@ async fn only_the_tenants_own_domain_in_from_is_signed() {
             handout.message.as_mut().unwrap().tenant = "other".into();
         },
     ));
+    // Anybody's mail to an inbound domain of the tenant, who has written the tenant's name into it.
+    ids.push(world.queue.append_with(
+        "a.test",
+        &["b"],
+        "From: a@shop.example\r\n\r\nx\r\n",
+        |handout| {
+            handout.message.as_mut().unwrap().has_principal = false;
+        },
+    ));
     let node = world.node(world.config()).await;
     for id in ids {
         let results = world.queue.results(id, 0).await;

@@ -154,10 +154,10 @@ impl Appender {
         }
         .compose();
         let marker = b" id 00000000000000000000000000";
-        // The last one: what the client called itself stands before it and may say anything.
+        // The first one: what stands before it has no space in it, and the recipient behind it may have this in quotes.
         let id_at = trace
             .windows(marker.len())
-            .rposition(|w| w == marker)
+            .position(|w| w == marker)
             .map_or(0, |at| at + marker.len() - ID_OCTETS);
         let mut gathered = BytesMut::with_capacity(crate::memory::GRAIN);
         gathered.extend_from_slice(&trace);

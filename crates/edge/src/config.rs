@@ -42,6 +42,8 @@ pub struct Config {
     pub certificates: Option<Arc<Certificates>>,
     /// What becomes of STARTTLS on `listen`.
     pub starttls: StartTlsUse,
+    /// Clients come with the address of somebody else, a proxy or a load balancer: none is a principal, whatever is declared.
+    pub clients_hidden: bool,
     /// How long a TLS handshake may take, [`HANDSHAKE_TIMEOUT`] unless a test says otherwise.
     pub handshake: Duration,
     /// Bounds that hold until an EdgePool is declared.
@@ -62,6 +64,7 @@ impl Config {
             listen_tls: Vec::new(),
             certificates: None,
             starttls: StartTlsUse::WithCertificates,
+            clients_hidden: false,
             handshake: HANDSHAKE_TIMEOUT,
             settings: EdgeSettings::default(),
             body_bytes: BODY_BYTES_MAX,

@@ -16,15 +16,15 @@ pub struct Admission {
     pub tenant: Arc<str>,
     /// What delivery pools choose by.
     pub class: Arc<str>,
-    /// The principal that admitted it; `None`: mail for an inbound domain, which anybody may send.
+    /// The principal whose mail it is; `None`: mail of anybody for an inbound domain. Only a principal's mail is signed.
     pub principal: Option<Arc<str>>,
 }
 
 /// One RCPT, with what the transaction knows so far.
 #[derive(Clone, Copy, Debug)]
 pub struct Question<'a> {
-    /// The client's own address.
-    pub client: IpAddr,
+    /// The client's own address; `None`: it is hidden behind somebody else's, and the client is no principal.
+    pub client: Option<IpAddr>,
     /// The domain of MAIL FROM (lower-case A-label, or a literal with its brackets); `None`: the null path.
     pub sender: Option<&'a str>,
     /// Where the recipient's mail goes.
@@ -48,18 +48,22 @@ pub fn decide(catalog: Option<&Catalog>, question: Question<'_>) -> Result<Admis
     let Some(catalog) = catalog else {
         return Err(Reply::shutting_down().with_text("no configuration yet, try again"));
     };
+    let client = question.client;
+    let principal = client.and_then(|client| catalog.outbound_for(client, question.sender));
     let admission = match catalog.inbound(question.recipient.as_str()) {
         Some(inbound) => Admission {
             tenant: inbound.tenant.clone(),
             class: inbound.class.clone(),
-            principal: None,
+            principal: principal
+                .filter(|principal| principal.tenant == inbound.tenant)
+                .map(|principal| principal.name.clone()),
         },
         None if question.postmaster => Admission {
             tenant: DEFAULT.into(),
             class: DEFAULT.into(),
             principal: None,
         },
-        None => match catalog.outbound_for(question.client, question.sender) {
+        None => match principal {
             Some(principal) => from_principal(principal),
             None => return Err(Reply::relay_denied()),
         },
@@ -114,7 +118,7 @@ spec: {domain: bank.example, inbound: {}}
         let mut answers = Vec::new();
         for recipient in recipients {
             let question = Question {
-                client: client.parse().unwrap(),
+                client: Some(client.parse().unwrap()),
                 sender,
                 recipient: &Destination::from_canonical(recipient),
                 postmaster: false,
@@ -203,11 +207,45 @@ spec: {domain: bank.example, inbound: {}}
     }
 
     #[test]
+    fn a_principal_stays_one_when_it_writes_to_its_own_inbound_domain_and_nobody_else_becomes_one()
+    {
+        let catalog = catalog();
+        let principal = |client: Option<&str>, sender: &str, recipient: &str| {
+            let question = Question {
+                client: client.map(|client| client.parse().unwrap()),
+                sender: Some(sender),
+                recipient: &Destination::from_canonical(recipient),
+                postmaster: false,
+                admitted: None,
+            };
+            decide(Some(&catalog), question).map(|admission| admission.principal.is_some())
+        };
+        let (inside, outside) = (Some("10.1.2.3"), Some("192.0.2.1"));
+        for (client, sender, recipient, answer) in [
+            (inside, "shop.example", "shop.example", Some(true)),
+            (inside, "shop.example", "else.example", Some(true)),
+            (outside, "shop.example", "shop.example", Some(false)),
+            // Of another tenant.
+            (inside, "shop.example", "bank.example", Some(false)),
+            (inside, "else.example", "shop.example", Some(false)),
+            // Hidden behind a load balancer's address.
+            (None, "shop.example", "shop.example", Some(false)),
+            (None, "shop.example", "else.example", None),
+        ] {
+            assert_eq!(
+                principal(client, sender, recipient).ok(),
+                answer,
+                "{client:?} {sender} {recipient}"
+            );
+        }
+    }
+
+    #[test]
     fn the_postmaster_is_reachable_by_anybody_wherever_the_mail_goes() {
         let catalog = catalog();
         let tenant = |recipient: &str| {
             let question = Question {
-                client: "192.0.2.1".parse().unwrap(),
+                client: Some("192.0.2.1".parse().unwrap()),
                 sender: None,
                 recipient: &Destination::from_canonical(recipient),
                 postmaster: true,
@@ -245,7 +283,7 @@ spec: {domain: bank.example, inbound: {}}
     fn nothing_declared_relays_nothing_and_no_configuration_defers() {
         let recipient = Destination::from_canonical("shop.example");
         let question = Question {
-            client: "127.0.0.1".parse().unwrap(),
+            client: Some("127.0.0.1".parse().unwrap()),
             sender: None,
             recipient: &recipient,
             postmaster: false,

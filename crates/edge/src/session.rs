@@ -271,7 +271,7 @@ impl Conversation {
         let postmaster = self.node.postmaster(recipient);
         let taker = postmaster.as_ref().unwrap_or(recipient);
         let question = policy::Question {
-            client: self.who.client.ip(),
+            client: (!self.node.config.clients_hidden).then(|| self.who.client.ip()),
             sender: sender.as_ref().map(|domain| domain.as_str()),
             recipient: &taker.destination(),
             postmaster: postmaster.is_some(),

@@ -153,6 +153,8 @@ pub mod report {
     pub const NO_TLS: EnhancedCode = EnhancedCode::new(4, 7, 4);
     /// The TLS handshake failed, or the certificate is not the next hop's (RFC 3463 3.8, X.7.5).
     pub const TLS_FAILED: EnhancedCode = EnhancedCode::new(4, 7, 5);
+    /// The host takes no mail now (RFC 3463 3.4).
+    pub const NOT_ACCEPTING: EnhancedCode = EnhancedCode::new(4, 3, 2);
     /// What came back was not SMTP (RFC 3463 3.6).
     pub const PROTOCOL: EnhancedCode = EnhancedCode::new(4, 5, 0);
 }

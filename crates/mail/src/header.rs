@@ -37,6 +37,8 @@ pub struct HeaderScanner {
     line: Vec<u8>,
     /// Octets of the present line, uncut.
     line_bytes: usize,
+    /// Octets above 127 stand in the present line, wherever.
+    line_eight_bit: bool,
     /// The value that continuation lines belong to.
     open: Option<Field>,
     done: bool,
@@ -55,6 +57,8 @@ impl HeaderScanner {
         while !self.done && !piece.is_empty() {
             let end = memchr(b'\n', piece).map(|at| at + 1);
             let part = &piece[..end.unwrap_or(piece.len())];
+            // Before it is cut: what it says where nobody reads on counts too.
+            self.line_eight_bit |= !part.is_ascii();
             if end.is_some() && self.line_bytes == 0 {
                 self.line_bytes = part.len();
                 self.finish_line(&part[..part.len().min(FIELD_BYTES_MAX)]);
@@ -102,6 +106,7 @@ impl HeaderScanner {
     /// A whole line, with its end, perhaps cut.
     fn finish_line(&mut self, line: &[u8]) {
         let bytes = std::mem::take(&mut self.line_bytes);
+        let eight_bit = std::mem::take(&mut self.line_eight_bit);
         let text = line.trim_ascii_end();
         let blank = text.is_empty() && bytes <= 2;
         let folded = matches!(line.first(), Some(b' ' | b'\t')) && self.facts.size > 0;
@@ -112,7 +117,7 @@ impl HeaderScanner {
             return;
         }
         self.facts.size += bytes;
-        self.facts.eight_bit |= !text.is_ascii();
+        self.facts.eight_bit |= eight_bit;
         self.done = blank;
         if folded {
             self.fold(text);
@@ -222,6 +227,9 @@ mod tests {
         assert!(id.len() <= MESSAGE_ID_BYTES_MAX && id.starts_with("<é"));
         let mut scanner = HeaderScanner::default();
         let line = [b"x: ".as_slice(), &[b'y'; 1000]].concat();
+        let late = format!("To: {}é\r\n\r\nx\r\n", "y".repeat(FIELD_BYTES_MAX));
+        assert!(scan(&late).eight_bit, "behind where the line is cut");
+        assert!(!scan("To: y\r\n\r\né\r\n").eight_bit, "in the content");
         let refused = (0..HEADER_BYTES_MAX / 1000 + 1).find(|_| scanner.push(&line).is_err());
         assert!(refused.is_some() && scanner.line.len() <= FIELD_BYTES_MAX);
     }

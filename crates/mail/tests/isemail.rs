@@ -48,6 +48,8 @@ fn cases_of_isemail() {
     for case in suite.split("<test id=").skip(1) {
         let (category, diagnosis) = (element(case, "category"), element(case, "diagnosis"));
         let expected = match category {
+            // Longer than everybody must take, and taken: see `limits::MAILBOX_BYTES_MAX`.
+            _ if diagnosis == "ISEMAIL_RFC5322_LOCAL_TOOLONG" => true,
             "ISEMAIL_VALID_CATEGORY" | "ISEMAIL_RFC5321" | "ISEMAIL_DNSWARN" => true,
             "ISEMAIL_ERR" | "ISEMAIL_RFC5322" => false,
             // Comments and folding are no matter of SMTP.

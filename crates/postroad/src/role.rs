@@ -73,7 +73,8 @@ pub async fn run_edge(settings: settings::Edge) -> Result<(), Failure> {
     let (pool, role) = (settings.node.pool.as_deref(), proto::Role::Edge);
     let followed = declared::follow(files, pool, &queue, None, role, &stop).await?;
     let hostname = hostname(settings.mail.hostname.as_deref())?;
-    let config = edge_config(&name, hostname, settings.listen, settings.tls)?;
+    let mut config = edge_config(&name, hostname, settings.listen, settings.tls)?;
+    config.clients_hidden = settings.clients_hidden;
     let (role, _) = edge(config, queue, followed.declared)?;
     serve_alone(role, settings.admin, metrics).await
 }

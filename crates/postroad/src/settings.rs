@@ -167,6 +167,9 @@ pub struct Edge {
         value_name = "ADDRESS:PORT"
     )]
     pub listen: Vec<SocketAddr>,
+    /// Clients come with the address of a proxy or a load balancer: their own decides nothing, and no network may send
+    #[arg(long, env = "POSTROAD_CLIENTS_HIDDEN")]
+    pub clients_hidden: bool,
     #[command(flatten)]
     pub tls: MailTls,
     #[command(flatten)]

@@ -110,7 +110,11 @@ impl Signatures {
 
 /// Reads the message once and signs it.
 async fn make(node: &Node, work: &Work, keys: &SigningKeys) -> Result<Signed, String> {
-    let tenant = work.handout.message.as_ref().map_or("", |m| &m.tenant);
+    let of = work.handout.message.as_ref();
+    // Anybody may write the tenant's domain into From of a message to one of its inbound domains.
+    let Some(tenant) = of.filter(|m| m.has_principal).map(|m| &*m.tenant) else {
+        return Ok(Signed::default());
+    };
     let mut message = Body::new(work);
     let mut scan = Scan::default();
     let mut last = false;

@@ -90,6 +90,7 @@ impl FakeQueue {
             destination: domain.into(),
             size: body.len() as u64,
             digest: Bytes::copy_from_slice(&Digest::of(&body).0),
+            has_principal: true,
             ..Default::default()
         };
         let recipients = (0..)

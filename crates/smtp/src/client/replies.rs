@@ -28,7 +28,18 @@ impl Session {
             Step::Helo if reply.is_success() && self.must_not_go_on() => self.no_tls(),
             Step::Helo if reply.is_success() => self.ready(),
             Step::Helo => self.end(Failure::of(reply, stage)),
-            Step::Reset if !reply.is_success() => self.end(Failure::of(reply, stage)),
+            // It is an answer to what was before: the next message comes again, on another connection.
+            Step::Reset if !reply.is_success() => self.end(Failure {
+                stage,
+                verdict: Verdict::Deferred,
+                enhanced: report::PROTOCOL,
+                text: format!(
+                    "RSET was refused: {} {}",
+                    reply.code,
+                    reply.text.replace('\n', " ")
+                ),
+                reply: None,
+            }),
             Step::Quit => self.close(),
             _ => self.transaction_reply(step, reply, stage),
         }
