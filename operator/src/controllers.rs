@@ -10,7 +10,7 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service};
 use kube::api::{Api, ListParams};
-use kube::runtime::controller::{Action, Config, Controller};
+use kube::runtime::controller::{self, Action, Config, Controller};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher;
 use kube::{Client, Resource, ResourceExt};
@@ -262,9 +262,13 @@ async fn work<K>(
         .graceful_shutdown_on(async move { stop.cancelled().await })
         .run(once, failed, context.clone())
         .for_each(|outcome| {
-            if let Err(error) = outcome {
-                // What reconciling met was logged above; here are the watches.
-                tracing::debug!(kind, %error, "a controller's turn ended with an error");
+            match outcome {
+                Err(controller::Error::QueueError(error)) => {
+                    tracing::warn!(kind, %error, "cannot watch; it is tried again");
+                }
+                // What reconciling met was logged above.
+                Err(error) => tracing::debug!(kind, %error, "a controller's turn ended"),
+                Ok(_) => {}
             }
             std::future::ready(())
         })

@@ -15,6 +15,15 @@ use tokio_util::sync::CancellationToken;
 
 /// Name of the Lease, in the operator's namespace.
 const NAME: &str = "postroad-leader";
+
+/// Name of the Lease of an operator that works in this one namespace only, if any: several of these may live together.
+fn name(watched: Option<&str>) -> String {
+    match watched {
+        Some(namespace) => format!("{NAME}-{namespace}"),
+        None => NAME.into(),
+    }
+}
+
 /// Others take over when the record has not changed for this long.
 const DURATION: Duration = Duration::from_secs(15);
 /// The holder stops when it could not renew for this long: before anyone may take over.
@@ -75,12 +84,12 @@ pub async fn won(leading: &mut watch::Receiver<bool>) -> bool {
 pub enum Lost {
     /// No write came through in time; somebody else may take over soon.
     #[error(
-        "the Lease {NAME} could not be renewed for {RENEW_DEADLINE:?}: {0}; another replica takes over, this one starts again"
+        "its Lease could not be renewed for {RENEW_DEADLINE:?}: {0}; another replica takes over, this one starts again"
     )]
     Silent(String),
     /// Somebody else wrote their name.
     #[error(
-        "the Lease {NAME} was taken by {0}, which happens after a long pause of this process; it starts again"
+        "its Lease was taken by {0}, which happens after a long pause of this process; it starts again"
     )]
     Taken(String),
 }
@@ -88,6 +97,7 @@ pub enum Lost {
 /// One replica's view of the Lease.
 pub struct Election {
     api: Api<Lease>,
+    name: String,
     me: String,
     seen: Option<Seen>,
     /// When our last write came through.
@@ -95,10 +105,12 @@ pub struct Election {
 }
 
 impl Election {
-    /// `me` must be unlike the name of any other replica, and of this one before it started again.
-    pub fn new(client: Client, namespace: &str, me: String) -> Election {
+    /// `watched`: the one namespace to work in. `me` must be unlike the name of any other replica, and of this one before it
+    /// started again.
+    pub fn new(client: Client, namespace: &str, watched: Option<&str>, me: String) -> Election {
         Election {
             api: Api::namespaced(client, namespace),
+            name: name(watched),
             me,
             seen: None,
             renewed: None,
@@ -130,7 +142,11 @@ impl Election {
             }
             metrics::gauge!("postroad_operator_leader").set(f64::from(u8::from(held)));
             if let Some(problem) = &problem {
-                tracing::warn!(problem, "the Lease {NAME} could not be read or written");
+                tracing::warn!(
+                    problem,
+                    lease = self.name,
+                    "the Lease could not be read or written"
+                );
             }
             let pause = match problem {
                 None if held => RENEW_EVERY,
@@ -164,7 +180,7 @@ impl Election {
 
     /// Reads the Lease and writes it, if that is ours to do.
     async fn step(&mut self) -> kube::Result<()> {
-        let found = self.api.get_opt(NAME).await?;
+        let found = self.api.get_opt(&self.name).await?;
         self.observe(found.as_ref());
         if decide(self.seen.as_ref(), &self.me, Instant::now()) == Next::Wait {
             return Ok(());
@@ -177,7 +193,7 @@ impl Election {
             // With the version that was read: whoever wrote in between has won.
             Some(_) => {
                 self.api
-                    .replace(NAME, &PostParams::default(), &record)
+                    .replace(&self.name, &PostParams::default(), &record)
                     .await
             }
         };
@@ -188,7 +204,7 @@ impl Election {
                 Ok(())
             }
             Err(kube::Error::Api(status)) if status.code == 409 => {
-                let now = self.api.get_opt(NAME).await?;
+                let now = self.api.get_opt(&self.name).await?;
                 self.observe(now.as_ref());
                 Ok(())
             }

@@ -104,7 +104,8 @@ async fn run(settings: Run) -> anyhow::Result<()> {
     stop_on_signals(stop.clone())?;
     // Unlike any other, also unlike the same pod's before its container was started again.
     let me = format!("{}_{}", settings.pod, uuid::Uuid::new_v4());
-    let election = lease::Election::new(client.clone(), &settings.namespace, me);
+    let watched = settings.watch_namespace.as_deref();
+    let election = lease::Election::new(client.clone(), &settings.namespace, watched, me);
     let (leading, mut leads) = watch::channel(false);
     // The Lease is given up only when nobody works any more.
     let idle = CancellationToken::new();

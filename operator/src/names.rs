@@ -41,6 +41,8 @@ pub const TEST_CLOCK_DIVISOR: &str = "postroad.dev/test-clock-divisor";
 pub const KEY_DOMAIN: &str = "postroad.dev/domain";
 /// Annotation of a Secret with a signing key: its selector.
 pub const KEY_SELECTOR: &str = "postroad.dev/selector";
+/// Annotation of a Secret with a signing key: uid of the RelayDomain under which it has, or had, its DkimKey.
+pub const KEY_OWNER: &str = "postroad.dev/relay-domain-uid";
 /// Annotation of a Secret with a signing key: where it is in its life.
 pub const KEY_PHASE: &str = "postroad.dev/phase";
 /// Annotation of a Secret with a signing key: when its record was seen (RFC 3339).

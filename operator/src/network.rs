@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::context::Context;
 use crate::error::Error;
 use crate::names::{ADMIN_PORT, CLIENT_PORT, CLUSTER, Component, PEER_PORT, PoolName};
-use crate::node_pool::delete;
+use crate::node_pool::delete_own;
 use crate::ssa::{self, Controller};
 
 /// States the policy of a pool, or takes it away where the cluster wants none.
@@ -28,7 +28,7 @@ pub async fn apply(
             ssa::apply(&policies, controller, &policy).await?;
             Ok(())
         }
-        Switch::Disabled => delete(&policies, &name.object()).await,
+        Switch::Disabled => delete_own(&policies, &name.object()).await,
     }
 }
 

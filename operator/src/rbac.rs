@@ -129,14 +129,14 @@ pub const RIGHTS: &[Right] = &[
         "policy",
         "poddisruptionbudgets",
         "PodDisruptionBudget",
-        &["create", "patch", "delete"],
+        &["get", "create", "patch", "delete"],
         "of pools with several nodes",
     ),
     right(
         "networking.k8s.io",
         "networkpolicies",
         "NetworkPolicy",
-        &["create", "patch", "delete"],
+        &["get", "create", "patch", "delete"],
         "who reaches which pool",
     ),
     right(

@@ -42,7 +42,8 @@ fn bound<'a>(text: &'a str, by: &str) -> Vec<(&'a str, &'a str)> {
 
 /// What one function does with what a name stands for. A map of the name has a `get` too, as a field of something.
 fn verbs(function: &str, name: &str) -> BTreeSet<&'static str> {
-    let calls: [(String, &[&'static str]); 9] = [
+    let calls: [(String, &[&'static str]); 10] = [
+        (format!("delete_own(&{name}"), &["get", "delete"]),
         (format!(" {name}.get_opt("), &["get"]),
         (format!(" {name}.get("), &["get"]),
         (format!("{name}.list("), &["list"]),

@@ -107,27 +107,43 @@ pub fn parse_resolver(text: &str) -> Result<SocketAddr, String> {
         .map_err(|_| format!("`{text}` is no resolver; write its IP address, or address and port like 192.0.2.1:53 or [2001:db8::1]:53"))
 }
 
-/// A Kubernetes quantity of octets: `52428800`, `50Mi`, `50M`.
+/// A Kubernetes quantity of octets, as the API server takes and writes it: `52428800`, `50Mi`, `1.5Gi`, `5e7`. A part of an octet
+/// counts as one.
 pub fn parse_quantity(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is no size; write one like 50Mi");
     let end = text
-        .find(|c: char| !c.is_ascii_digit())
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
         .unwrap_or(text.len());
-    let (digits, unit) = text.split_at(end);
-    let factor: u64 = match unit {
+    let (number, unit) = text.split_at(end);
+    let factor: u128 = match unit {
         "" => 1,
         "Ki" => 1 << 10,
         "Mi" => 1 << 20,
         "Gi" => 1 << 30,
+        "Ti" => 1 << 40,
+        "Pi" => 1 << 50,
         "k" => 1_000,
         "M" => 1_000_000,
         "G" => 1_000_000_000,
-        _ => return Err(format!("`{text}` is no size; write one like 50Mi")),
+        "T" => 1_000_000_000_000,
+        "P" => 1_000_000_000_000_000,
+        unit => {
+            let power = unit.strip_prefix(['e', 'E']).ok_or_else(wrong)?;
+            let power: u32 = power.parse().map_err(|_| wrong())?;
+            10_u128.checked_pow(power).ok_or_else(wrong)?
+        }
     };
-    let number: u64 = digits
-        .parse()
-        .map_err(|_| format!("`{text}` is no size; write one like 50Mi"))?;
-    number
-        .checked_mul(factor)
+    let (whole, part) = number.split_once('.').unwrap_or((number, ""));
+    // More digits than this are less than an octet of the largest size.
+    let scale = u32::try_from(part.len()).map_err(|_| wrong())?;
+    if scale > 18 || part.contains('.') {
+        return Err(wrong());
+    }
+    let digits: u128 = format!("{whole}{part}").parse().map_err(|_| wrong())?;
+    let octets = digits.checked_mul(factor);
+    let octets = octets.map(|octets| octets.div_ceil(10_u128.pow(scale)));
+    octets
+        .and_then(|octets| u64::try_from(octets).ok())
         .ok_or_else(|| format!("`{text}` is too large; write one like 50Mi"))
 }
 
@@ -210,7 +226,23 @@ mod tests {
         assert_eq!(parse_quantity("50Mi"), Ok(52_428_800));
         assert_eq!(parse_quantity("1000"), Ok(1000));
         assert_eq!(parse_quantity("2k"), Ok(2000));
-        for bad in ["", "Mi", "50MB", "-1", "99999999999Gi"] {
+        assert_eq!(parse_quantity("1.5Mi"), Ok(1_572_864));
+        assert_eq!(parse_quantity("1Ti"), Ok(1 << 40));
+        assert_eq!(parse_quantity("0.1k"), Ok(100));
+        assert_eq!(parse_quantity("0.0001k"), Ok(1), "a part of an octet");
+        assert_eq!(parse_quantity("5e7"), Ok(50_000_000));
+        for bad in [
+            "",
+            ".",
+            "Mi",
+            "50MB",
+            "-1",
+            "1.2.3",
+            "1e",
+            "99999999999Gi",
+            "1e40",
+            "1e-3",
+        ] {
             assert!(parse_quantity(bad).is_err(), "{bad:?} was taken");
         }
     }

@@ -81,7 +81,7 @@ where
                 Ok(event) if changes.note(&event) => drop(wake.try_send(())),
                 Ok(_) => {}
                 Err(error) => {
-                    tracing::debug!(kind = %K::kind(&()), %error, "a watch begins anew");
+                    tracing::warn!(kind = %K::kind(&()), %error, "cannot watch; it is tried again");
                 }
             }
         }

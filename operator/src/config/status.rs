@@ -257,7 +257,8 @@ where
         + serde::de::DeserializeOwned
         + std::fmt::Debug,
 {
-    let mut conditions = Conditions::new(before, pool.meta().generation, Timestamp::now());
+    // It is the cluster's configuration that they have: it says nothing of what the pool itself declares since.
+    let mut conditions = Conditions::new(before, None, Timestamp::now());
     let waits = matches!(progress, Progress::Waits(_));
     match progress {
         Progress::Done => {

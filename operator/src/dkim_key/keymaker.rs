@@ -1,5 +1,6 @@
-//! Makes private keys, and what holds them: a Secret, then its DkimKey. The Secret first: who finds one without a DkimKey makes
-//! that (the operator died between the two, or the RelayDomain was declared again), and no key is made in vain.
+//! Makes private keys, and what holds them: a Secret, then its DkimKey. Secrets outlive their RelayDomain: one that is declared
+//! again finds its keys. A Secret whose DkimKey is missing under the RelayDomain that it was made for is left over: a person
+//! deleted the key, or the operator died between the two, and then nobody saw it.
 
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use aws_lc_rs::rsa::{self, KeySize};
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 use crate::context::Context;
 use crate::error::Error;
 use crate::names;
+use crate::node_pool::delete;
 use crate::ssa;
 
 /// What a DkimKey is made for.
@@ -95,8 +97,13 @@ pub async fn import(
     .await
 }
 
-/// Secrets with keys of the domain that have no DkimKey get one. Says whether there were any.
+/// Secrets with keys of the domain that have no DkimKey get one. Says whether there were any. One that had a DkimKey under this
+/// very RelayDomain lost it to a person, who meant the key: it goes too.
 pub async fn adopt(context: &Context, order: &Order<'_>, keys: &[DkimKey]) -> Result<bool, Error> {
+    // Its DkimKeys may go first, and its Secrets stay.
+    if order.domain.metadata.deletion_timestamp.is_some() {
+        return Ok(false);
+    }
     let secrets: Api<Secret> = Api::namespaced(context.client.clone(), order.namespace);
     let selected = ListParams::default().labels(&format!("{}={}", names::RELAY_DOMAIN, order.name));
     let mut found = false;
@@ -114,6 +121,13 @@ pub async fn adopt(context: &Context, order: &Order<'_>, keys: &[DkimKey]) -> Re
         if domain != Some(&order.domain.spec.domain) {
             continue;
         }
+        let owner = order.domain.uid();
+        if owner.is_some() && notes.get(names::KEY_OWNER) == owner.as_ref() {
+            delete(&secrets, &name).await?;
+            let text = format!("the DkimKey of {selector} was deleted, and its Secret with it");
+            context.tell(order.domain, "KeyDeleted", text).await;
+            continue;
+        }
         let object = key(
             order,
             public.algorithm,
@@ -122,6 +136,10 @@ pub async fn adopt(context: &Context, order: &Order<'_>, keys: &[DkimKey]) -> Re
             KeySource::Generated,
         );
         create(context, order, &object).await?;
+        let owned = json!({"metadata": {"annotations": {names::KEY_OWNER: owner}}});
+        let merge = kube::api::PatchParams::default();
+        let patch = kube::api::Patch::Merge(&owned);
+        secrets.patch(&name, &merge, &patch).await?;
         found = true;
     }
     Ok(found)
@@ -164,7 +182,10 @@ fn secret(order: &Order<'_>, name: &str, selector: &str, text: &str) -> Value {
         "apiVersion": "v1", "kind": "Secret",
         "metadata": {
             "name": name, "labels": labels(order),
-            "annotations": {names::KEY_DOMAIN: order.domain.spec.domain, names::KEY_SELECTOR: selector},
+            "annotations": {
+                names::KEY_DOMAIN: order.domain.spec.domain, names::KEY_SELECTOR: selector,
+                names::KEY_OWNER: order.domain.uid(),
+            },
         },
         "type": names::KEY_SECRET_TYPE,
         "stringData": {names::PRIVATE_KEY: text},

@@ -6,7 +6,9 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use resource::dkim::{PublicKey, record_name};
-use resource::{ConditionStatus, DkimKey, DnsState, KeyCheck, KeyPhase, KeySource, RelayCluster};
+use resource::{
+    ConditionStatus, DkimKey, DkimKeyStatus, DnsState, KeyCheck, KeyPhase, KeySource, RelayCluster,
+};
 
 use super::keymaker::{self, Order};
 use super::lifecycle::{self, Key, Record, State, Wish};
@@ -107,6 +109,11 @@ fn one(object: DkimKey, secret: Option<Secret>) -> One {
         true => Ok(public),
         false => Err(format!("it holds a key of {:?}", public.algorithm)),
     });
+    let mut state = state(&object, secret.as_ref());
+    let public = match public {
+        Ok(public) if !is_recorded(&status, &public) => replaced(&mut state, public),
+        public => public,
+    };
     let seen = find(&status.conditions, "RecordSeen");
     let absent = seen.filter(|condition| condition.status == ConditionStatus::False);
     let created = object
@@ -126,7 +133,7 @@ fn one(object: DkimKey, secret: Option<Secret>) -> One {
         absent_since: absent.and_then(|condition| condition.last_transition_time.parse().ok()),
         ttl: status.ttl_seconds.unwrap_or_default(),
         acknowledged: is_true(&status.conditions, "Programmed"),
-        state: state(&object, secret.as_ref()),
+        state,
     };
     One {
         object,
@@ -142,6 +149,26 @@ fn one(object: DkimKey, secret: Option<Secret>) -> One {
         },
         key,
         gone: false,
+    }
+}
+
+/// It is the key whose record people were told of, if they were told of any.
+fn is_recorded(status: &DkimKeyStatus, public: &PublicKey) -> bool {
+    let record = status.record.as_ref();
+    record.is_none_or(|record| record.value == public.record())
+}
+
+/// The Secret holds another key than it did. One that was to sign begins anew: its record was not seen. One that signed is
+/// remembered for what is under way with its signature, and its record stays what it was.
+fn replaced(state: &mut State, public: PublicKey) -> Result<PublicKey, String> {
+    match state.phase {
+        KeyPhase::Pending | KeyPhase::Published | KeyPhase::Active | KeyPhase::Failed => {
+            *state = State::NEW;
+            Ok(public)
+        }
+        KeyPhase::Retiring | KeyPhase::Retired | KeyPhase::Revoked => {
+            Err("it holds another key than the one that signed".into())
+        }
     }
 }
 
@@ -206,4 +233,56 @@ async fn look(
     let found = verify::look(&authorities, check, &name, &public).await;
     context.looks.note(name, public, check, found.clone());
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::ByteString;
+    use resource::{DkimAlgorithm, DkimKeySpec};
+
+    use super::*;
+
+    fn secret(private: &str) -> Secret {
+        let octets = ByteString(private.as_bytes().to_vec());
+        Secret {
+            data: Some([(names::PRIVATE_KEY.to_owned(), octets)].into()),
+            ..Secret::default()
+        }
+    }
+
+    fn object(phase: KeyPhase, record: &str) -> DkimKey {
+        let spec: DkimKeySpec = serde_json::from_value(serde_json::json!({
+            "domainRef": {"name": "shop"}, "domain": "shop.test", "selector": "s",
+            "algorithm": "Ed25519", "secretName": "own", "source": "Imported",
+        }))
+        .expect("a good spec");
+        let mut object = DkimKey::new("shop-s", spec);
+        object.status = serde_json::from_value(serde_json::json!({
+            "phase": phase, "activeTime": "2026-01-01T00:00:00Z",
+            "record": {"name": "s._domainkey.shop.test", "value": record},
+        }))
+        .expect("a good status");
+        object
+    }
+
+    #[test]
+    fn a_secret_with_another_key_begins_anew_and_the_record_of_one_that_signed_stays() {
+        let made = || keymaker::generate(DkimAlgorithm::Ed25519).expect("made");
+        let record = |private: &str| PublicKey::of_private(private).expect("a key").record();
+        let (old, new) = (made(), made());
+        for phase in [KeyPhase::Published, KeyPhase::Active, KeyPhase::Failed] {
+            let same = one(object(phase, &record(&old)), Some(secret(&old)));
+            assert_eq!(same.key.state.phase, phase);
+            let other = one(object(phase, &record(&old)), Some(secret(&new)));
+            assert_eq!(other.key.state, State::NEW, "{phase:?}");
+            assert!(other.key.readable, "its record is looked for");
+        }
+        let retiring = one(
+            object(KeyPhase::Retiring, &record(&old)),
+            Some(secret(&new)),
+        );
+        assert_eq!(retiring.key.state.phase, KeyPhase::Retiring);
+        assert!(!retiring.key.readable);
+        assert_eq!(super::super::publish::text(&retiring), Some(record(&old)));
+    }
 }

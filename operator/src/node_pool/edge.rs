@@ -1,12 +1,24 @@
 //! EdgePool: nodes that accept.
 
-use resource::{EdgePool, RelayCluster, ServiceType, TlsMode};
+use k8s_openapi::api::core::v1::Pod;
+use resource::{EdgePool, RelayCluster, ServiceType, TlsMode, TrafficPolicy};
 use serde_json::{Value, json};
 
 use super::build::{Nodes, deployment};
 use crate::names::{ADMIN_PORT, Component, PKI_DIR, POOL_DIR, PoolName, TLS_DIR};
 use crate::ssa;
 use crate::template;
+
+/// The flag by which a node knows from its start on that clients' addresses are not theirs. Its file says so too, but a mounted
+/// file comes a minute after the Service has changed.
+const CLIENTS_HIDDEN: &str = "--clients-hidden";
+
+/// The node of this pod knows that clients' addresses are not theirs.
+pub fn knows_of_hidden_clients(pod: &Pod) -> bool {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let mut args = containers.flat_map(|one| one.args.iter().flatten());
+    args.any(|arg| arg == CLIENTS_HIDDEN)
+}
 
 /// Names and labels of a pool.
 pub fn name(pool: &EdgePool, namespace: &str) -> PoolName {
@@ -40,6 +52,9 @@ pub fn build(
     args.extend(["--admin-listen".into(), format!("0.0.0.0:{ADMIN_PORT}")]);
     args.extend(["--log-format".into(), "json".into()]);
     args.extend(["--hostname".into(), hostname(pool, &name.namespace)]);
+    if !spec.source_address_is_reliable() {
+        args.push(CLIENTS_HIDDEN.into());
+    }
     let listen = |implicit: bool| {
         let wanted = spec.listeners.iter();
         let wanted =
@@ -116,8 +131,8 @@ fn tls_volume(number: usize, secret: &str) -> Value {
     ]}})
 }
 
-/// The Service in front of a pool.
-pub fn service(pool: &EdgePool, name: &PoolName) -> Value {
+/// The Service in front of a pool. `hides`: every node knows that it may hide clients' addresses; until then it does not.
+pub fn service(pool: &EdgePool, name: &PoolName, hides: bool) -> Value {
     let wanted = &pool.spec.service;
     let ports: Vec<Value> = pool
         .spec
@@ -133,7 +148,11 @@ pub fn service(pool: &EdgePool, name: &PoolName) -> Value {
         "ports": ports,
     });
     if wanted.type_ != ServiceType::ClusterIP {
-        spec["externalTrafficPolicy"] = json!(wanted.external_traffic_policy);
+        let policy = match hides {
+            true => wanted.external_traffic_policy,
+            false => TrafficPolicy::Local,
+        };
+        spec["externalTrafficPolicy"] = json!(policy);
     }
     if wanted.type_ == ServiceType::LoadBalancer {
         if let Some(class) = &wanted.load_balancer_class {

@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::{Api, DeleteParams};
+use kube::ResourceExt;
+use kube::api::{Api, DeleteParams, ListParams};
 use kube::runtime::controller::Action;
 use proto::Role;
+use resource::spec::Fault;
 use resource::{Condition, DeliveryPool, EdgePool, QueuePool, RelayCluster, RelayClusterSpec};
 use serde_json::{Value, json};
 
@@ -74,7 +76,10 @@ pub async fn reconcile_edge(pool: Arc<EdgePool>, context: Arc<Context>) -> Resul
     }
     // What is not looked at now stays as it was: a field that is left out is taken away.
     let mut state = json!(before);
-    if let Some(home) = home(&context, &name, &mut conditions).await? {
+    let fault = resource::spec::edge_pool(&pool.spec).err();
+    if let Some(home) = home(&context, &name, &mut conditions).await?
+        && usable(fault, &mut conditions)
+    {
         let objects = Objects {
             controller: Controller::EdgePool,
             role: Role::Edge,
@@ -91,12 +96,10 @@ pub async fn reconcile_edge(pool: Arc<EdgePool>, context: Arc<Context>) -> Resul
         };
         let deployment = objects.apply(&context, &name, &home.cluster.spec).await?;
         let services: Api<Service> = Api::namespaced(context.client.clone(), namespace);
-        let service = ssa::apply(
-            &services,
-            Controller::EdgePool,
-            &edge::service(&pool, &name),
-        )
-        .await?;
+        let hides = pool.spec.source_address_is_reliable()
+            || all_know_of_hidden_clients(&context, &name).await?;
+        let service = edge::service(&pool, &name, hides);
+        let service = ssa::apply(&services, Controller::EdgePool, &service).await?;
         scaled(&deployment, pool.spec.replicas, &mut state, &mut conditions);
         state["addresses"] = json!(edge::addresses(&service));
         let listeners = certificates::judge(&context, &pool, namespace, &mut conditions).await?;
@@ -120,6 +123,14 @@ pub async fn reconcile_edge(pool: Arc<EdgePool>, context: Arc<Context>) -> Resul
     .await
 }
 
+/// No pod is left that would take a load balancer's address for a client's.
+async fn all_know_of_hidden_clients(context: &Context, name: &PoolName) -> Result<bool, Error> {
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &name.namespace);
+    let selected = ListParams::default().labels(&name.selector_text());
+    let pods = pods.list(&selected).await?.items;
+    Ok(pods.iter().all(edge::knows_of_hidden_clients))
+}
+
 /// Brings one delivery pool to what is declared.
 pub async fn reconcile_delivery(
     pool: Arc<DeliveryPool>,
@@ -135,7 +146,10 @@ pub async fn reconcile_delivery(
     );
     // What is not looked at now stays as it was: a field that is left out is taken away.
     let mut state = json!(before);
-    if let Some(home) = home(&context, &name, &mut conditions).await? {
+    let fault = resource::spec::delivery_pool(&pool.spec).err();
+    if let Some(home) = home(&context, &name, &mut conditions).await?
+        && usable(fault, &mut conditions)
+    {
         let edges = of_cluster(&context, namespace, |edge: &EdgePool| {
             edge.spec.cluster_ref.name == name.cluster
         });
@@ -170,6 +184,16 @@ pub async fn reconcile_delivery(
         conditions.finish(&known),
     )
     .await
+}
+
+/// What the API server takes and nodes cannot read: they would not start any more, so they hear nothing of it.
+fn usable(faults: Option<Vec<Fault>>, conditions: &mut Conditions<'_>) -> bool {
+    let Some(faults) = faults else {
+        return true;
+    };
+    let texts: Vec<String> = faults.iter().map(Fault::to_string).collect();
+    conditions.set("Accepted", false, Reason::Invalid, texts.join("; "));
+    false
 }
 
 /// The pool's cluster, once it is there with its CA, and the queue that its nodes belong to. Without them running pods run on.
@@ -269,7 +293,7 @@ impl Objects {
         let budgets: Api<PodDisruptionBudget> = Api::namespaced(client.clone(), &name.namespace);
         match build::disruption_budget(name, &self.owners, self.replicas) {
             Some(budget) => drop(ssa::apply(&budgets, self.controller, &budget).await?),
-            None => delete(&budgets, &name.object()).await?,
+            None => delete_own(&budgets, &name.object()).await?,
         }
         let deployments: Api<Deployment> = Api::namespaced(client.clone(), &name.namespace);
         Ok(ssa::apply(&deployments, self.controller, &self.deployment).await?)
@@ -286,6 +310,21 @@ where
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Deletes what may not be there, if the operator made it: people give such names too.
+pub async fn delete_own<K>(api: &Api<K>, name: &str) -> Result<(), Error>
+where
+    K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+{
+    let Some(found) = api.get_opt(name).await? else {
+        return Ok(());
+    };
+    let by = found.labels().get("app.kubernetes.io/managed-by");
+    if by.is_none_or(|by| by != names::MANAGED_BY) {
+        return Ok(());
+    }
+    delete(api, name).await
 }
 
 /// The fields of a scaled kind's status, and whether it is ready.
@@ -330,6 +369,7 @@ where
         find(&conditions, type_).is_some_and(|condition| condition.reason == reason.text())
     };
     let pause = match () {
+        () if said("Accepted", Reason::Invalid) => LOOK_AGAIN,
         () if !said("Accepted", Reason::AsDeclared) => SOON,
         () if said("CertificatesReady", Reason::CertificateMissing) => LOOK_FOR_SECRETS,
         () => LOOK_AGAIN,

@@ -99,12 +99,37 @@ fn an_edge_listens_where_it_may_and_drains_longer_than_clients_come() {
     for (label, value) in selector.as_object().expect("labels") {
         assert_eq!(&pod["metadata"]["labels"][label], value);
     }
-    let service = edge::service(&pool, &name);
+    let service = edge::service(&pool, &name, true);
     assert_eq!(service["spec"]["ports"][0]["port"], 25);
     assert!(
         service["spec"]["externalTrafficPolicy"].is_null(),
         "a ClusterIP has none"
     );
+}
+
+#[test]
+fn no_service_hides_clients_before_every_node_knows_it() {
+    let pool = |policy: &str| {
+        edge_pool(json!({
+            "listeners": [{"name": "smtp", "protocol": "SMTP", "port": 25}],
+            "service": {"type": "LoadBalancer", "externalTrafficPolicy": policy},
+        }))
+    };
+    let policy = |pool: &EdgePool, hides| {
+        let name = edge::name(pool, "mail");
+        edge::service(pool, &name, hides)["spec"]["externalTrafficPolicy"].clone()
+    };
+    let knows = |pool: &EdgePool| {
+        let name = edge::name(pool, "mail");
+        let deployment = edge::build(pool, &cluster(), &name, "image:1", "q:7100");
+        let pod = deployment["spec"]["template"].clone();
+        edge::knows_of_hidden_clients(&serde_json::from_value(pod).expect("a pod"))
+    };
+    let (local, hidden) = (pool("Local"), pool("Cluster"));
+    assert!(!knows(&local) && knows(&hidden));
+    assert_eq!(policy(&hidden, false), "Local");
+    assert_eq!(policy(&hidden, true), "Cluster");
+    assert_eq!(policy(&local, true), "Local");
 }
 
 #[test]

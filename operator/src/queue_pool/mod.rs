@@ -24,7 +24,7 @@ use crate::conditions::Reason;
 use crate::context::Context;
 use crate::error::Error;
 use crate::names;
-use crate::node_pool::delete;
+use crate::node_pool::delete_own;
 use crate::ssa::{self, Controller};
 use crate::{network, pki, place};
 
@@ -162,7 +162,7 @@ pub async fn reconcile(pool: Arc<QueuePool>, context: Arc<Context>) -> Result<Ac
     match build::disruption_budget(&pool, &name, members) {
         Some(budget) => drop(ssa::apply(&budgets, Controller::QueuePool, &budget).await?),
         // While the queue does not answer the last number stays.
-        None if seen.observed.queue.is_some() => delete(&budgets, &name.object()).await?,
+        None if seen.observed.queue.is_some() => delete_own(&budgets, &name.object()).await?,
         None => {}
     }
     let ends = act::renew_leaves(&context, &parts, &seen, &ca).await?;

@@ -6,8 +6,9 @@ use anyhow::{Context, Result, ensure};
 use tests::child::run;
 use tests::kubernetes::{IMAGE, Kubernetes};
 
-use crate::relay::{MAIL, Relay, chart};
+use crate::relay::{COMES_UP, MAIL, OPERATOR, Relay, chart};
 use crate::traffic::accepted;
+use crate::uninstall;
 
 const HELMS: [&str; 2] = ["helm3", "helm4"];
 const CHARTS: [&str; 2] = ["postroad", "postroad-cluster"];
@@ -167,6 +168,7 @@ fn an_operator_of_one_namespace_has_rights_in_that_one_only_and_they_are_enough(
             let output = cluster.tool("kubectl", &all).output()?;
             Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
         };
+        whole_relay(cluster)?;
         let here = may(&["list", "secrets", "-n", ALONE])?;
         let elsewhere = may(&["list", "secrets", "-n", MAIL])?;
         ensure!(
@@ -185,6 +187,39 @@ fn an_operator_of_one_namespace_has_rights_in_that_one_only_and_they_are_enough(
         ensure!(!logs.is_empty() && !logs.contains("forbidden"), "{logs}");
         by(&["uninstall", ALONE]).map(drop)
     });
+}
+
+/// A relay of its own, as far as mail is accepted for a domain that has keys; nobody else looks after it.
+fn whole_relay(cluster: &Kubernetes) -> Result<()> {
+    let of_all = [
+        "--namespace",
+        OPERATOR,
+        "scale",
+        "deployment/postroad-operator",
+    ];
+    let scale = |count: &str| cluster.kubectl(&[of_all.as_slice(), &[count]].concat());
+    scale("--replicas=0")?;
+    let made = (|| {
+        cluster.apply(&uninstall::BRIEF.replace("brief", ALONE))?;
+        cluster.apply(
+            &uninstall::FILLS
+                .replace("brief", ALONE)
+                .replace("inbound:", "outbound: {}\n  inbound:"),
+        )?;
+        let status = "{.status.conditions[?(@.type=='Programmed')].status}";
+        cluster.until("its domain is in effect and has keys", COMES_UP, || {
+            let programmed = cluster.field(ALONE, "relaydomain/alone", status)?;
+            let keys = cluster.kubectl(&["-n", ALONE, "get", "dkimkeys", "-o", "name"])?;
+            ensure!(
+                programmed == "True" && keys.lines().count() == 2,
+                "{programmed} {keys}"
+            );
+            Ok(())
+        })
+    })();
+    // The chart's number.
+    scale("--replicas=2")?;
+    made
 }
 
 /// promtool takes a chart's alerts, all of them.

@@ -59,7 +59,7 @@ fn what_was_kept_when_the_charts_went_is_found_when_they_come_again_with_the_mai
 }
 
 /// A queue of one node, whose volume goes with it, and nobody at its edge.
-const BRIEF: &str = "
+pub const BRIEF: &str = "
 apiVersion: v1
 kind: Namespace
 metadata: {name: brief}
@@ -104,7 +104,7 @@ fn a_queue_whose_volume_goes_with_it_goes_when_it_is_empty_though_its_cluster_we
 }
 
 /// An edge in front of it, and a domain whose mail nobody delivers.
-const FILLS: &str = "
+pub const FILLS: &str = "
 apiVersion: postroad.dev/v1alpha1
 kind: EdgePool
 metadata: {name: brief, namespace: brief}
