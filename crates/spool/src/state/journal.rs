@@ -83,9 +83,11 @@ fn may_be_torn(bytes: &[u8]) -> bool {
     let mut synced = is_flush(bytes);
     let mut at = 1;
     while at < bytes.len() {
-        match batch(&bytes[at..]) {
-            Batch::Whole(_) if bytes[at] == START && synced => return false,
-            Batch::Whole(length) if bytes[at] == START => {
+        // Most of a journal is the room that it will grow into.
+        let found = (bytes[at] == START).then(|| batch(&bytes[at..]));
+        match found {
+            Some(Batch::Whole(_)) if synced => return false,
+            Some(Batch::Whole(length)) => {
                 synced = is_flush(&bytes[at..at + length]);
                 at += length;
             }
