@@ -150,13 +150,13 @@ async fn a_replica_comes_back_by_snapshot_and_then_the_others_die() {
         let fresh: Vec<&Record> = all
             .iter()
             .filter(body)
-            .filter(|r| !rotten.contains(&(r.group & 0xffff, r.index)))
+            .filter(|r| !rotten.contains(&r.entry()))
             .take(ROTTEN)
             .collect();
         for record in &fresh {
-            flip(&record.file, record.offset + 48 + record.payload - 100).unwrap();
+            flip(&record.file, record.in_body()).unwrap();
         }
-        rotten.extend(fresh.iter().map(|r| (r.group & 0xffff, r.index)));
+        rotten.extend(fresh.iter().map(|r| r.entry()));
     }
     assert_eq!(rotten.len(), 2 * ROTTEN);
 

@@ -21,7 +21,8 @@ pub(crate) struct Work {
     pub(crate) shard: u32,
     /// Its recipients are those that are still to be told of.
     pub(crate) handout: Box<v1::Handout>,
-    /// Results of this attempt that stand: of recipients that an earlier host refused, when others went on to the next.
+    /// Results of this attempt that stand: of recipients that an earlier host refused, when others went on to the next, or
+    /// that an earlier transaction with this host was for.
     pub(crate) decided: Vec<v1::RecipientResult>,
     /// Connections that were lost under it.
     pub(crate) lost: u32,
@@ -92,11 +93,54 @@ impl Work {
 
     /// Those that the next host may take remain; the results of the others stand.
     pub(crate) fn go_on(&mut self, results: &[v1::RecipientResult]) {
-        let (open, decided): (Vec<_>, _) = results.iter().cloned().partition(may_be_taken);
-        let open: HashSet<u32> = open.iter().map(|result| result.recipient).collect();
+        let open = results.iter().filter(|result| may_be_taken(result));
+        let open: HashSet<u32> = open.map(|result| result.recipient).collect();
+        self.keep(&open, results);
+    }
+
+    /// These recipients remain; the results of the others stand.
+    pub(crate) fn keep(&mut self, open: &HashSet<u32>, results: &[v1::RecipientResult]) {
         let recipients = &mut self.handout.recipients;
         recipients.retain(|recipient| open.contains(&recipient.recipient));
-        self.decided = decided;
+        let decided = results.iter();
+        let decided = decided.filter(|result| !open.contains(&result.recipient));
+        self.decided = decided.cloned().collect();
+    }
+
+    /// Recipients for whom the host wants another transaction: it took the message for others, and these were too many for
+    /// one (RFC 5321 section 4.5.3.1.10). None where it took nobody: each transaction more has fewer recipients.
+    pub(crate) fn left_over(&self, outcome: &Outcome) -> HashSet<u32> {
+        let taken = |outcome: &RecipientOutcome| outcome.verdict == Verdict::Delivered;
+        if !outcome.recipients.iter().any(taken) {
+            return HashSet::new();
+        }
+        let each = self.handout.recipients.iter().zip(&outcome.recipients);
+        each.filter(|(_, outcome)| is_too_many(outcome))
+            .map(|(recipient, _)| recipient.recipient)
+            .collect()
+    }
+
+    /// An earlier transaction of this attempt delivered it to some of its recipients.
+    pub(crate) fn is_delivered_in_part(&self) -> bool {
+        any_delivered(&self.decided)
+    }
+
+    /// Its results for the queue, under this grant.
+    pub(crate) fn request(
+        &self,
+        token: u64,
+        session: u64,
+        results: Vec<v1::RecipientResult>,
+    ) -> v1::SettleRequest {
+        v1::SettleRequest {
+            request: 0,
+            shard: self.shard,
+            item: Some(self.item.to_wire()),
+            token,
+            session,
+            release: false,
+            results,
+        }
     }
 }
 
@@ -203,9 +247,35 @@ pub(crate) fn may_go_elsewhere(outcome: &Outcome) -> bool {
     })
 }
 
+/// A success stands among them: it must reach the queue, whatever becomes of the others.
+pub(crate) fn any_delivered(results: &[v1::RecipientResult]) -> bool {
+    let mut verdicts = results.iter().map(v1::RecipientResult::verdict);
+    verdicts.any(|verdict| verdict == v1::Verdict::Delivered)
+}
+
+/// A host said itself why it takes none of those that are left: it would say the same at each of its addresses. 421 says only
+/// that this machine of perhaps several closes.
+pub(crate) fn is_told(results: &[v1::RecipientResult]) -> bool {
+    let told = |result: &v1::RecipientResult| result.code > 0 && result.code != 421;
+    let later = |result: &v1::RecipientResult| result.verdict() == v1::Verdict::Deferred;
+    results.iter().any(|result| told(result) && later(result))
+}
+
+/// The recipient was one too many for its transaction. A code about something else says so: a full mailbox (RFC 3463 X.2.2)
+/// or a full disk (X.3.1) is the same in the next one.
+fn is_too_many(outcome: &RecipientOutcome) -> bool {
+    let says_so = |reply: &Reply| {
+        matches!(reply.code, 452 | 552) && reply.enhanced.is_none_or(|code| code.subject == 5)
+    };
+    outcome.stage == Stage::Rcpt
+        && outcome.verdict == Verdict::Deferred
+        && outcome.reply.as_ref().is_some_and(says_so)
+}
+
 /// A transaction came to an end, and took nobody in for whom another host might still do: that one is asked in the same
 /// attempt, "in order until a delivery attempt succeeds" (RFC 5321 section 5.1). Where a recipient was taken the attempt
-/// has succeeded; the others wait for their next one, for what is delivered must not hang on a second conversation.
+/// has succeeded; the others wait for their next one, for what is delivered must not hang on a conversation with a second
+/// host.
 pub(crate) fn next_host_may_take(results: &[v1::RecipientResult]) -> bool {
     results.iter().any(may_be_taken)
         && results

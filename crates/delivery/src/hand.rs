@@ -232,7 +232,8 @@ impl Hand {
         self.advance(item, Stage::Sending, now).map(drop)
     }
 
-    /// May its final dot be sent? From here on it counts as perhaps delivered. Gives its token and lease session.
+    /// May its final dot be sent, or may it go on after one? From here on it counts as perhaps delivered. Gives its token and
+    /// lease session.
     pub(crate) fn pass_dot(&mut self, item: ItemId, now: Instant) -> Result<(u64, u64), Stop> {
         self.advance(item, Stage::PastDot, now)
     }
@@ -353,9 +354,18 @@ impl Hand {
 
     /// All that have not passed their dot.
     pub(crate) fn before_dot(&self) -> Vec<ItemId> {
-        self.items
-            .iter()
-            .filter(|(_, held)| held.stage < Stage::PastDot)
+        self.at(|stage| stage < Stage::PastDot)
+    }
+
+    /// All that have, and whose results are not known.
+    pub(crate) fn in_doubt(&self) -> Vec<ItemId> {
+        self.at(|stage| stage == Stage::PastDot)
+    }
+
+    fn at(&self, stage: impl Fn(Stage) -> bool) -> Vec<ItemId> {
+        let items = self.items.iter();
+        items
+            .filter(|(_, held)| stage(held.stage))
             .map(|(item, _)| *item)
             .collect()
     }

@@ -145,6 +145,12 @@ impl Journal {
         self.live.contains_key(&item)
     }
 
+    /// What a restart would settle of an item: its results, or what holds while the reply to its final dot is not known.
+    pub(crate) fn kept(&self, item: ItemId) -> Option<v1::SettleRequest> {
+        let (payload, _) = unframe(self.live.get(&item)?)?;
+        v1::SettleRequest::decode(payload.get(1..)?).ok()
+    }
+
     /// Writes down an item's results.
     ///
     /// # Errors
@@ -347,6 +353,9 @@ mod tests {
         journal.got(&request(2, "250")).expect("written");
         journal.settled(item(2)).expect("noted");
         journal.flush().expect("written");
+        let kept = [0, 1, 2].map(|number| journal.kept(item(number)));
+        let lost = Some(request(0, "lost"));
+        assert_eq!(kept, [lost, Some(request(1, "250")), None]);
         assert!(matches!(Journal::open(dir.path()), Err(Error::Locked(_))));
         drop(journal);
         let (_, replay) = Journal::open(dir.path()).expect("opens");

@@ -49,7 +49,7 @@ pub(crate) enum Effect {
     Send(String, Request),
     /// Deliver this.
     Work(u32, Box<v1::Handout>),
-    /// Settle this, which the journal knew of an item: the item is still ours.
+    /// Settle this, which the journal knew of an item: the item is still ours, or some of its recipients have the mail.
     Recalled(v1::SettleRequest),
     /// The journal's item is no longer ours: forget it.
     Forgotten(ItemId),

@@ -56,7 +56,7 @@ use crate::lease::Leases;
 use crate::node::Node;
 use crate::tls::NextHopTls;
 
-/// How long a leaving node waits for the outcome of what it hands back after its drain time.
+/// How long a leaving node waits for the outcome of what it hands back and settles after its drain time.
 const LAST_SETTLES: Duration = Duration::from_secs(3);
 /// How often a leaving node looks whether its hand is empty.
 const LEAVING_POLL: Duration = Duration::from_millis(20);
@@ -173,7 +173,8 @@ fn replayed(node: &Node, leases: &mut Leases, replay: Replay) {
     }
 }
 
-/// Stops taking, finishes what is begun, hands back the rest.
+/// Stops taking, finishes what is begun, hands back the rest. What is past its final dot is never handed back: another node
+/// would send it again at once.
 async fn leave(node: &Arc<Node>) {
     let drain = node.settings().drain;
     tracing::info!(
@@ -186,7 +187,7 @@ async fn leave(node: &Arc<Node>) {
     if tokio::time::timeout(drain, empty(node)).await.is_err() {
         tracing::warn!(
             in_hand = node.hand().len(),
-            "the drain time is over: connections are cut, what has not passed its final dot is handed back"
+            "the drain time is over: connections are cut, what has not passed its final dot is handed back, the rest is settled as perhaps delivered"
         );
     }
     node.cut_off.cancel();
@@ -195,6 +196,10 @@ async fn leave(node: &Arc<Node>) {
     let before_dot = node.hand().before_dot();
     for item in before_dot {
         node.give_up(item, hand::Stop::Fenced);
+    }
+    let in_doubt = node.hand().in_doubt();
+    for item in in_doubt {
+        node.settle_in_doubt(item);
     }
     let _ = tokio::time::timeout(LAST_SETTLES, empty(node)).await;
 }

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::attempt::Work;
+use crate::attempt::{Work, any_delivered};
 use crate::config::Config;
 use crate::connection::now;
 use crate::dkim::Signatures;
@@ -277,20 +277,52 @@ impl Node {
     /// The attempt's results are known: they go to the journal and to the queue.
     pub(crate) fn settle(&self, work: Work, results: Vec<v1::RecipientResult>, hop: Option<&Hop>) {
         log(&work, &results, hop);
-        let delivered = results
-            .iter()
-            .any(|result| result.verdict() == v1::Verdict::Delivered);
+        let delivered = any_delivered(&results);
         let Some((token, session)) = self.hand().settle(work.item, delivered) else {
             return self.forget(work.item);
         };
+        self.settle_request(work.request(token, session, results));
+    }
+
+    /// May another transaction start for an item that some of its recipients have? It stays past its dot, and what is known
+    /// of it is in the journal before: a restart must not send it to those again.
+    pub(crate) fn goes_on(&self, work: &Work, results: &[v1::RecipientResult]) -> bool {
+        if self.leaving.is_cancelled() {
+            return false;
+        }
+        let Ok((token, session)) = self.hand().pass_dot(work.item, now()) else {
+            return false;
+        };
+        let known = work.request(token, session, results.to_vec());
+        let written = self.journal().got(&known);
+        if let Err(error) = &written {
+            tracing::error!(item = %work.item, %error, "the other recipients wait: no more is sent without the journal");
+        }
+        written.is_ok()
+    }
+
+    /// Its connection was cut after the final dot. What a restart would settle of it is settled now: it was perhaps delivered,
+    /// and waits. Left to its lease session it would be due elsewhere at once when that runs out.
+    pub(crate) fn settle_in_doubt(&self, item: ItemId) {
+        let kept = self.journal().kept(item);
+        let Some(request) = kept else {
+            // No dot leaves before it is in the journal.
+            return self.give_up(item, Stop::Fenced);
+        };
+        let delivered = any_delivered(&request.results);
+        let Some((token, session)) = self.hand().settle(item, delivered) else {
+            return self.forget(item);
+        };
+        tracing::warn!(
+            %item,
+            "this node leaves before all is known of an item: what is known is settled, and the others, who may have got it, are \
+             tried again later"
+        );
+        count(&request.results);
         self.settle_request(v1::SettleRequest {
-            request: 0,
-            shard: work.shard,
-            item: Some(work.item.to_wire()),
             token,
             session,
-            release: false,
-            results,
+            ..request
         });
     }
 
@@ -369,8 +401,8 @@ impl Node {
     }
 }
 
-/// One line an attempt.
-fn log(work: &Work, results: &[v1::RecipientResult], hop: Option<&Hop>) {
+/// Counts results: delivered, deferred, failed.
+fn count(results: &[v1::RecipientResult]) -> (u64, u64, u64) {
     let (mut delivered, mut deferred, mut failed, mut ambiguous) = (0u64, 0u64, 0u64, 0u64);
     for result in results {
         match result.verdict() {
@@ -392,6 +424,12 @@ fn log(work: &Work, results: &[v1::RecipientResult], hop: Option<&Hop>) {
     if ambiguous > 0 {
         metrics::counter!("postroad_ambiguous_recipients_total").increment(ambiguous);
     }
+    (delivered, deferred, failed)
+}
+
+/// One line an attempt.
+fn log(work: &Work, results: &[v1::RecipientResult], hop: Option<&Hop>) {
+    let (delivered, deferred, failed) = count(results);
     // The result to show is the worst one.
     let shown = results
         .iter()

@@ -27,6 +27,11 @@ impl Hop {
         let tls = TlsPolicy::Opportunistic;
         Hop { host, address, tls }
     }
+
+    /// This is an address of the same server as the other one.
+    pub(crate) fn is_same_host(&self, other: &Hop) -> bool {
+        self.host == other.host && self.address.port() == other.address.port()
+    }
 }
 
 /// Why there is no hop, in the words of a recipient's result.

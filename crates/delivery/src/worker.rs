@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mail::code::report;
 use proto::v1;
 use resource::DeliverySettings;
-use smtp::client::{Answer, Question, Verdict};
+use smtp::client::{Answer, Outcome, Question, Verdict};
 
 use crate::attempt::{self, At, Work};
 use crate::body::Body;
@@ -17,6 +17,7 @@ use crate::route::Hop;
 use crate::site::Site;
 
 mod dial;
+mod further;
 
 use dial::worse;
 
@@ -33,7 +34,7 @@ enum Served {
     Broken { used: bool },
 }
 
-/// An item that lost its connection, and the results if no other connection serves it.
+/// An item that one transaction did not finish, and the results if nothing more becomes of it.
 type Carry = Option<(Work, Vec<v1::RecipientResult>)>;
 
 /// Runs until the site needs this connection no more. The site counted it as dialing.
@@ -44,6 +45,7 @@ pub(crate) async fn run(node: Arc<Node>, site: Arc<Site>) {
         site,
         dialing: true,
         carry: None,
+        rest: None,
         put_off: None,
     };
     worker.visit().await;
@@ -67,7 +69,10 @@ struct Worker {
     site: Arc<Site>,
     settings: DeliverySettings,
     dialing: bool,
+    /// An item that lost its connection, which another one may serve.
     carry: Carry,
+    /// An item whose other recipients the host wants in one more transaction.
+    rest: Carry,
     /// An item that a host took for nobody, which the next one may take.
     put_off: Carry,
 }
@@ -112,7 +117,7 @@ impl Worker {
                         Served::Worn if self.site.is_empty() => return,
                         Served::Worn => {}
                         Served::Broken { used } if self.carry.is_some() => {
-                            next += usize::from(!used)
+                            next = self.place_after(&hops, next, used);
                         }
                         Served::Broken { .. } => return,
                     }
@@ -189,63 +194,13 @@ impl Worker {
             };
             let over = self.attempt(&mut connection, work, sent > 0).await;
             if let Some((work, results)) = self.put_off.take() {
-                self.try_elsewhere(work, results, hops, at + 1).await;
+                self.try_elsewhere(work, results, hops, at).await;
             }
             if let Some(used) = over {
                 return Served::Broken { used };
             }
             sent += 1;
         }
-    }
-
-    /// Offers an item that no host has taken yet to the rest of them, each over a connection of its own, while the one that
-    /// serves the site stands: what is wrong is more often about one mail than about a host.
-    async fn try_elsewhere(
-        &mut self,
-        mut work: Work,
-        mut results: Vec<v1::RecipientResult>,
-        hops: &[Hop],
-        from: usize,
-    ) {
-        // Hosts before this one were passed over because they could not be reached.
-        let mut all_asked = from == 1;
-        for hop in hops.get(from..).unwrap_or_default() {
-            if self.node.leaving.is_cancelled() {
-                all_asked = false;
-                break;
-            }
-            work.go_on(&results);
-            // The host said no, also where it was after the dot: nothing is in doubt any more.
-            self.node.forget(work.item);
-            let begun = {
-                let mut hand = self.node.hand();
-                hand.requeue(work.item);
-                hand.begin(work.item, now())
-            };
-            if let Err(stop) = begun {
-                return self.node.give_up(work.item, stop);
-            }
-            let Ok(mut connection) = self.dial(hop).await else {
-                all_asked = false;
-                continue;
-            };
-            let over = self.attempt(&mut connection, work, false).await;
-            if over.is_none() {
-                quit(connection).await;
-            }
-            let (again, now) = match (self.put_off.take(), self.carry.take()) {
-                (Some((again, now)), _) => (again, Some(now)),
-                // Lost under the item: what the host before it said is the better answer.
-                (None, Some((again, _))) => (again, None),
-                (None, None) => return,
-            };
-            all_asked &= now.is_some();
-            (work, results) = (again, attempt::merge(results, now));
-        }
-        if !all_asked {
-            attempt::wait_for_the_rest(&mut results);
-        }
-        self.node.settle(work, results, None);
     }
 
     /// The next item that may be begun; `None` when the connection is to be closed.
@@ -286,11 +241,11 @@ impl Worker {
         }
     }
 
-    /// Sends one item. `Some(used)`: the connection is over.
-    async fn attempt(
+    /// One transaction for one item. `Some(used)`: the connection is over.
+    async fn transact(
         &mut self,
         connection: &mut Connection,
-        mut work: Work,
+        work: Work,
         used: bool,
     ) -> Option<bool> {
         let start = now();
@@ -342,33 +297,8 @@ impl Worker {
                     }
                 }
                 Event::Done(outcome) => {
-                    match stopped.take() {
-                        Some(Halt::Stop(stop)) => self.node.give_up(work.item, stop),
-                        Some(Halt::Trouble(text)) => {
-                            let results = work.all(&at(connection).deferred("4.3.0", &text));
-                            self.node.settle(work, results, Some(&connection.hop));
-                        }
-                        None if attempt::may_go_elsewhere(&outcome) && work.lost < LOST_MAX => {
-                            work.lost += 1;
-                            self.node.hand().requeue(work.item);
-                            let results = work.results(&outcome, &at(connection));
-                            self.carry = Some((work, results));
-                        }
-                        None => {
-                            let results = work.results(&outcome, &at(connection));
-                            if outcome
-                                .recipients
-                                .iter()
-                                .any(|r| r.verdict == Verdict::Delivered || r.reply.is_some())
-                            {
-                                self.site.succeeded();
-                            }
-                            match attempt::next_host_may_take(&results) {
-                                true => self.put_off = Some((work, results)),
-                                false => self.node.settle(work, results, Some(&connection.hop)),
-                            }
-                        }
-                    }
+                    let at = at(connection);
+                    self.ended(work, &outcome, stopped, &at, &connection.hop);
                     return self.after(connection, used).await;
                 }
                 Event::Broken(_) | Event::Closed | Event::Interrupted | Event::StartTls => {
@@ -378,6 +308,53 @@ impl Worker {
                     );
                     self.node.settle(work, results, Some(&connection.hop));
                     return Some(used);
+                }
+            }
+        }
+    }
+
+    /// A transaction has its outcome, or was `stopped`: what becomes of its item.
+    fn ended(
+        &mut self,
+        mut work: Work,
+        outcome: &Outcome,
+        stopped: Option<Halt>,
+        at: &At,
+        hop: &Hop,
+    ) {
+        let partly = work.is_delivered_in_part();
+        match stopped {
+            Some(Halt::Stop(stop)) if !partly => self.node.give_up(work.item, stop),
+            // The success counts, whosever the item is now; what is late of the rest the queue refuses.
+            Some(Halt::Stop(_)) => {
+                let text = "this node had to stop before the end of content";
+                let results = work.all(&at.deferred("4.3.0", text));
+                self.node.settle(work, results, Some(hop));
+            }
+            Some(Halt::Trouble(text)) => {
+                let results = work.all(&at.deferred("4.3.0", &text));
+                self.node.settle(work, results, Some(hop));
+            }
+            None if attempt::may_go_elsewhere(outcome) && work.lost < LOST_MAX && !partly => {
+                work.lost += 1;
+                self.node.hand().requeue(work.item);
+                let results = work.results(outcome, at);
+                self.carry = Some((work, results));
+            }
+            None => {
+                let results = work.results(outcome, at);
+                let mut each = outcome.recipients.iter();
+                if each.any(|r| r.verdict == Verdict::Delivered || r.reply.is_some()) {
+                    self.site.succeeded();
+                }
+                let left = work.left_over(outcome);
+                if !left.is_empty() && self.node.goes_on(&work, &results) {
+                    work.keep(&left, &results);
+                    self.rest = Some((work, results));
+                } else if attempt::next_host_may_take(&results) {
+                    self.put_off = Some((work, results));
+                } else {
+                    self.node.settle(work, results, Some(hop));
                 }
             }
         }
@@ -415,15 +392,7 @@ impl Worker {
             .hand()
             .pass_dot(work.item, now())
             .map_err(Halt::Stop)?;
-        let request = v1::SettleRequest {
-            request: 0,
-            shard: work.shard,
-            item: Some(work.item.to_wire()),
-            token,
-            session,
-            release: false,
-            results: work.all(&at.if_lost()),
-        };
+        let request = work.request(token, session, work.all(&at.if_lost()));
         self.node.journal().sent_dot(&request).map_err(|error| {
             tracing::error!(item = %work.item, %error, "no final dot is sent without the journal");
             Halt::Trouble("this node cannot write its journal".into())

@@ -179,6 +179,55 @@ async fn a_killed_node_settles_first_what_its_journal_knows() {
     again.leave().await;
 }
 
+/// An item whose reply was still waited for was left to its lease session, which ran out: another node sent it at once.
+#[tokio::test]
+async fn what_is_past_its_dot_when_the_drain_time_ends_is_settled_as_perhaps_delivered() {
+    let mut world = World::new().await;
+    let silent = world
+        .domain("silent.test", |verb, _| match verb {
+            "DOT" => Action::Hang,
+            _ => Action::Good,
+        })
+        .await;
+    let before_dot = world
+        .domain("slow.test", |verb, _| match verb {
+            "DATA" => Action::Hang,
+            _ => Action::Good,
+        })
+        .await;
+    let mut config = world.config();
+    if let Some(settings) = &mut config.settings {
+        settings.reply_timeout = Duration::from_secs(60);
+        settings.final_reply_timeout = Duration::from_secs(60);
+        settings.drain = Duration::from_millis(300);
+    }
+    let node = world.node(config).await;
+    let unknown = world.queue.append("silent.test", &["a", "b"], "x\r\n");
+    let unsent = world.queue.append("slow.test", &["a"], "x\r\n");
+    eventually("begun", || {
+        (silent.count("DOT") == 1 && before_dot.count("DATA") == 1).then_some(())
+    })
+    .await;
+    let left = tokio::time::Instant::now();
+    node.leave().await;
+    assert!(
+        left.elapsed() < Duration::from_secs(10),
+        "it waits for the answers of the queue, not of the hosts"
+    );
+    let results = world.queue.results(unknown, 0).await;
+    let got: Vec<_> = results
+        .iter()
+        .map(|result| (result.recipient, result.verdict(), result.ambiguous))
+        .collect();
+    assert_eq!(
+        got,
+        [(0, Verdict::Deferred, true), (1, Verdict::Deferred, true)]
+    );
+    let state = world.queue.state.lock().unwrap();
+    assert_eq!(state.settled.len(), 1);
+    assert_eq!(state.released, [unsent]);
+}
+
 /// A node that had mail for thousands of destinations could not say all that it knew of them on a new stream: the stream
 /// was given up for being full, again and again, and nothing that keeps a lease session alive was ever sent.
 #[tokio::test]

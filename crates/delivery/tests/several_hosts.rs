@@ -150,6 +150,144 @@ async fn each_host_is_asked_once_and_a_refusal_for_good_stands() {
     node.leave().await;
 }
 
+/// Two servers that behave alike, at the two addresses of one host.
+async fn at_two_addresses(
+    world: &mut World,
+    host: &str,
+    script: impl Fn(&str, usize) -> Action + Clone + Send + Sync + 'static,
+) -> [Remote; 2] {
+    let both = [
+        world.remote(host, script.clone()).await,
+        world.remote(host, script).await,
+    ];
+    let ips = both.iter().map(|remote| remote.address.ip()).collect();
+    world
+        .dns
+        .set_addresses(host, dns::AddressAnswer::Found(ips));
+    both
+}
+
+/// A greylist or a full disk was asked again at each address of the host that had just said it.
+#[tokio::test]
+async fn what_a_host_says_of_a_mail_it_says_for_all_its_addresses() {
+    let mut world = World::new().await;
+    let mut cases = Vec::new();
+    for (number, (verb, action)) in [
+        ("MAIL", say("451 4.3.0 busy")),
+        ("RCPT", say("450 4.7.1 greylisted")),
+        ("DOT", say("451 4.3.0 scanner down")),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let case = format!("{verb} {action:?}");
+        let script = move |at: &str, _: usize| match at == verb {
+            true => action.clone(),
+            false => Action::Good,
+        };
+        let (domain, alone) = (format!("d{number}.test"), format!("alone{number}.test"));
+        world.mx(
+            &domain,
+            &[(1, &format!("mx0.{domain}")), (2, &format!("mx1.{domain}"))],
+        );
+        let first = at_two_addresses(&mut world, &format!("mx0.{domain}"), script.clone()).await;
+        let second = world
+            .remote(&format!("mx1.{domain}"), |_, _| Action::Good)
+            .await;
+        let id = world.queue.append(&domain, &["a"], "x\r\n");
+        world.mx(&alone, &[(1, &format!("mx0.{alone}"))]);
+        let only = at_two_addresses(&mut world, &format!("mx0.{alone}"), script).await;
+        let waits = world.queue.append(&alone, &["a"], "x\r\n");
+        cases.push((case, id, first, second, waits, only));
+    }
+    let node = world.node(world.config()).await;
+    for (case, id, first, second, waits, only) in cases {
+        let results = world.queue.results(id, 0).await;
+        let expected = [(Verdict::Delivered, 250, "second")];
+        assert_eq!(words(&results), expected, "{case}: {results:?}");
+        assert_eq!(second.taken().len(), 1, "{case}");
+        let results = world.queue.results(waits, 0).await;
+        assert_eq!(results[0].verdict(), Verdict::Deferred, "{case}");
+        for host in [first, only] {
+            let asked = host.iter().map(|remote| remote.count("MAIL"));
+            assert_eq!(asked.sum::<usize>(), 1, "{case}");
+        }
+    }
+    node.leave().await;
+}
+
+#[tokio::test]
+async fn an_address_that_is_not_reached_gives_way_to_the_next_one_of_its_host() {
+    let mut world = World::new().await;
+    let dark: std::net::IpAddr = "127.0.0.250".parse().unwrap();
+    let mut cases = Vec::new();
+    // Nobody listens at the first address, or who does hangs up in the middle, or closes.
+    for (number, (verb, action)) in [
+        ("", Action::Good),
+        ("MAIL", say("421 4.3.2 closing")),
+        ("CONNECT", Action::Die),
+        ("MAIL", Action::Die),
+        ("DATA", Action::Die),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let domain = format!("d{number}.test");
+        let host = format!("mx0.{domain}");
+        world.mx(&domain, &[(1, &host)]);
+        let script = move |at: &str, _: usize| match at == verb {
+            true => action.clone(),
+            false => Action::Good,
+        };
+        let bad = world.remote(&host, script).await;
+        let good = world.remote(&host, |_, _| Action::Good).await;
+        let first = if verb.is_empty() {
+            dark
+        } else {
+            bad.address.ip()
+        };
+        let ips = vec![first, good.address.ip()];
+        world
+            .dns
+            .set_addresses(&host, dns::AddressAnswer::Found(ips));
+        let id = world.queue.append(&domain, &["a"], "x\r\n");
+        cases.push((verb, id, good));
+    }
+    let node = world.node(world.config()).await;
+    for (verb, id, good) in cases {
+        let results = world.queue.results(id, 0).await;
+        let expected = [(Verdict::Delivered, 250, "first")];
+        assert_eq!(words(&results), expected, "{verb}: {results:?}");
+        assert_eq!(good.taken().len(), 1, "{verb}");
+    }
+    node.leave().await;
+}
+
+/// What a host lacks is known at one of its addresses; that another one of them was dark is no reason to wait.
+#[tokio::test]
+async fn a_host_that_was_asked_at_one_of_its_addresses_was_asked() {
+    let mut world = World::new().await;
+    world.mx("d.test", &[(1, "mx0.d.test")]);
+    let plain = |verb: &str, _: usize| match verb {
+        "EHLO" => say("250 remote.test"),
+        _ => Action::Good,
+    };
+    let remote = world.remote("mx0.d.test", plain).await;
+    let ips = vec!["127.0.0.250".parse().unwrap(), remote.address.ip()];
+    world
+        .dns
+        .set_addresses("mx0.d.test", dns::AddressAnswer::Found(ips));
+    let node = world.node(world.config()).await;
+    let body = "Subject: x\r\n\r\n\u{fc}\r\n";
+    let id = world.queue.append_with("d.test", &["a"], body, |handout| {
+        handout.message.as_mut().unwrap().eight_bit = true;
+    });
+    let results = world.queue.results(id, 0).await;
+    assert_eq!(words(&results), [(Verdict::Failed, 0, "first")]);
+    assert_eq!(results[0].enhanced, "5.6.3");
+    node.leave().await;
+}
+
 #[tokio::test]
 async fn mail_fails_for_what_a_host_lacks_only_when_all_lack_it() {
     let mut world = World::new().await;

@@ -7,8 +7,8 @@
 //!
 //! **Invariant:** every row of `due` below the cursor is a head here, or picked, or at or behind its lane's `resume`.
 //!
-//! **Starvation bound:** in a consumer's ring a lane (a destination's mail of one class) with a ready item, an open window
-//! and no Busy gets its turn within as many picks as the ring has lanes. Within a lane the most urgent goes first,
+//! **Starvation bound:** in a consumer's ring a lane (a destination's mail of one class) with a ready item, an open window,
+//! its octets within [`OCTETS_SHARE`] and no Busy gets its turn within as many picks as the ring has lanes. Within a lane the most urgent goes first,
 //! but each [`AGE_EVERY`]th pick takes the oldest of the least urgent.
 
 mod consumer;
@@ -24,7 +24,7 @@ use crate::{DueKey, Effect, ItemId, LeaseSessionId, Timestamp};
 use consumer::Consumer;
 use lane::{Head, LaneId, Lanes};
 
-pub use consumer::{FLOWS_MAX, WINDOW_ITEMS};
+pub use consumer::{FLOWS_MAX, OCTETS_SHARE, WINDOW_ITEMS};
 pub use lane::AGE_EVERY;
 pub use load::LOAD_ROWS_MAX;
 
@@ -145,6 +145,9 @@ impl Scheduler {
         let Some(consumer) = self.consumers.get_mut(&session) else {
             return found;
         };
+        for destination in consumer.take_fitting(credit.bytes) {
+            offer_destination(&self.lanes, consumer, &destination);
+        }
         while credit.items > 0 && credit.bytes > 0 {
             // A lane that cannot go on leaves the ring; whatever opens it again offers it again.
             let Some(id) = consumer.next_lane() else {
@@ -157,15 +160,20 @@ impl Scheduler {
                 continue;
             }
             let (class, destination) = (lane.class.clone(), lane.destination.clone());
+            if !consumer.fits(&destination, credit.bytes) {
+                consumer.set_full(destination);
+                continue;
+            }
             let Some(head) = self.lanes.take(id) else {
                 continue;
             };
             if self.lanes.get(id).is_some_and(|lane| lane.is_ready()) {
                 consumer.offer(id, &class);
             }
-            consumer.add_unsettled(&destination);
+            let octets = size(head.item);
+            consumer.add_unsettled(&destination, head.item, octets);
             credit.items -= 1;
-            credit.bytes = credit.bytes.saturating_sub(size(head.item));
+            credit.bytes = credit.bytes.saturating_sub(octets);
             found.push(head.item);
             let picked = Picked {
                 session,
@@ -191,16 +199,22 @@ impl Scheduler {
     }
 
     /// Whether a new item could go to this consumer with its Append: nothing of its destination waits before it, it is
-    /// not Busy, and its window is open.
+    /// not Busy, its window is open, and of the `left` octets of credit enough are others'.
     pub fn express(
         &mut self,
         session: LeaseSessionId,
         destination: &Destination,
         class: &str,
         now: Timestamp,
+        left: u64,
     ) -> bool {
         self.advance(now);
-        let open = |c: &Consumer| c.is_connected() && c.accepts(class) && c.is_open(destination);
+        let open = |c: &Consumer| {
+            c.is_connected()
+                && c.accepts(class)
+                && c.is_open(destination)
+                && c.fits(destination, left)
+        };
         let read = self
             .cursor
             .as_ref()
@@ -209,12 +223,18 @@ impl Scheduler {
             && self.lanes.is_idle(class, destination)
     }
 
-    /// Counts an express grant that is on its way inside an Append.
-    pub fn reserve(&mut self, session: LeaseSessionId, item: ItemId, destination: &Destination) {
+    /// Counts an express grant that is on its way inside an Append. `octets`: what it takes of the credit.
+    pub fn reserve(
+        &mut self,
+        session: LeaseSessionId,
+        item: ItemId,
+        destination: &Destination,
+        octets: u64,
+    ) {
         let Some(consumer) = self.consumers.get_mut(&session) else {
             return;
         };
-        consumer.add_unsettled(destination);
+        consumer.add_unsettled(destination, item, octets);
         let picked = Picked {
             session,
             destination: destination.clone(),
@@ -257,14 +277,14 @@ impl Scheduler {
             } => self.granted(*item, *session, destination),
             Effect::GrantSkipped { item, session } => self.skipped(*item, *session),
             Effect::Ungranted {
+                item,
                 session,
                 destination,
-                ..
-            } => self.settled(*session, destination),
+            } => self.settled(*session, *item, destination),
             Effect::SessionOpened { session, kept, .. } => {
                 let consumer = self.consumers.entry(*session).or_default();
                 kept.iter()
-                    .for_each(|kept| consumer.add_unsettled(&kept.destination));
+                    .for_each(|kept| consumer.add_unsettled(&kept.destination, kept.item, 0));
             }
             Effect::SessionEnded { session, .. } => {
                 self.consumers.remove(session);
@@ -368,7 +388,7 @@ impl Scheduler {
                 self.consumers
                     .entry(session)
                     .or_default()
-                    .add_unsettled(destination);
+                    .add_unsettled(destination, item, 0);
             }
         }
     }
@@ -384,18 +404,18 @@ impl Scheduler {
         }
     }
 
-    fn settled(&mut self, session: LeaseSessionId, destination: &Destination) {
+    fn settled(&mut self, session: LeaseSessionId, item: ItemId, destination: &Destination) {
         let Some(consumer) = self.consumers.get_mut(&session) else {
             return;
         };
-        if consumer.remove_unsettled(destination) {
+        if consumer.remove_unsettled(destination, item) {
             offer_destination(&self.lanes, consumer, destination);
         }
     }
 
     fn forget_pick(&mut self, item: ItemId) -> Option<Picked> {
         let picked = self.picked.remove(&item)?;
-        self.settled(picked.session, &picked.destination);
+        self.settled(picked.session, item, &picked.destination);
         Some(picked)
     }
 

@@ -1,404 +1,18 @@
-//! The scheduler against the state machine: what it picks is due and waits, windows and Busy hold, nothing is picked
-//! twice, and everything is picked in the end.
+//! The scheduler: a property over everything that can happen to it (`property`), and what must not, by name.
 
 mod common;
 #[path = "scheduler/leader.rs"]
 mod leader;
+#[path = "scheduler/property.rs"]
+mod property;
 
 use std::collections::BTreeSet;
 
-use common::{START_MS, append, destination, message, ulid};
-use leader::Leader;
+use common::{START_MS, destination, ulid};
+use leader::{Leader, SIZE};
 use mail::Ulid;
-use proptest::collection::vec;
-use proptest::prelude::*;
-use queue::scheduler::{HEADS_PER_DESTINATION_MAX, Limits, Scheduler, WINDOW_ITEMS};
-use queue::*;
-
-const DOMAINS: [&str; 4] = ["a.example", "b.example", "c.example", "d.example"];
-const CLASSES: [&str; 2] = ["bulk", "default"];
-
-#[derive(Clone, Debug)]
-enum Op {
-    Append {
-        domain: usize,
-        class: usize,
-        priority: i8,
-    },
-    Express {
-        node: usize,
-        domain: usize,
-    },
-    Open {
-        node: usize,
-    },
-    Expire {
-        node: usize,
-    },
-    Disconnect {
-        node: usize,
-    },
-    Pick {
-        node: usize,
-        items: usize,
-    },
-    Commit,
-    Drop,
-    Settle {
-        n: usize,
-        retry: Option<u64>,
-    },
-    Admin {
-        n: usize,
-        action: u8,
-    },
-    Window {
-        node: usize,
-        domain: usize,
-        items: u32,
-    },
-    Busy {
-        node: usize,
-        domain: usize,
-        ms: u64,
-    },
-    Load,
-    Sleep(u64),
-    NewLeader,
-}
-
-fn op() -> impl Strategy<Value = Op> {
-    let (node, domain) = (0..2usize, 0..DOMAINS.len());
-    prop_oneof![
-        12 => (domain.clone(), 0..2usize, -2..3i8).prop_map(|(domain, class, priority)| Op::Append { domain, class, priority }),
-        2 => (node.clone(), domain.clone()).prop_map(|(node, domain)| Op::Express { node, domain }),
-        1 => node.clone().prop_map(|node| Op::Open { node }),
-        1 => node.clone().prop_map(|node| Op::Expire { node }),
-        1 => node.clone().prop_map(|node| Op::Disconnect { node }),
-        6 => (node.clone(), 1..8usize).prop_map(|(node, items)| Op::Pick { node, items }),
-        5 => Just(Op::Commit),
-        1 => Just(Op::Drop),
-        5 => (0..99usize, prop::option::of(0..600_000u64)).prop_map(|(n, retry)| Op::Settle { n, retry }),
-        2 => (0..99usize, 0..4u8).prop_map(|(n, action)| Op::Admin { n, action }),
-        1 => (node.clone(), domain.clone(), 0..4u32).prop_map(|(node, domain, items)| Op::Window { node, domain, items }),
-        1 => (node, domain, 0..200_000u64).prop_map(|(node, domain, ms)| Op::Busy { node, domain, ms }),
-        4 => Just(Op::Load),
-        2 => (0..150_000u64).prop_map(Op::Sleep),
-        1 => Just(Op::NewLeader),
-    ]
-}
-
-/// What the scheduler must keep to, as a test sees it.
-struct Run {
-    leader: Leader,
-    sessions: [Option<LeaseSessionId>; 2],
-    /// Only the first node takes all classes.
-    windows: Vec<((LeaseSessionId, usize), u32)>,
-    busy: Vec<((LeaseSessionId, usize), u64)>,
-}
-
-impl Run {
-    fn session(&self, node: usize) -> LeaseSessionId {
-        self.sessions[node].unwrap_or(LeaseSessionId(u64::MAX))
-    }
-
-    fn open(&mut self, node: usize) {
-        let classes: &[&str] = if node == 0 { &[] } else { &CLASSES[1..] };
-        self.sessions[node] = Some(self.leader.open(&format!("node-{node}"), classes));
-    }
-
-    fn window(&self, session: LeaseSessionId, domain: &str) -> u32 {
-        let said = self
-            .windows
-            .iter()
-            .rev()
-            .find(|((s, d), _)| *s == session && DOMAINS[*d] == domain);
-        said.map_or(WINDOW_ITEMS, |(_, items)| *items)
-    }
-
-    fn step(&mut self, op: &Op) {
-        let leader = &mut self.leader;
-        match op {
-            Op::Append {
-                domain,
-                class,
-                priority,
-            } => {
-                leader.append(DOMAINS[*domain], CLASSES[*class], *priority);
-            }
-            Op::Express { node, domain } => self.express(*node, *domain),
-            Op::Open { node } => self.open(*node),
-            Op::Expire { node } => {
-                let retry = leader.now().plus(60_000);
-                if let Some(session) = self.sessions[*node].take() {
-                    self.leader.apply(Command::ExpireSession { session, retry });
-                }
-            }
-            Op::Disconnect { node } => {
-                if let Some(session) = self.sessions[*node] {
-                    leader.scheduler.disconnect(session);
-                    leader.scheduler.connect(
-                        session,
-                        if *node == 0 {
-                            vec![]
-                        } else {
-                            vec![CLASSES[1].into()]
-                        },
-                    );
-                }
-            }
-            Op::Pick { node, items } => self.pick(*node, *items),
-            Op::Commit => leader.commit(),
-            Op::Drop => {
-                if let Some((_, items)) = leader.proposed.pop() {
-                    items
-                        .into_iter()
-                        .for_each(|item| leader.scheduler.unpick(item));
-                }
-            }
-            Op::Settle { n, retry } => {
-                let leased = leader.leased();
-                if let Some(grant) = leased.get(n % leased.len().max(1)) {
-                    let retry = retry.map(|ms| leader.now().plus(ms));
-                    leader.settle(*grant, retry);
-                }
-            }
-            Op::Admin { n, action } => {
-                use AdminAction::*;
-                let all = leader.world.rows.items().range(None, usize::MAX);
-                let items = all
-                    .get(n % all.len().max(1))
-                    .map(|(id, _)| *id)
-                    .into_iter()
-                    .collect();
-                let action = [Hold, Release, Retry, Drop][*action as usize];
-                leader.apply(Command::Admin(Admin {
-                    action,
-                    items,
-                    actor: "".into(),
-                    reason: "".into(),
-                }));
-            }
-            Op::Window {
-                node,
-                domain,
-                items,
-            } => {
-                let session = self.session(*node);
-                self.leader
-                    .scheduler
-                    .window(session, &destination(DOMAINS[*domain]), *items);
-                self.windows.push(((session, *domain), *items));
-            }
-            Op::Busy { node, domain, ms } => {
-                let (session, until) = (self.session(*node), self.leader.now().plus(*ms));
-                self.leader
-                    .scheduler
-                    .busy(session, &destination(DOMAINS[*domain]), until);
-                self.busy.retain(|(key, _)| *key != (session, *domain));
-                self.busy.push(((session, *domain), until.0));
-            }
-            Op::Load => leader.load(),
-            Op::Sleep(ms) => leader.world.now += ms,
-            Op::NewLeader => self.new_leader(),
-        }
-    }
-
-    fn express(&mut self, node: usize, domain: usize) {
-        let (session, to, now) = (
-            self.session(node),
-            destination(DOMAINS[domain]),
-            self.leader.now(),
-        );
-        let leader = &mut self.leader;
-        if !leader.scheduler.express(session, &to, "default", now) {
-            return;
-        }
-        let ready = leader
-            .world
-            .rows
-            .due()
-            .range(None, usize::MAX)
-            .into_iter()
-            .map(|(key, _)| key);
-        let proposed: BTreeSet<ItemId> = leader
-            .proposed
-            .iter()
-            .flat_map(|(_, items)| items.clone())
-            .collect();
-        let before =
-            ready.filter(|key| key.destination == to && &*key.class == "default" && key.due <= now);
-        assert!(
-            before.clone().all(|key| proposed.contains(&key.item)),
-            "something waits before it"
-        );
-        leader.appended += 1;
-        let id = ulid(START_MS, leader.appended);
-        leader.scheduler.reserve(
-            session,
-            ItemId {
-                message: id,
-                number: 0,
-            },
-            &to,
-        );
-        let facts = message(id, &[(DOMAINS[domain], 1)]);
-        let grant_to = vec![ExpressGrant {
-            number: 0,
-            session,
-            deadline: now.plus(600_000),
-        }];
-        leader.apply(Command::Append(Box::new(Append {
-            grant_to,
-            ..append(facts, Timestamp(u64::MAX))
-        })));
-    }
-
-    fn pick(&mut self, node: usize, items: usize) {
-        let session = self.session(node);
-        let proposed: BTreeSet<ItemId> = self
-            .leader
-            .proposed
-            .iter()
-            .flat_map(|(_, items)| items.clone())
-            .collect();
-        let picked = self.leader.pick(session, items);
-        assert!(picked.len() <= items);
-        let mut seen = proposed;
-        for item in &picked {
-            assert!(seen.insert(*item), "{item:?} picked twice");
-            let row = self
-                .leader
-                .world
-                .rows
-                .items()
-                .get(item)
-                .expect("picked what lives");
-            let class = self
-                .leader
-                .world
-                .rows
-                .messages()
-                .get(&item.message)
-                .expect("lives")
-                .class
-                .clone();
-            let State::Waiting { due } = row.state else {
-                panic!("{item:?} does not wait")
-            };
-            assert!(due.0 <= self.leader.world.now, "picked before it is due");
-            assert!(
-                node == 0 || *class == *CLASSES[1],
-                "picked a class that the consumer does not take"
-            );
-            let to = row.destination.as_str();
-            let busy = self.busy.iter().any(|((s, d), until)| {
-                *s == session && DOMAINS[*d] == to && *until > self.leader.world.now
-            });
-            assert!(!busy, "picked for a Busy destination");
-        }
-        for domain in DOMAINS {
-            let to = |item: &ItemId| {
-                let row = self.leader.world.rows.clone().items().get(item);
-                row.is_some_and(|row| row.destination.as_str() == domain)
-            };
-            let new = picked.iter().filter(|item| to(item)).count();
-            let leased = self
-                .leader
-                .world
-                .rows
-                .clone()
-                .inflight()
-                .range(None, usize::MAX);
-            let held = leased
-                .iter()
-                .filter(|((s, item), _)| *s == session && to(item))
-                .count();
-            let open = self.leader.proposed.iter().filter(|(s, _)| *s == session);
-            let open = open
-                .flat_map(|(_, items)| items)
-                .filter(|item| to(item))
-                .count();
-            assert!(
-                new == 0 || held + open <= self.window(session, domain) as usize,
-                "the window is exceeded"
-            );
-        }
-    }
-
-    /// Another node leads: it begins from the rows, the streams come back, what was proposed is lost.
-    fn new_leader(&mut self) {
-        let limits = LIMITS;
-        self.leader.proposed.clear();
-        self.leader.scheduler = Scheduler::start(&mut self.leader.world.rows, limits);
-        self.windows.clear();
-        self.busy.clear();
-        for (node, session) in self.sessions.iter().enumerate() {
-            if let Some(session) = session {
-                let classes = if node == 0 {
-                    vec![]
-                } else {
-                    vec![CLASSES[1].into()]
-                };
-                self.leader.scheduler.connect(*session, classes);
-            }
-        }
-    }
-
-    /// All grants end well, all time passes: nothing may be left waiting.
-    fn drain(&mut self) {
-        self.open(0);
-        for _ in 0..400 {
-            self.leader.load();
-            self.pick(0, 100);
-            let proposed = !self.leader.proposed.is_empty();
-            while !self.leader.proposed.is_empty() {
-                self.leader.commit();
-            }
-            let leased = self.leader.leased();
-            let idle = !proposed && leased.is_empty();
-            leased
-                .into_iter()
-                .for_each(|grant| self.leader.settle(grant, None));
-            if !idle {
-                continue;
-            }
-            let Some((key, _)) = self.leader.world.rows.due().range(None, 1).pop() else {
-                return;
-            };
-            // The scheduler says when there is something to do, at the latest when the first item is due.
-            let wake = self.leader.scheduler.next_wake().expect("something waits");
-            assert!(
-                wake.0 <= key.due.0.max(self.leader.world.now),
-                "sleeps until {wake:?}, {key:?} is due"
-            );
-            self.leader.world.now = self.leader.world.now.max(wake.0);
-        }
-        panic!(
-            "left waiting: {:?}",
-            self.leader.world.rows.due().range(None, 9)
-        );
-    }
-}
-
-const LIMITS: Limits = Limits {
-    per_destination: 6,
-    per_shard: 16,
-};
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn all_that_waits_is_picked_once_when_it_may(ops in vec(op(), 1..150)) {
-        let sessions = [None, None];
-        let mut run = Run { leader: Leader::new(LIMITS), sessions, windows: Vec::new(), busy: Vec::new() };
-        for op in &ops {
-            run.step(op);
-        }
-        run.drain();
-    }
-}
+use queue::ItemId;
+use queue::scheduler::{Credit, HEADS_PER_DESTINATION_MAX, Limits, OCTETS_SHARE, WINDOW_ITEMS};
 
 #[test]
 fn a_destination_with_much_mail_neither_fills_memory_nor_delays_the_others() {
@@ -430,6 +44,82 @@ fn a_destination_with_much_mail_neither_fills_memory_nor_delays_the_others() {
     }
     assert_eq!(delivered, 5_050);
     assert_eq!(leader.scheduler.heads(), 0);
+}
+
+/// A host that does not answer, and large mail for it in every shard: the node's octets must not all become its own.
+#[test]
+fn large_mail_for_a_silent_host_leaves_octets_of_credit_to_the_others() {
+    const TOTAL: u64 = SIZE * 20;
+    let mut leader = Leader::new(Limits::default());
+    let session = leader.open("node", &[]);
+    leader.load();
+    for _ in 0..15 {
+        leader.append("silent.example", "default", 0);
+    }
+    let credit = |held: usize| Credit {
+        items: 100,
+        bytes: TOTAL - held as u64 * SIZE,
+    };
+    let mut held = leader.pick_within(session, credit(0)).len();
+    assert!(held as u64 * SIZE <= TOTAL / OCTETS_SHARE, "{held} held");
+    assert!(held > 1);
+    assert_eq!(leader.pick_within(session, credit(held)), []);
+    // The others go on; what they took of the credit comes back, and changes nothing for the silent one.
+    for _ in 0..50 {
+        let other = leader.append("other.example", "default", 0);
+        assert_eq!(leader.pick_within(session, credit(held)), [other]);
+        while !leader.proposed.is_empty() {
+            leader.commit();
+        }
+        let grant = leader.leased().into_iter().find(|g| g.0 == other).unwrap();
+        leader.settle(grant, None);
+    }
+    // Once it answers, its mail goes too.
+    for _ in 0..100 {
+        let Some(grant) = leader.leased().pop() else {
+            break;
+        };
+        leader.settle(grant, None);
+        held = held - 1 + leader.pick_within(session, credit(held - 1)).len();
+        leader.commit();
+    }
+    assert_eq!((held, leader.scheduler.heads()), (0, 0));
+}
+
+/// Nothing waits for it, and yet the next message for it does not go out with its Append.
+#[test]
+fn large_mail_that_arrives_for_a_silent_host_waits_too() {
+    let mut leader = Leader::new(Limits::default());
+    let session = leader.open("node", &[]);
+    leader.load();
+    let to = destination("silent.example");
+    let mut left = SIZE * 20;
+    for held in 0..5 {
+        let now = leader.now();
+        assert!(
+            leader.scheduler.express(session, &to, "default", now, left),
+            "{held}"
+        );
+        let item = ItemId {
+            message: ulid(START_MS, held + 1),
+            number: 0,
+        };
+        leader.scheduler.reserve(session, item, &to, SIZE);
+        left -= SIZE;
+    }
+    let now = leader.now();
+    assert!(!leader.scheduler.express(session, &to, "default", now, left));
+    let other = destination("other.example");
+    assert!(
+        leader
+            .scheduler
+            .express(session, &other, "default", now, left)
+    );
+    assert!(
+        leader
+            .scheduler
+            .express(session, &to, "default", now, SIZE * 20)
+    );
 }
 
 #[test]

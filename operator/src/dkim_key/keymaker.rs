@@ -51,17 +51,20 @@ pub fn generate(algorithm: DkimAlgorithm) -> Result<String, Error> {
     }
 }
 
-/// Makes a key with this selector, and what holds it.
+/// Makes a key with this selector, and what holds it; or says what stands in the way.
 pub async fn make(
     context: &Context,
     order: &Order<'_>,
     algorithm: DkimAlgorithm,
     selector: &str,
-) -> Result<(), Error> {
+) -> Result<Result<(), String>, Error> {
+    let name = object_name(order, selector);
+    if let Err(text) = free(context, order, &name, selector).await? {
+        return Ok(Err(text));
+    }
     let text = tokio::task::spawn_blocking(move || generate(algorithm))
         .await
         .map_err(|error| Error::Internal(error.to_string()))??;
-    let name = object_name(order, selector);
     let secret: Secret = serde_json::from_value(secret(order, &name, selector, &text))?;
     let secrets: Api<Secret> = Api::namespaced(context.client.clone(), order.namespace);
     match secrets.create(&PostParams::default(), &secret).await {
@@ -70,31 +73,25 @@ pub async fn make(
         Err(kube::Error::Api(status)) if status.code == 409 => {}
         Err(error) => return Err(error.into()),
     }
-    create(
-        context,
-        order,
-        &key(order, algorithm, selector, &name, KeySource::Generated),
-    )
-    .await?;
-    let text = format!("the key {selector} ({algorithm:?}) was made; publish its record");
-    context.tell(order.domain, "KeyMade", text).await;
-    Ok(())
+    let object = key(order, algorithm, selector, &name, KeySource::Generated);
+    let made = create(context, order, &object).await?;
+    if made.is_ok() {
+        let text = format!("the key {selector} ({algorithm:?}) was made; publish its record");
+        context.tell(order.domain, "KeyMade", text).await;
+    }
+    Ok(made)
 }
 
-/// Makes the DkimKey of a key of a person's own.
+/// Makes the DkimKey of a key of a person's own, or says what stands in the way.
 pub async fn import(
     context: &Context,
     order: &Order<'_>,
     algorithm: DkimAlgorithm,
     selector: &str,
     secret: &str,
-) -> Result<(), Error> {
-    create(
-        context,
-        order,
-        &key(order, algorithm, selector, secret, KeySource::Imported),
-    )
-    .await
+) -> Result<Result<(), String>, Error> {
+    let object = key(order, algorithm, selector, secret, KeySource::Imported);
+    create(context, order, &object).await
 }
 
 /// Secrets with keys of the domain that have no DkimKey get one. Says whether there were any. One that had a DkimKey under this
@@ -135,7 +132,15 @@ pub async fn adopt(context: &Context, order: &Order<'_>, keys: &[DkimKey]) -> Re
             &name,
             KeySource::Generated,
         );
-        create(context, order, &object).await?;
+        if let Err(text) = create(context, order, &object).await? {
+            tracing::warn!(
+                domain = order.name,
+                secret = name,
+                reason = text,
+                "a key that is left over is not taken over"
+            );
+            continue;
+        }
         let owned = json!({"metadata": {"annotations": {names::KEY_OWNER: owner}}});
         let merge = kube::api::PatchParams::default();
         let patch = kube::api::Patch::Merge(&owned);
@@ -213,7 +218,46 @@ fn key(
     })
 }
 
-async fn create(context: &Context, order: &Order<'_>, object: &Value) -> Result<(), Error> {
+/// Names are made of two names, and `a` with the selector `b-c` has that of `a-b` with `c`: what is another domain's is not
+/// touched, and that is said. Looked at before a key is made, so that none is left over.
+async fn free(
+    context: &Context,
+    order: &Order<'_>,
+    name: &str,
+    selector: &str,
+) -> Result<Result<(), String>, Error> {
+    let keys: Api<DkimKey> = Api::namespaced(context.client.clone(), order.namespace);
+    if let Some(key) = keys.get_opt(name).await?
+        && let Err(text) = ours(&key, order.name)
+    {
+        return Ok(Err(text));
+    }
+    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), order.namespace);
+    let there = secrets.get_opt(name).await?;
+    Ok(there.map_or(Ok(()), |secret| is_for(&secret, order.domain, selector)))
+}
+
+/// Whether a Secret has the key of this domain with this selector.
+fn is_for(secret: &Secret, domain: &RelayDomain, selector: &str) -> Result<(), String> {
+    let notes = secret.annotations();
+    let of = (notes.get(names::KEY_DOMAIN), notes.get(names::KEY_SELECTOR));
+    match of == (Some(&domain.spec.domain), Some(&selector.to_owned())) {
+        true => Ok(()),
+        false => Err(format!(
+            "there is a Secret {} that has no key of {} with the selector {selector}: choose another selectorPrefix, or delete \
+             that Secret",
+            secret.name_any(),
+            domain.spec.domain
+        )),
+    }
+}
+
+/// Creates a DkimKey, unless its name is another domain's.
+async fn create(
+    context: &Context,
+    order: &Order<'_>,
+    object: &Value,
+) -> Result<Result<(), String>, Error> {
     let mut object = object.clone();
     object["apiVersion"] = json!(resource::API_VERSION);
     object["kind"] = json!("DkimKey");
@@ -222,7 +266,11 @@ async fn create(context: &Context, order: &Order<'_>, object: &Value) -> Result<
     // Created once and never stated again: `revoked` is a person's.
     let made = match keys.create(&PostParams::default(), &object).await {
         Ok(made) => made,
-        Err(kube::Error::Api(status)) if status.code == 409 => return Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 409 => {
+            let name = object.name_any();
+            let there = keys.get_opt(&name).await?;
+            return Ok(there.map_or(Ok(()), |there| ours(&there, order.name)));
+        }
         Err(error) => return Err(error.into()),
     };
     if order.deletion == Retention::Delete && made.spec.source == KeySource::Generated {
@@ -234,12 +282,74 @@ async fn create(context: &Context, order: &Order<'_>, object: &Value) -> Result<
             .patch(&made.spec.secret_name, &merge, &patch)
             .await?;
     }
-    Ok(())
+    Ok(Ok(()))
+}
+
+/// Whether a DkimKey is one of this RelayDomain's.
+fn ours(key: &DkimKey, domain: &str) -> Result<(), String> {
+    let (name, owner) = (key.name_any(), &key.spec.domain_ref.name);
+    match owner == domain {
+        true => Ok(()),
+        false => Err(format!(
+            "the DkimKey {name} is of the RelayDomain {owner}, and a key of {domain} with the selector {} would have the same \
+             name: choose another selector",
+            name.strip_prefix(&format!("{domain}-")).unwrap_or(&name)
+        )),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_whose_name_another_domain_has_is_refused_with_what_to_do() {
+        let key: DkimKey = serde_json::from_value(json!({
+            "apiVersion": resource::API_VERSION, "kind": "DkimKey", "metadata": {"name": "a-b-c"},
+            "spec": {
+                "domainRef": {"name": "a-b"}, "domain": "b.example", "selector": "c", "algorithm": "Ed25519",
+                "secretName": "any", "source": "Imported",
+            },
+        }))
+        .expect("a key");
+        assert_eq!(ours(&key, "a-b"), Ok(()));
+        let text = ours(&key, "a").expect_err("it is of a-b");
+        assert!(
+            text.contains("selector b-c") && text.contains("choose another"),
+            "{text}"
+        );
+    }
+
+    /// It outlived its RelayDomain, whose name and selector make the same name.
+    #[test]
+    fn another_domains_key_is_not_taken_for_ones_own() {
+        let domain: RelayDomain = serde_json::from_value(json!({
+            "apiVersion": resource::API_VERSION, "kind": "RelayDomain", "metadata": {"name": "a"},
+            "spec": {"domain": "a.example", "outbound": {}},
+        }))
+        .expect("a domain");
+        let secret = |of: &str, selector: &str| Secret {
+            metadata: kube::api::ObjectMeta {
+                name: Some("a-b-c".into()),
+                annotations: Some(
+                    [(names::KEY_DOMAIN, of), (names::KEY_SELECTOR, selector)]
+                        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                        .into(),
+                ),
+                ..Default::default()
+            },
+            ..Default::default()
+        };
+        assert_eq!(is_for(&secret("a.example", "b-c"), &domain, "b-c"), Ok(()));
+        for other in [
+            secret("b.example", "c"),
+            secret("a.example", "c"),
+            Secret::default(),
+        ] {
+            let text = is_for(&other, &domain, "b-c").expect_err("it is of another");
+            assert!(text.contains("choose another selectorPrefix"), "{text}");
+        }
+    }
 
     #[test]
     fn a_made_key_is_of_its_algorithm_and_unlike_any_other() {

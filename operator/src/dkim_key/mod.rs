@@ -69,7 +69,9 @@ pub async fn bring_on(
     let now = Timestamp::now();
     let mut seen = observe::observe(context, &order, cluster, &wish, now).await?;
     if make_what_is_missing(context, &order, &wish, &mut seen, now).await? {
+        let problems = seen.problems;
         seen = observe::observe(context, &order, cluster, &wish, now).await?;
+        seen.problems.extend(problems);
     }
     let keys: Vec<lifecycle::Key> = seen.keys.iter().map(|one| one.key.clone()).collect();
     let next = lifecycle::step(&wish, &keys, now);
@@ -141,8 +143,10 @@ async fn make_what_is_missing(
             match observe::imported(context, order.namespace, &wanted.secret_name).await? {
                 Ok(public) => {
                     let (selector, secret) = (&wanted.selector, &wanted.secret_name);
-                    keymaker::import(context, order, public.algorithm, selector, secret).await?;
-                    changed = true;
+                    let made = keymaker::import(context, order, public.algorithm, selector, secret)
+                        .await?;
+                    changed |= made.is_ok();
+                    seen.problems.extend(made.err());
                 }
                 Err(text) => seen.problems.push(format!(
                     "{}: the Secret {} cannot be used: {text}",
@@ -156,8 +160,9 @@ async fn make_what_is_missing(
         let day = now.strftime("%Y%m%d").to_string();
         let taken = |selector: &str| keys.iter().any(|key| key.selector == selector);
         let selector = resource::dkim::selector(&dkim.selector_prefix, &day, algorithm, taken);
-        keymaker::make(context, order, algorithm, &selector).await?;
-        changed = true;
+        let made = keymaker::make(context, order, algorithm, &selector).await?;
+        changed |= made.is_ok();
+        seen.problems.extend(made.err());
     }
     Ok(changed)
 }

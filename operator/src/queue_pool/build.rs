@@ -39,8 +39,9 @@ pub fn name(pool: &QueuePool, namespace: &str) -> PoolName {
     }
 }
 
-/// The Services: one for clients, and one that gives each pod a name, also before it is ready: the first election needs the
-/// names of all.
+/// The Services: one for clients, and one that gives each pod a name. Both know pods that are not ready: the first election needs
+/// the names of all, and no node is ready while a single shard has no leader, when those who look for the others must still
+/// find somebody to ask.
 pub fn services(pool: &QueuePool, name: &PoolName) -> [Value; 2] {
     let service = |service: &str, spec: Value| {
         json!({
@@ -53,7 +54,10 @@ pub fn services(pool: &QueuePool, name: &PoolName) -> [Value; 2] {
     [
         service(
             &name.object(),
-            json!({"type": "ClusterIP", "selector": name.selector(), "ports": [port("client", CLIENT_PORT)]}),
+            json!({
+                "type": "ClusterIP", "publishNotReadyAddresses": true, "selector": name.selector(),
+                "ports": [port("client", CLIENT_PORT)],
+            }),
         ),
         service(
             &names::queue_peers(&name.pool),
@@ -67,6 +71,8 @@ pub fn services(pool: &QueuePool, name: &PoolName) -> [Value; 2] {
 
 /// One node may be away, as a number that the operator keeps: the disruption controller would count from `spec.replicas`,
 /// which is wrong while nodes come and go. `None` for a single node, whose budget could only be in the way.
+///
+/// A node is ready while it knows a leader of every group, so one that is cut off from the others is not counted on.
 ///
 /// Nodes that are not ready may go only while the others are as many as they should be: while a group has no leader none is
 /// ready, and all of them are needed. One that never started is `Pending` and goes always.

@@ -8,11 +8,13 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tests::kubernetes::World;
 
+use crate::operator;
 use crate::relay::{Relay, SOON};
 use crate::smtp;
+use crate::traffic::accepted_from;
 
 #[allow(dead_code, reason = "other tests look for a free port")]
 #[path = "../../../crates/dns/tests/support/knot.rs"]
@@ -24,6 +26,10 @@ pub use knot::Knot;
 const SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 30, 0, 9));
 /// The tenth of a second stands for a minute: an hour for which a record must be seen, or may be gone, is six seconds.
 pub const CLOCK: (&str, &str) = ("postroad.dev/test-clock-divisor", "600");
+/// The domain whose keys live on that clock; CoreDNS asks the world for it.
+const ZONE: &str = "signed.test";
+/// From which this machine brings its mail.
+const NETWORK: &str = "172.30.255.0/30";
 /// A step in the life of a key: a hold or a grace of six seconds, and looks before and after it.
 const STEP: Duration = Duration::from_secs(90);
 /// Prints selector, domain and verdict of each signature; the name server is its argument.
@@ -52,7 +58,44 @@ pub struct Domain<'a> {
     pub name: &'a str,
 }
 
+/// Runs a test of the life of [`ZONE`]'s keys on the operator's fast clock. The zone is served, without any key yet.
+pub fn on_a_fast_clock(object: &str, test: impl FnOnce(&Domain<'_>, &mut Knot) -> Result<()>) {
+    crate::explained("mail", |cluster| {
+        let relay = Relay::ready(cluster)?;
+        operator::runs_with(&relay, operator::TEST_CLOCK)?;
+        let world = World::start()?;
+        let domain = Domain {
+            relay: &relay,
+            world: &world,
+            object,
+            name: ZONE,
+        };
+        let mut server = domain.serve();
+        test(&domain, &mut server)
+    });
+}
+
 impl Domain<'_> {
+    /// Keys of an earlier run outlived their domain, and would be taken over.
+    pub fn forget_keys(&self) -> Result<()> {
+        let label = format!("postroad.dev/relay-domain={}", self.object);
+        let delete = ["delete", "secrets", "-l", &label];
+        self.relay.kubectl(&delete).map(drop)
+    }
+
+    /// Declares it with this `outbound.dkim` on the fast clock. Mail from it is taken of this machine, and every edge knows it.
+    pub fn declare(&self, dkim: &Value) -> Result<()> {
+        let relay = self.relay;
+        relay.change("relaycluster", &json!({"access": {"networks": [NETWORK]}}))?;
+        let domain = json!({
+            "apiVersion": "postroad.dev/v1alpha1", "kind": "RelayDomain",
+            "metadata": {"name": self.object, "namespace": "mail", "annotations": {CLOCK.0: CLOCK.1}},
+            "spec": {"domain": self.name, "outbound": {"networks": [NETWORK], "dkim": dkim}},
+        });
+        relay.cluster.apply(&domain.to_string())?;
+        accepted_from(relay, &format!("alice@{}", self.name), "anna@world.test")
+    }
+
     /// A name server with the domain's zone, without any key yet.
     pub fn serve(&self) -> Knot {
         let zone = self.zone(&[]);

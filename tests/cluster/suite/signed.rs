@@ -6,31 +6,18 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use tests::kubernetes::World;
 
 use crate::administrator;
-use crate::dkim::{CLOCK, Domain, Knot};
-use crate::operator;
+use crate::dkim::{Domain, Knot, on_a_fast_clock};
 use crate::relay::{Relay, SOON};
-use crate::traffic::accepted_from;
-
-const ZONE: &str = "signed.test";
 
 #[test]
 #[ignore = "needs the cluster of tests/cluster/up"]
 fn a_key_signs_after_its_record_was_seen_is_followed_by_another_and_falls_with_its_record() {
-    crate::explained("mail", |cluster| {
-        let relay = Relay::ready(cluster)?;
-        operator::runs_with(&relay, operator::TEST_CLOCK)?;
-        let world = World::start()?;
-        let domain = Domain {
-            relay: &relay,
-            world: &world,
-            object: "signed",
-            name: ZONE,
-        };
-        let mut server = domain.serve();
-        declare(&relay)?;
+    on_a_fast_clock("signed", |domain, server| {
+        let relay = domain.relay;
+        domain.forget_keys()?;
+        domain.declare(&json!({"mode": "Managed"}))?;
         let records = domain.records(2)?;
         ensure!(
             domain.signers("anna")?.is_empty(),
@@ -38,7 +25,7 @@ fn a_key_signs_after_its_record_was_seen_is_followed_by_another_and_falls_with_i
         );
 
         let start = Instant::now();
-        domain.publish(&mut server, &records);
+        domain.publish(server, &records);
         let first = domain.active("both keys sign", |active| active.len() == 2)?;
         eprintln!(
             "{first:?} sign {:?} after they were published",
@@ -55,7 +42,7 @@ fn a_key_signs_after_its_record_was_seen_is_followed_by_another_and_falls_with_i
             domain.signers("carl")? == first,
             "new keys sign before their records were seen"
         );
-        domain.publish(&mut server, &records);
+        domain.publish(server, &records);
         let second = domain.active("the next keys sign", |active| {
             active.len() == 2 && active.is_disjoint(&first)
         })?;
@@ -69,7 +56,7 @@ fn a_key_signs_after_its_record_was_seen_is_followed_by_another_and_falls_with_i
             .into_iter()
             .filter(|(name, _)| !name.starts_with(&format!("{gone}.")))
             .collect();
-        domain.publish(&mut server, &others);
+        domain.publish(server, &others);
         let left = domain.active("one key is left", |active| !active.contains(&gone))?;
         ensure!(
             left.len() == 1 && left.is_subset(&second),
@@ -87,13 +74,13 @@ fn a_key_signs_after_its_record_was_seen_is_followed_by_another_and_falls_with_i
         );
 
         let last = left.first().context("one is left")?;
-        revoke(&relay, last)?;
+        revoke(relay, last)?;
         domain.active("none signs", BTreeSet::is_empty)?;
         ensure!(
             domain.signers("fred")?.is_empty(),
             "the revoked key still signs"
         );
-        waits_for_a_key(&domain, &mut server, last)?;
+        waits_for_a_key(domain, server, last)?;
         relay
             .kubectl(&["delete", "relaydomain", "signed"])
             .map(drop)
@@ -145,25 +132,4 @@ fn waits_for_a_key(domain: &Domain<'_>, server: &mut Knot, revoked: &str) -> Res
     administrator::ask(relay, &["queue", "retry", "--all", "--yes"])?;
     ensure!(!domain.verified("gina", 1)?.is_empty(), "it went unsigned");
     Ok(())
-}
-
-/// Mail from it is taken of this machine, and every edge knows it.
-fn declare(relay: &Relay<'_>) -> Result<()> {
-    // Keys of an earlier run outlived their domain, and would be taken over.
-    let old = [
-        "delete",
-        "secrets",
-        "-l",
-        "postroad.dev/relay-domain=signed",
-    ];
-    relay.kubectl(&old)?;
-    let networks = ["172.30.255.0/30"];
-    relay.change("relaycluster", &json!({"access": {"networks": networks}}))?;
-    let domain = json!({
-        "apiVersion": "postroad.dev/v1alpha1", "kind": "RelayDomain",
-        "metadata": {"name": "signed", "namespace": "mail", "annotations": {CLOCK.0: CLOCK.1}},
-        "spec": {"domain": ZONE, "outbound": {"networks": networks}},
-    });
-    relay.cluster.apply(&domain.to_string())?;
-    accepted_from(relay, "alice@signed.test", "anna@world.test")
 }

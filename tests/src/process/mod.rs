@@ -10,6 +10,7 @@
 //! cut.rs      cuts a queue node off from the others
 //! disk.rs     a small file system in a file
 //! records.rs  what stands where in a segment of the log
+//! damage.rs   a queue node whose disk is damaged: what its start comes to, what it mends
 //! ```
 //!
 //! Everything is taken away when the values are dropped, also by a panic; then the ends of the logs are printed.
@@ -17,6 +18,7 @@
 pub mod client;
 pub mod cluster;
 pub mod cut;
+pub mod damage;
 pub mod disk;
 pub mod judge;
 pub mod net;

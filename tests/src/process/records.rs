@@ -3,19 +3,21 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 const BLOCK: usize = 4096;
-const HEADER: usize = 48;
+/// Octets of a record's header; the payload follows.
+pub const HEADER: usize = 48;
 
 /// A record of a segment.
 #[derive(Clone, Debug)]
 pub struct Record {
     /// The segment's file.
     pub file: PathBuf,
-    /// Its kind as a number: 1 ENTRY, 2 HARDSTATE, 3 STATE, 6 RELOCATED_BODY, 7 DURABLE_MARK, 9 BATCH_END.
+    /// Its kind as a number: 1 ENTRY, 2 HARDSTATE, 3 STATE, 6 RELOCATED_BODY, 7 DURABLE_MARK, 9 BATCH_END. There are no others:
+    /// 4 and 5 are kept for cuts of the log's end and for snapshots, 8 for nothing, and no program ever wrote one.
     pub kind: u8,
-    /// Raft group.
+    /// What the log calls the replica that it is of.
     pub group: u32,
     /// Raft index.
     pub index: u64,
@@ -25,7 +27,27 @@ pub struct Record {
     pub payload: usize,
 }
 
-/// The records of all segments in a node's log, oldest segment first.
+impl Record {
+    /// The entry that it is of, as the program names it in its own log lines: group and index.
+    pub fn entry(&self) -> (u32, u64) {
+        (self.group & 0xffff, self.index)
+    }
+
+    /// An octet of the body in it, which has a hundred and more.
+    pub fn in_body(&self) -> usize {
+        self.offset + HEADER + self.payload - 100
+    }
+
+    /// The collector wrote its segment, which is no part of the Raft log.
+    pub fn is_collected(&self) -> bool {
+        self.file.extension().is_none_or(|of| of != "g0")
+    }
+}
+
+/// The records of all segments in a node's log, oldest segment first, those of the collector last.
+///
+/// # Errors
+/// A segment cannot be read, or has a kind of record that is not known here: then nobody flips its octets yet.
 pub fn records(data: &Path) -> Result<Vec<Record>> {
     let mut files: Vec<PathBuf> = std::fs::read_dir(data.join("log"))?
         .map(|entry| Ok(entry?.path()))
@@ -52,9 +74,14 @@ fn of_segment(file: &Path, all: &mut Vec<Record>) -> Result<()> {
     let mut at = BLOCK;
     while octets.len() >= at + HEADER {
         let (kind, version) = (octets[at + 4], octets[at + 6]);
-        if version != 1 || number(at + 8)? != segment || !matches!(kind, 1..=3 | 6 | 7 | 9) {
+        if version != 1 || number(at + 8)? != segment {
             break;
         }
+        ensure!(
+            matches!(kind, 1..=3 | 6 | 7 | 9),
+            "a record of kind {kind} at {at} of {}",
+            file.display()
+        );
         let payload = number(at)? as usize;
         all.push(Record {
             file: file.to_owned(),

@@ -333,11 +333,18 @@ fn what_the_journal_knows_is_settled_first_and_then_claimed() {
         token: 3,
         ..Default::default()
     };
-    for number in [1, 2] {
+    // The third one was past the dot of a second transaction: a recipient of the first has it.
+    let mut delivered = v1::RecipientResult::default();
+    delivered.set_verdict(v1::Verdict::Delivered);
+    let partly = v1::SettleRequest {
+        results: vec![delivered],
+        ..if_lost(3)
+    };
+    for (number, if_lost) in [(1, if_lost(1)), (2, if_lost(2)), (3, partly)] {
         world
             .hand
-            .recall(item(number), &if_lost(number), crate::hand::Stage::PastDot);
-        world.leases.recall(0, item(number), if_lost(number));
+            .recall(item(number), &if_lost, crate::hand::Stage::PastDot);
+        world.leases.recall(0, item(number), if_lost);
     }
     world.leases.settle_first(0);
     world.lead(QUEUE);
@@ -346,11 +353,11 @@ fn what_the_journal_knows_is_settled_first_and_then_claimed() {
         "the journal's results go first"
     );
     world.leases.settled_first(0);
-    assert_eq!(world.pass(SECOND), ["open [1@3! 2@3!]"]);
-    // The queue kept one; the other was freed long ago.
+    assert_eq!(world.pass(SECOND), ["open [1@3! 2@3! 3@3!]"]);
+    // The queue kept one; the others were freed long ago. A success is told all the same.
     assert_eq!(
         world.hear(opened(5, &[(2, 9)])),
-        ["recalled @9", "forgotten 1", "credit"]
+        ["recalled @9", "forgotten 1", "recalled @3", "credit"]
     );
 }
 

@@ -4,6 +4,7 @@ use proto::v1;
 use v1::lease_request::What as Request;
 
 use super::{Effect, Leases};
+use crate::attempt::any_delivered;
 use crate::hand::{Hand, Take};
 use crate::item::ItemId;
 
@@ -87,7 +88,7 @@ impl Leases {
             hand.adopt(item, kept.token, opened.session);
             if let Some(at) = recalled.iter().position(|(known, _)| *known == item) {
                 let (_, if_lost) = recalled.swap_remove(at);
-                hand.settle(item, false);
+                hand.settle(item, any_delivered(&if_lost.results));
                 out.push(Effect::Recalled(v1::SettleRequest {
                     token: kept.token,
                     session: opened.session,
@@ -95,11 +96,15 @@ impl Leases {
                 }));
             }
         }
-        out.extend(
-            recalled
-                .into_iter()
-                .map(|(item, _)| Effect::Forgotten(item)),
-        );
+        for (item, if_lost) in recalled {
+            // A success counts whoever has the item now; what it says of the others the queue refuses as late.
+            if any_delivered(&if_lost.results) {
+                hand.settle(item, true);
+                out.push(Effect::Recalled(if_lost));
+            } else {
+                out.push(Effect::Forgotten(item));
+            }
+        }
     }
 
     pub(super) fn still_working(

@@ -56,3 +56,23 @@ fn warnings(catalog: &Catalog) -> Vec<&'static str> {
     }
     warnings
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// The one that the README begins with refused the mail to Postmaster.
+    #[test]
+    fn nothing_is_to_be_said_of_the_example() {
+        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/examples/relay");
+        let catalog = edge::read_dir(&example).unwrap();
+        assert_eq!(warnings(&catalog), [""; 0]);
+        let edge = catalog.edge().unwrap();
+        assert_eq!(edge.postmaster.as_deref(), Some("postmaster@example.com"));
+        // Whom it goes to is taken from anybody.
+        assert!(catalog.inbound("example.com").is_some());
+        assert_eq!(warnings(&resource::Catalog::default()).len(), 2);
+    }
+}

@@ -1,6 +1,6 @@
 //! `postroad send`: a test message, given to a server over SMTP by the same client session that delivers mail.
 
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -44,11 +44,8 @@ fn send(settings: &settings::Send) -> Result<(), Failure> {
         size: content.len() as u64,
     };
     let socket = connect(&settings.server)?;
-    let session = Session::new(
-        Arc::new(Config::new(mail::Host::Domain(host))),
-        Instant::now(),
-    );
-    let outcome = converse(session, socket, transaction, content.into())
+    let config = Config::new(mail::Host::Domain(host));
+    let outcome = converse(config, socket, transaction, content.into())
         .map_err(|why| Failure::Unreachable(format!("{}: {why}", settings.server)))?;
     report(&recipients, &outcome)
 }
@@ -130,13 +127,19 @@ fn connect(server: &str) -> Result<TcpStream, Failure> {
     )))
 }
 
-/// Drives the session to the outcome; the error says why there is none.
+/// Drives a session to the outcome; the error says why there is none. The session bounds how long each reply is waited for
+/// (RFC 5321 section 4.5.3.2); each write has the time of a block of content (4.5.3.2.5, "each TCP SEND call"), or a server
+/// that reads no more would hold this for ever.
 fn converse(
-    mut session: Session,
+    config: Config,
     mut socket: TcpStream,
     transaction: Transaction,
     content: Bytes,
 ) -> Result<Outcome, String> {
+    let block = config.timeouts.block;
+    let set = socket.set_write_timeout(Some(block));
+    set.map_err(|error| error.to_string())?;
+    let mut session = Session::new(Arc::new(config), Instant::now());
     let mut transaction = Some(Box::new(transaction));
     let mut outcome = None;
     let mut buffer = [0; READ_BYTES];
@@ -144,7 +147,11 @@ fn converse(
         match session.drain() {
             Output::Write(bytes) => {
                 if let Err(error) = socket.write_all(&bytes) {
-                    session.lost(&error.to_string(), Instant::now());
+                    let why = match is_timeout(&error) {
+                        true => format!("the server took no octets for {block:?}"),
+                        false => error.to_string(),
+                    };
+                    session.lost(&why, Instant::now());
                 }
             }
             Output::Ask(question) => {
@@ -174,14 +181,7 @@ fn converse(
                     Ok(read) => {
                         session.feed(Bytes::copy_from_slice(&buffer[..read]), Instant::now());
                     }
-                    Err(error)
-                        if matches!(
-                            error.kind(),
-                            io::ErrorKind::WouldBlock
-                                | io::ErrorKind::TimedOut
-                                | io::ErrorKind::Interrupted
-                        ) =>
-                    {
+                    Err(error) if is_timeout(&error) || error.kind() == ErrorKind::Interrupted => {
                         session.tick(Instant::now());
                     }
                     Err(error) => session.lost(&error.to_string(), Instant::now()),
@@ -189,6 +189,11 @@ fn converse(
             }
         }
     }
+}
+
+/// The time that the socket was given is over.
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
 fn report(recipients: &[Mailbox], outcome: &Outcome) -> Result<(), Failure> {
@@ -217,7 +222,44 @@ fn report(recipients: &[Mailbox], outcome: &Outcome) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::net::TcpListener;
+
     use super::*;
+
+    /// It was written to without a bound.
+    #[test]
+    fn a_server_that_reads_no_more_is_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            let mut lines = BufReader::new(socket.try_clone().unwrap()).lines();
+            socket.write_all(b"220 mx.example\r\n").unwrap();
+            for reply in ["250 mx.example", "250 ok", "250 ok", "354 go on"] {
+                lines.next().unwrap().unwrap();
+                socket.write_all(format!("{reply}\r\n").as_bytes()).unwrap();
+            }
+            // Open, and not read any more, until the test has ended.
+            (socket, lines)
+        });
+        let mut config = Config::new(mail::Host::parse("relay.example").unwrap());
+        config.timeouts.block = Duration::from_millis(200);
+        let mut envelope = Envelope::new(ReversePath::Null);
+        envelope.recipients.push(mailbox("b@mx.example").unwrap());
+        // More than two sockets hold between them.
+        let content = b"The quick brown fox jumps over the lazy dog.\r\n".repeat(1 << 20);
+        let size = content.len() as u64;
+        let transaction = Transaction { envelope, size };
+        let began = Instant::now();
+        let outcome = converse(config, socket, transaction, content.into()).unwrap();
+        assert!(began.elapsed() < Duration::from_secs(60));
+        let result = &outcome.recipients[0];
+        assert_eq!(result.verdict, Verdict::Deferred);
+        let said = "while content was sent: the server took no octets for 200ms";
+        assert!(result.text.ends_with(said), "{}", result.text);
+        drop(server.join().unwrap());
+    }
 
     #[test]
     fn lines_end_with_crlf_whatever_they_ended_with() {

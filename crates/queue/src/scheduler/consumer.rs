@@ -1,12 +1,12 @@
 //! One consumer of a shard: its ring of lanes, its windows and what is Busy for it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use mail::Destination;
 
 use super::lane::LaneId;
-use crate::Timestamp;
+use crate::{ItemId, Timestamp};
 
 /// Unsettled items of a destination that a consumer gets until it says otherwise.
 pub const WINDOW_ITEMS: u32 = 20;
@@ -14,11 +14,19 @@ pub const WINDOW_ITEMS: u32 = 20;
 /// Destinations of which a consumer can say something: one that says more keeps the defaults for the rest.
 pub const FLOWS_MAX: usize = 100_000;
 
+/// A destination that holds octets of a consumer's credit gets more of it only while they are at most this part (a quarter)
+/// of what is left. So large mail for a host that does not answer leaves something to the others also where several shards
+/// hand it out on the same credit (Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory packet switches",
+/// 1998). A first item goes out whatever its size: of each shard one.
+pub const OCTETS_SHARE: u64 = 4;
+
 /// What a consumer wants of a destination, and has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 struct Flow {
     window: Option<u32>,
     unsettled: u32,
+    /// Of the credit, by what is unsettled.
+    octets: u64,
     busy: Option<Timestamp>,
 }
 
@@ -38,6 +46,11 @@ pub(super) struct Consumer {
     /// Which lanes are in the ring.
     in_ring: Vec<bool>,
     flows: BTreeMap<Destination, Flow>,
+    /// What each unsettled item takes of the credit. What an earlier leader handed out is not here: its octets came off the
+    /// credit before this leader got any.
+    octets: BTreeMap<ItemId, u64>,
+    /// Destinations whose lanes left the ring because their octets were too many. Each holds an unsettled item.
+    full: BTreeSet<Destination>,
 }
 
 impl Consumer {
@@ -54,6 +67,7 @@ impl Consumer {
         self.connected = false;
         self.ring.clear();
         self.in_ring.clear();
+        self.full.clear();
     }
 
     pub(super) fn is_connected(&self) -> bool {
@@ -96,17 +110,46 @@ impl Consumer {
             .is_some_and(|flow| flow.busy.is_some())
     }
 
-    pub(super) fn add_unsettled(&mut self, destination: &Destination) {
+    /// Whether its octets leave room for others, where so many are `left` of the credit.
+    pub(super) fn fits(&self, destination: &Destination, left: u64) -> bool {
+        self.flows
+            .get(destination)
+            .is_none_or(|flow| flow.octets <= left / OCTETS_SHARE)
+    }
+
+    /// Its lane left the ring because it does not fit.
+    pub(super) fn set_full(&mut self, destination: Destination) {
+        self.full.insert(destination);
+    }
+
+    /// The destinations that did not fit and do now.
+    pub(super) fn take_fitting(&mut self, left: u64) -> Vec<Destination> {
+        let fit = self.full.iter().filter(|full| self.fits(full, left));
+        let fit: Vec<Destination> = fit.cloned().collect();
+        fit.iter().for_each(|destination| {
+            self.full.remove(destination);
+        });
+        fit
+    }
+
+    /// `octets`: what it takes of the credit.
+    pub(super) fn add_unsettled(&mut self, destination: &Destination, item: ItemId, octets: u64) {
+        if octets > 0 {
+            self.octets.insert(item, octets);
+        }
         self.change(destination, |flow| {
-            flow.unsettled = flow.unsettled.saturating_add(1)
+            flow.unsettled = flow.unsettled.saturating_add(1);
+            flow.octets = flow.octets.saturating_add(octets);
         });
     }
 
     /// Whether this opened the window.
-    pub(super) fn remove_unsettled(&mut self, destination: &Destination) -> bool {
+    pub(super) fn remove_unsettled(&mut self, destination: &Destination, item: ItemId) -> bool {
         let open = self.is_open(destination);
+        let octets = self.octets.remove(&item).unwrap_or(0);
         self.change(destination, |flow| {
-            flow.unsettled = flow.unsettled.saturating_sub(1)
+            flow.unsettled = flow.unsettled.saturating_sub(1);
+            flow.octets = flow.octets.saturating_sub(octets);
         });
         !open && self.is_open(destination)
     }

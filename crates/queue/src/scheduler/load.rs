@@ -47,7 +47,7 @@ impl Scheduler {
                     .consumers
                     .entry(*session)
                     .or_default()
-                    .add_unsettled(&row.destination);
+                    .add_unsettled(&row.destination, *item, 0);
             }
             match page.last() {
                 Some(((session, item), _)) if page.len() == PAGE_ROWS => {

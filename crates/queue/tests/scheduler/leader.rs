@@ -5,6 +5,9 @@ use queue::*;
 
 use crate::common::{START_MS, World, append, message, result, ulid};
 
+/// What every item takes of the credit, octets.
+pub const SIZE: u64 = 100;
+
 /// A leader: a shard, its scheduler, and grants that are proposed and not applied yet.
 pub struct Leader {
     pub world: World,
@@ -80,16 +83,14 @@ impl Leader {
     }
 
     pub fn pick(&mut self, session: LeaseSessionId, items: usize) -> Vec<ItemId> {
+        let bytes = u64::MAX;
+        self.pick_within(session, Credit { items, bytes })
+    }
+
+    /// Each item is [`SIZE`] octets long.
+    pub fn pick_within(&mut self, session: LeaseSessionId, credit: Credit) -> Vec<ItemId> {
         let now = self.now();
-        let picked = self.scheduler.pick(
-            now,
-            session,
-            Credit {
-                items,
-                bytes: u64::MAX,
-            },
-            |_| 100,
-        );
+        let picked = self.scheduler.pick(now, session, credit, |_| SIZE);
         if !picked.is_empty() {
             self.proposed.push((session, picked.clone()));
         }

@@ -127,18 +127,20 @@ impl Leader {
                     continue;
                 };
                 let room = stream.credit_items > 0 && stream.credit_bytes > 0;
+                let left = u64::try_from(stream.credit_bytes).unwrap_or(0);
                 if room
                     && self
                         .scheduler
-                        .express(session, &item.destination, &facts.class, time)
+                        .express(session, &item.destination, &facts.class, time, left)
                 {
                     let id = ItemId {
                         message: facts.message,
                         number: number as u32,
                     };
-                    self.scheduler.reserve(session, id, &item.destination);
-                    stream.credit_items -= 1;
                     let bytes = facts.size.min(HANDOUT_BODY_MAX);
+                    self.scheduler
+                        .reserve(session, id, &item.destination, bytes);
+                    stream.credit_items -= 1;
                     stream.credit_bytes -= bytes as i64;
                     self.grants.take(reserved, id, session, bytes);
                     let deadline = deadline(time, facts.size);

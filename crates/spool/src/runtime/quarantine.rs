@@ -16,7 +16,8 @@ const FILE: &str = "QUARANTINED";
 /// [`Error::Identity`] with the reason that was written then.
 pub fn check(dir: &Path) -> Result<(), Error> {
     let path = dir.join(FILE);
-    match fs::read_to_string(&path) {
+    // The reason may have rotted: that it is there is what counts, and what can be read of it is said.
+    match fs::read(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(source) => Err(Error::System {
             what: format!("cannot read {}", path.display()),
@@ -25,7 +26,7 @@ pub fn check(dir: &Path) -> Result<(), Error> {
         Ok(reason) => Err(Error::Identity(format!(
             "{} says that this replica node was put aside: {}",
             path.display(),
-            reason.trim()
+            String::from_utf8_lossy(&reason).trim()
         ))),
     }
 }
@@ -53,6 +54,11 @@ mod tests {
         check(dir.path()).expect("nothing is wrong with it");
         mark(dir.path(), "its rows differ from those of nodes [2, 3]");
         let refused = check(dir.path()).expect_err("it was put aside");
+        assert!(refused.to_string().contains("nodes [2, 3]"), "{refused}");
+        let mut rotten = b"its rows differ from those of nodes [2, 3]".to_vec();
+        rotten[4] ^= 0x80;
+        fs::write(dir.path().join(FILE), rotten).expect("it is written");
+        let refused = check(dir.path()).expect_err("no text, and put aside all the same");
         assert!(refused.to_string().contains("nodes [2, 3]"), "{refused}");
     }
 }

@@ -37,20 +37,20 @@ const BLOCK: u64 = 512;
 /// # Errors
 /// The outer one: a file could not be read.
 pub(super) fn check(dir: &Path) -> Result<Result<(), String>, StoreError> {
-    let mut sequence = 0;
+    let mut next = 0;
     let journals = journals(dir)?;
     for (number, path) in &journals {
         let bytes = fs::read(path).map_err(|error| StoreError::io("reading", path, &error))?;
         let active = journals.last_key_value().map(|(last, _)| last) == Some(number);
-        if let Err(reason) = judge(&bytes, active, &mut sequence) {
+        if let Err(reason) = judge(&bytes, active, &mut next) {
             return Ok(Err(format!("{}: {reason}", path.display())));
         }
     }
     Ok(Ok(()))
 }
 
-/// One journal: what is wrong with it. `sequence` is the number of the batch before its first.
-pub(super) fn judge(bytes: &[u8], active: bool, sequence: &mut u64) -> Result<(), String> {
+/// One journal: what is wrong with it. `next` is the least sequence number that its first batch may have.
+pub(super) fn judge(bytes: &[u8], active: bool, next: &mut u64) -> Result<(), String> {
     let mut at = 0;
     while let Some(tag) = bytes.get(at) {
         let rest = &bytes[at..];
@@ -64,15 +64,16 @@ pub(super) fn judge(bytes: &[u8], active: bool, sequence: &mut u64) -> Result<()
                 ));
             }
         };
-        // The checksum does not cover it.
+        // The checksum does not cover it. Each batch has a number of its own: with that of the one before it fjall would take it
+        // for one that is in the tables already, if these end there, and leave it out.
         let own = rest.get(5..).and_then(<[u8]>::first_chunk);
         let own = own.map_or(0, |own| u64::from_le_bytes(*own));
-        if own < *sequence {
+        if own < *next {
             return Err(format!(
-                "the batch at octet {at} has the sequence number {own}, after {sequence}"
+                "the batch at octet {at} has the sequence number {own}, and {next} was the least that could follow"
             ));
         }
-        *sequence = own;
+        *next = own.saturating_add(1);
         at += length;
     }
     Ok(())

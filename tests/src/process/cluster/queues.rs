@@ -1,4 +1,5 @@
-//! Queue nodes of a cluster: the first ones, those that join, and one that comes back on an empty disk.
+//! Queue nodes of a cluster: the first ones, those that join, one that comes back on an empty disk, and one that comes back with
+//! another argument.
 
 use anyhow::{Context, Result};
 use proto::Role;
@@ -53,5 +54,15 @@ impl Cluster {
         std::fs::remove_dir_all(self.pki(&name))?;
         self.place_queue(id, peer, "existing")?;
         self.spawn(&name)
+    }
+
+    /// Gives a node another value for an argument that it has, from its next start on.
+    pub fn change(&mut self, name: &str, argument: &str, value: &str) -> Result<()> {
+        let place = self.places.get_mut(name).context("no such node")?;
+        let at = place.args.iter().position(|arg| arg == argument);
+        let at = at.with_context(|| format!("{name} has no {argument}"))?;
+        let old = place.args.get_mut(at + 1).context("it has no value")?;
+        value.clone_into(old);
+        Ok(())
     }
 }

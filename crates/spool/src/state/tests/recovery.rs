@@ -281,6 +281,24 @@ fn trap_9_any_flipped_octet_of_a_flush_that_others_follow_is_named() {
     }
 }
 
+/// fjall would take it for one that is in the tables, if these end with the one before it, and leave it out.
+#[test]
+fn trap_9_a_flush_with_the_sequence_number_of_the_one_before_it_is_named() {
+    let (_bench, _, mut bytes, [first, second, third]) = three_flushes();
+    bytes.truncate(third);
+    let number = first + SEQUENCE.start..first + SEQUENCE.end;
+    bytes.copy_within(number, second + SEQUENCE.start);
+    for active in [true, false] {
+        let found = journal::judge(&bytes, active, &mut 0);
+        assert!(
+            found
+                .as_ref()
+                .is_err_and(|why| why.contains("sequence number")),
+            "{found:?}"
+        );
+    }
+}
+
 #[test]
 fn trap_9_damage_that_fjall_would_cut_off_with_all_that_follows_stays_where_it_is() {
     let (bench, journal, bytes, [first, ..]) = three_flushes();
