@@ -67,7 +67,7 @@ pub const RIGHTS: &[Right] = &[
         POSTROAD,
         "dkimkeys",
         "DkimKey",
-        &["list", "watch", "create", "delete"],
+        &["get", "list", "watch", "create", "delete"],
         "keys are made and end; none is changed",
     ),
     right(POSTROAD, "relayclusters/status", "", STATUS, TOLD),
