@@ -1,0 +1,9 @@
+//! A delivery node between a queue and next hops that do what a test tells them.
+
+mod dkim;
+mod leases;
+mod next_hops;
+mod several_hosts;
+mod support;
+mod tls;
+mod too_many_recipients;

@@ -1,0 +1,5 @@
+//! Clients and servers of the protocol over real sockets.
+
+mod client;
+mod support;
+mod tls;

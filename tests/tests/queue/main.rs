@@ -1,0 +1,4 @@
+//! Queue nodes in one process, over real TLS and real disks.
+
+mod appends;
+mod room;
