@@ -2,7 +2,8 @@
 //!
 //! `cargo run --release -p proto --example append_cost [messages] [in flight] [body octets]`
 
-#[path = "../tests/support/mod.rs"]
+#[allow(dead_code, reason = "the tests of the client say more")]
+#[path = "../tests/suite/support/mod.rs"]
 mod support;
 
 use std::time::{Duration, Instant};

@@ -79,7 +79,6 @@ pub struct Node {
     pub address: String,
     pub seen: Arc<Mutex<Vec<Ulid>>>,
     pub topology: watch::Sender<Topology>,
-    pub server: tokio::task::JoinHandle<()>,
 }
 
 impl Node {
@@ -153,7 +152,7 @@ pub fn start_on(
         reverse,
     };
     let service = QueueServer::new(queue).max_decoding_message_size(tls::MESSAGE_BYTES_MAX);
-    let server = tokio::spawn(async move {
+    tokio::spawn(async move {
         tls::server()
             .add_service(service)
             .serve_with_incoming(incoming(listener, tls))
@@ -164,7 +163,6 @@ pub fn start_on(
         address,
         seen,
         topology: publish,
-        server,
     }
 }
 

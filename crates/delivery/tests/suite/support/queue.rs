@@ -34,7 +34,6 @@ pub struct State {
     bodies: HashMap<Ulid, Bytes>,
     pub fetches: usize,
     pub credit: i64,
-    pub in_hand_max: usize,
     session: u64,
     token: u64,
     /// Keepalives and new sessions get no answer.
