@@ -4,7 +4,8 @@
 const COUNTERS: &[(&str, &str)] = &[
     (
         "postroad_accepted_messages_total",
-        "Messages that were answered with 250: the queue has them on a majority of its disks.",
+        "Messages that came whole, by outcome: queued were answered with 250, for the queue has them on a majority of its disks; of the \
+         others it says why not.",
     ),
     (
         "postroad_memory_waits_total",

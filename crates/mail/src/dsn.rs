@@ -24,7 +24,8 @@ pub enum Action {
 pub struct ReportedRecipient<'a> {
     /// As it stood in RCPT.
     pub address: &'a str,
-    /// What happened, as a code; the class follows the action: 5 for failed, 4 for delayed (RFC 3464 2.3.4).
+    /// What happened, as a code. Of what failed, class 5 is the next hop's final word, and class 4 says that the time for trying
+    /// was over (RFC 3463 section 2): who reads it must not take the address for a wrong one. Of what is delayed it is 4.
     pub status: EnhancedCode,
     /// Reply code and text of the next hop; `None`: it said nothing.
     pub reply: Option<(u16, &'a str)>,
@@ -85,7 +86,7 @@ impl Report<'_> {
         let eight_bit = smtputf8 || !header.is_ascii();
         let boundary = format!("=_{}", self.id);
         let message_id = format!("<{}@{}>", self.id, self.reporting_mta);
-        let mut text = self.header(&boundary, &message_id);
+        let mut text = self.header(&boundary, &message_id, eight_bit);
         let header_size = text.len();
         self.explain(&mut text, &boundary, smtputf8);
         self.status(&mut text, &boundary, smtputf8);
@@ -113,7 +114,13 @@ impl Report<'_> {
         }
     }
 
-    fn header(&self, boundary: &str, message_id: &str) -> String {
+    fn header(&self, boundary: &str, message_id: &str, eight_bit: bool) -> String {
+        // A multipart says of its parts what they hold at most; without a word it is 7bit (RFC 2045 section 6.4).
+        let encoding = if eight_bit {
+            "Content-Transfer-Encoding: 8bit\r\n"
+        } else {
+            ""
+        };
         let subject = match self.action {
             Action::Failed => "Undelivered mail",
             Action::Delayed => "Mail is delayed (nothing is to be done yet)",
@@ -123,7 +130,7 @@ impl Report<'_> {
             text,
             "From: Mail Delivery System <postmaster@{mta}>\r\nTo: <{to}>\r\nSubject: {subject}\r\nDate: {date}\r\n\
              Message-ID: {message_id}\r\nAuto-Submitted: auto-replied\r\nMIME-Version: 1.0\r\n\
-             Content-Type: multipart/report; report-type=delivery-status;\r\n\tboundary=\"{boundary}\"\r\n\r\n",
+             Content-Type: multipart/report; report-type=delivery-status;\r\n\tboundary=\"{boundary}\"\r\n{encoding}\r\n",
             mta = self.reporting_mta,
             to = one_line(self.return_path, usize::MAX),
             date = date(self.now_millis),
@@ -215,7 +222,7 @@ impl Report<'_> {
             "utf-8"
         };
         let (action, class) = match self.action {
-            Action::Failed => ("failed", 5),
+            Action::Failed => ("failed", recipient.status.class),
             Action::Delayed => ("delayed", 4),
         };
         let address = one_line(recipient.address, usize::MAX);
@@ -373,6 +380,7 @@ mod tests {
                 && text[composed.header_size..].starts_with("--=_")
         );
         assert!(!text.replace("\r\n", "").contains(['\r', '\n']));
+        assert!(!text[..composed.header_size].contains("Content-Transfer-Encoding"));
     }
 
     #[test]
@@ -386,6 +394,8 @@ mod tests {
                 && text.contains("message/global-headers")
         );
         assert!(text.contains("Final-Recipient: utf-8; ü@example.net"));
+        let header = &text[..composed.header_size];
+        assert!(header.contains("\r\nContent-Transfer-Encoding: 8bit\r\n"));
     }
 
     #[test]

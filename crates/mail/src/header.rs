@@ -95,7 +95,10 @@ impl HeaderScanner {
             .into_iter()
             .flatten()
         {
-            *text = text.trim().to_owned();
+            // They go into the queue's rows, into logs and on terminals.
+            *text = text
+                .trim()
+                .replace(|c: char| c.is_control() && c != '\t', "?");
         }
         if let Some(id) = &mut self.facts.message_id {
             id.truncate(cut(id, MESSAGE_ID_BYTES_MAX).len());
@@ -204,6 +207,14 @@ mod tests {
         assert_eq!(facts.message_id.as_deref(), Some("<1@x>"));
         assert_eq!(facts.from.as_deref(), Some("A <a@b>"));
         assert_eq!(facts.subject.as_deref(), Some("hi"));
+    }
+
+    /// The queue refuses texts with NUL, so mail with one in its Message-ID got 451 for ever.
+    #[test]
+    fn values_hold_no_control_characters() {
+        let facts = scan("Message-ID: <a\0b\x1b[2J@x>\r\nFrom: A\t<a@b>\r\n\r\n");
+        assert_eq!(facts.message_id.as_deref(), Some("<a?b?[2J@x>"));
+        assert_eq!(facts.from.as_deref(), Some("A\t<a@b>"));
     }
 
     #[test]

@@ -8,8 +8,8 @@
 //! **Invariant:** every row of `due` below the cursor is a head here, or picked, or at or behind its lane's `resume`.
 //!
 //! **Starvation bound:** in a consumer's ring a lane (a destination's mail of one class) with a ready item, an open window,
-//! its octets within [`OCTETS_SHARE`] and no Busy gets its turn within as many picks as the ring has lanes. Within a lane the most urgent goes first,
-//! but each [`AGE_EVERY`]th pick takes the oldest of the least urgent.
+//! its octets within [`OCTETS_SHARE`] and no Busy gets its turn within as many picks as the ring has lanes. Within a lane the
+//! most urgent goes first, but each [`AGE_EVERY`]th pick takes the oldest of the least urgent.
 
 mod consumer;
 mod lane;

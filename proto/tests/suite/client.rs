@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use crate::support::{Pki, Say, led_by, listen, message, nobody, start, start_on};
 use bytes::Bytes;
 use futures::StreamExt;
 use proto::v1::{
@@ -10,6 +9,8 @@ use proto::v1::{
     SettleRequest, lease_event, lease_request,
 };
 use proto::{AppendResult, CallError, Role, SettleOutcome, Ulid, ulid_bytes};
+
+use crate::support::{Pki, Say, led_by, listen, message, nobody, start, start_on};
 
 const LONG: Duration = Duration::from_secs(30);
 const CREATED: Say = Say::Append(AppendOutcome::Created);

@@ -3,13 +3,14 @@
 use std::fs;
 use std::time::Duration;
 
-use crate::support::{Pki, Say, led_by, start};
 use proto::client::explain;
 use proto::tls::{Connector, endpoint};
 use proto::v1::queue_client::QueueClient as Stub;
 use proto::v1::{LeaseHello, WatchTopologyRequest};
 use proto::{NodeTls, Role};
 use tonic::Status;
+
+use crate::support::{Pki, Say, led_by, start};
 
 const SOON: Duration = Duration::from_secs(5);
 

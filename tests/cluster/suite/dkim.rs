@@ -26,8 +26,8 @@ pub use knot::Knot;
 const SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 30, 0, 9));
 /// The tenth of a second stands for a minute: an hour for which a record must be seen, or may be gone, is six seconds.
 pub const CLOCK: (&str, &str) = ("postroad.dev/test-clock-divisor", "600");
-/// The domain whose keys live on that clock; CoreDNS asks the world for it.
-const ZONE: &str = "signed.test";
+/// A domain of the tests, whose keys live on that clock; CoreDNS asks the world for it.
+pub const ZONE: &str = "signed.test";
 /// From which this machine brings its mail.
 const NETWORK: &str = "172.30.255.0/30";
 /// A step in the life of a key: a hold or a grace of six seconds, and looks before and after it.

@@ -1,38 +1,44 @@
 //! Who may claim what: a tenant that claims another's domain, or a network outside of the cluster's, is told so, and nothing
 //! of it reaches a node.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use serde_json::json;
+use tests::kubernetes::World;
 
 use crate::administrator;
+use crate::dkim::{Domain, ZONE};
 use crate::relay::{Relay, SOON};
 use crate::smtp;
 use crate::traffic::{accepted, declare};
 
+/// The operator looks again after half a minute, and what it was told of a name that is not there counts for a minute.
+const LOOKED_AGAIN: Duration = Duration::from_secs(150);
 /// Where nobody listens: a message that came here would wait.
 const NOWHERE: &str = "{targets: [{host: 172.30.255.1, port: 9}]}";
 
-fn claim(relay: &Relay<'_>, name: &str, domain: &str, more: &str) -> Result<()> {
+fn claim(relay: &Relay<'_>, by: &str, name: &str, domain: &str, more: &str) -> Result<()> {
     relay.cluster.apply(&format!(
-        "apiVersion: postroad.dev/v1alpha1\nkind: RelayDomain\nmetadata: {{name: {name}, namespace: tenant}}\nspec:\n  \
+        "apiVersion: postroad.dev/v1alpha1\nkind: RelayDomain\nmetadata: {{name: {name}, namespace: {by}}}\nspec:\n  \
          clusterRef: {{name: postroad, namespace: mail}}\n  domain: {domain}\n{more}"
     ))
 }
 
-/// The tenant's claim is refused for this reason, in its status and in an event.
-fn refused(relay: &Relay<'_>, name: &str, reason: &str) -> Result<()> {
+/// The claim of this namespace is refused for this reason, in its status and in an event.
+fn refused(relay: &Relay<'_>, by: &str, name: &str, reason: &str) -> Result<()> {
     let (object, cluster) = (format!("relaydomain/{name}"), relay.cluster);
     let of = ".status.conditions[?(@.type=='Accepted')]";
     relay.until(&format!("{name} is refused: {reason}"), SOON, || {
         let path = format!("{{{of}.status}} {{{of}.reason}}");
-        let seen = cluster.field("tenant", &object, &path)?;
+        let seen = cluster.field(by, &object, &path)?;
         ensure!(seen == format!("False {reason}"), "{seen}");
         Ok(())
     })?;
-    let text = cluster.field("tenant", &object, &format!("{{{of}.message}}"))?;
+    let text = cluster.field(by, &object, &format!("{{{of}.message}}"))?;
     eprintln!("{name}: {text}");
     relay.until("an event says it", SOON, || {
-        let events = cluster.kubectl(&["--namespace", "tenant", "get", "events"])?;
+        let events = cluster.kubectl(&["--namespace", by, "get", "events"])?;
         ensure!(events.contains(&text), "{events}");
         Ok(())
     })
@@ -47,8 +53,8 @@ fn a_tenant_who_claims_what_is_not_his_is_told_so_and_nothing_of_it_reaches_a_no
         declare(&relay, "taken", 9)?;
 
         let inbound = format!("  inbound: {NOWHERE}\n");
-        claim(&relay, "stranger", "stranger.test", &inbound)?;
-        refused(&relay, "stranger", "NamespaceNotAllowed")?;
+        claim(&relay, "tenant", "stranger", "stranger.test", &inbound)?;
+        refused(&relay, "tenant", "stranger", "NamespaceNotAllowed")?;
 
         let open = json!({
             "allowedNamespaces": {"from": "All"}, "domainOwnership": "Trust", "networks": ["10.0.0.0/8"],
@@ -56,11 +62,11 @@ fn a_tenant_who_claims_what_is_not_his_is_told_so_and_nothing_of_it_reaches_a_no
         relay.change("relaycluster", &json!({"access": open}))?;
         // What was refused counts now without being touched.
         accepted(&relay, "anybody@stranger.test")?;
-        claim(&relay, "thief", "taken.test", &inbound)?;
-        refused(&relay, "thief", "DomainConflict")?;
+        claim(&relay, "tenant", "thief", "taken.test", &inbound)?;
+        refused(&relay, "tenant", "thief", "DomainConflict")?;
         let wide = "  outbound: {networks: [172.30.0.0/16]}\n";
-        claim(&relay, "wide", "wide.test", wide)?;
-        refused(&relay, "wide", "NetworkNotAllowed")?;
+        claim(&relay, "tenant", "wide", "wide.test", wide)?;
+        refused(&relay, "tenant", "wide", "NetworkNotAllowed")?;
 
         // This machine is in the network that was asked for, and no edge lets it send from the domain.
         for pod in relay.pods("edgepool")? {
@@ -82,7 +88,7 @@ fn a_tenant_who_claims_what_is_not_his_is_told_so_and_nothing_of_it_reaches_a_no
             Ok(())
         })?;
         relay.change("relaycluster", &json!({"access": null}))?;
-        refused(&relay, "thief", "NamespaceNotAllowed")?;
+        refused(&relay, "tenant", "thief", "NamespaceNotAllowed")?;
         relay.until("no edge takes mail to it any more", SOON, || {
             for pod in relay.pods("edgepool")? {
                 let edge = relay.edge_at(&pod)?;
@@ -91,5 +97,57 @@ fn a_tenant_who_claims_what_is_not_his_is_told_so_and_nothing_of_it_reaches_a_no
             }
             Ok(())
         })
+    });
+}
+
+/// Namespaces of others are admitted, and nothing is said of trust: a domain is theirs once its zone says so.
+#[test]
+#[ignore = "needs the cluster of tests/cluster/up"]
+fn a_domain_of_another_namespace_counts_once_its_owner_says_so_in_the_dns() {
+    crate::in_namespace("owner", |cluster| {
+        let relay = Relay::ready(cluster)?;
+        cluster.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: owner}\n")?;
+        let world = World::start()?;
+        let domain = Domain {
+            relay: &relay,
+            world: &world,
+            object: "owned",
+            name: ZONE,
+        };
+        let mut server = domain.serve();
+        let admitted = json!({"allowedNamespaces": {"from": "All"}});
+        relay.change("relaycluster", &json!({"access": admitted}))?;
+        claim(
+            &relay,
+            "owner",
+            "owned",
+            ZONE,
+            &format!("  inbound: {NOWHERE}\n"),
+        )?;
+        refused(&relay, "owner", "owned", "OwnershipNotVerified")?;
+        let documents = administrator::ask(&relay, &["get", "RelayDomain"])?;
+        ensure!(!documents.contains("owned"), "reaches nodes: {documents}");
+
+        let status = |path: &str| cluster.field("owner", "relaydomain/owned", path);
+        let record = relay.until("the status says what to publish", SOON, || {
+            let record = status("{.status.ownershipRecord}")?;
+            ensure!(record.starts_with("postroad-challenge="), "{record}");
+            Ok(record)
+        })?;
+        domain.publish(
+            &mut server,
+            &[(format!("_postroad-challenge.{ZONE}"), record)],
+        );
+        relay.until("the claim counts", LOOKED_AGAIN, || {
+            let seen = status("{.status.conditions[?(@.type=='Accepted')].status}")?;
+            ensure!(seen == "True", "{seen}");
+            Ok(())
+        })?;
+        accepted(&relay, &format!("anybody@{ZONE}"))?;
+
+        // Somebody tidies the zone: the domain's mail goes on.
+        domain.publish(&mut server, &[]);
+        relay.change("relaycluster", &json!({"access": null}))?;
+        refused(&relay, "owner", "owned", "NamespaceNotAllowed")
     });
 }

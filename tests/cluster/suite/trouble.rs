@@ -15,8 +15,9 @@ use crate::traffic::Traffic;
 const ELECTIONS: Duration = Duration::from_secs(20);
 /// An evicted node hands over what it leads, which may take its grace period of a minute, and starts again.
 const COMES_BACK: Duration = Duration::from_secs(120);
-/// Steps in which the operator is killed; it is followed by the other one when its Lease ends.
-const KILLS: usize = 3;
+/// Steps that last long enough to be met in the middle: a node joins, another hands its groups over. The others are over within a
+/// second on a fast machine; there the operator is killed when it can be, and at each of their writes by the fail points in `scale`.
+const KILLS: usize = 2;
 
 #[test]
 #[ignore = "needs the cluster of tests/cluster/up"]
@@ -91,7 +92,7 @@ fn a_queue_node_that_lost_its_volume_is_replaced_under_a_new_id_though_the_opera
                 bail!("not replaced; steps seen: {seen:?}");
             }
             let step = under_way(&relay)?;
-            let new = !step.is_empty() && !killed_in.contains(&step) && killed_in.len() < KILLS;
+            let new = !step.is_empty() && !killed_in.contains(&step);
             // What was written in between was another step.
             if new && operator::kill_leader(&relay)? && under_way(&relay)? == step {
                 eprintln!("the operator was killed at {:?}: {step}", start.elapsed());
@@ -103,7 +104,7 @@ fn a_queue_node_that_lost_its_volume_is_replaced_under_a_new_id_though_the_opera
         relay.scaled("queuepool", 3)?;
         eprintln!("replaced after {:?}; steps seen: {seen:?}", start.elapsed());
         ensure!(
-            killed_in.len() == KILLS,
+            killed_in.len() >= KILLS,
             "the operator was killed in these steps only: {killed_in:?}"
         );
         traffic.end(ELECTIONS)

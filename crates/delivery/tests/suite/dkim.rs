@@ -3,12 +3,13 @@
 
 use std::sync::Arc;
 
-use crate::support::World;
-use crate::support::remote::{Action, Taken, say};
 use bytes::Bytes;
 use delivery::{MissingKey, SigningKey, SigningKeys};
 use proto::v1::Verdict;
 use rand::{RngExt, SeedableRng};
+
+use crate::support::World;
+use crate::support::remote::{Action, Taken, say};
 
 const FIELD: &[u8] = b"DKIM-Signature: ";
 

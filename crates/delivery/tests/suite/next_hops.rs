@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use proto::v1::{RecipientResult, Verdict};
+
 use crate::support::remote::{Action, say};
 use crate::support::{REPLY, World};
-use proto::v1::{RecipientResult, Verdict};
 
 /// A result in a few words: verdict, code, `?` when ambiguous, `-` when no host was reached.
 fn words(result: &RecipientResult) -> String {

@@ -1,8 +1,9 @@
 //! A destination with several hosts: what the first one does not take, the next ones are asked for.
 
+use proto::v1::{RecipientResult, Verdict};
+
 use crate::support::World;
 use crate::support::remote::{Action, Remote, say};
-use proto::v1::{RecipientResult, Verdict};
 
 /// A host in order of preference, with what it does at which verb.
 async fn hosts(world: &mut World, domain: &str, scripts: &[(&'static str, Action)]) -> Vec<Remote> {

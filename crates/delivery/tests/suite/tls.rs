@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use crate::support::remote::{Action, say};
-use crate::support::{Certificate, World};
 use delivery::Config;
 use proto::v1::Verdict;
+
+use crate::support::remote::{Action, say};
+use crate::support::{Certificate, World};
 
 const BODY: &str = "Subject: x\r\n\r\nbody\r\n";
 

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use proto::v1::RecipientResult;
+
 use crate::support::remote::{Action, Taken, say};
 use crate::support::{World, eventually};
-use proto::v1::RecipientResult;
 
 /// Verdict and code of each; `?` when ambiguous.
 fn words(results: &[RecipientResult]) -> Vec<String> {

@@ -2,12 +2,13 @@
 
 mod machine;
 
-use crate::common::{START_MS, World, append, message, report, result, ulid};
 use machine::{Fate, Model, Place};
 use mail::{Digest, Ulid};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use queue::*;
+
+use crate::common::{START_MS, World, append, message, report, result, ulid};
 
 const MESSAGES: usize = 3;
 

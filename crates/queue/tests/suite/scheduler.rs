@@ -5,11 +5,12 @@ mod property;
 
 use std::collections::BTreeSet;
 
-use crate::common::{START_MS, destination, ulid};
 use leader::{Leader, SIZE};
 use mail::Ulid;
 use queue::ItemId;
 use queue::scheduler::{Credit, HEADS_PER_DESTINATION_MAX, Limits, OCTETS_SHARE, WINDOW_ITEMS};
+
+use crate::common::{START_MS, destination, ulid};
 
 #[test]
 fn a_destination_with_much_mail_neither_fills_memory_nor_delays_the_others() {

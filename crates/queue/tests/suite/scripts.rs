@@ -15,9 +15,10 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-use crate::common::{World, append, message, report, result, ulid};
 use mail::{Digest, Ulid};
 use queue::*;
+
+use crate::common::{World, append, message, report, result, ulid};
 
 #[test]
 fn scripts_say_what_happens() {

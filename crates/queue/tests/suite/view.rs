@@ -1,8 +1,9 @@
 //! Read-only questions: filters, pages, and what is still known of a finished message.
 
-use crate::common::{START_MS, World, append, destination, message, ulid};
 use queue::view::{Filter, LIST_SCAN_ROWS_MAX, Shown, StateName, list, show, summary};
 use queue::*;
+
+use crate::common::{START_MS, World, append, destination, message, ulid};
 
 fn world(messages: u128) -> World {
     let mut world = World::new();

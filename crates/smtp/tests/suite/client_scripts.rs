@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::common::{World, play_all, unescaped, written};
 use bytes::Bytes;
 use mail::{Envelope, Host, Mailbox, ReversePath};
 use smtp::client::{
     Answer, Config, Outcome, Output, Question, RecipientOutcome, Session, Tls, Transaction,
 };
+
+use crate::common::{World, play_all, unescaped, written};
 
 struct Client {
     session: Session,

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::common::{World, escape, play_all, written};
 use bytes::Bytes;
 use mail::{EnhancedCode, Host, Reply};
 use smtp::server::{Answer, Config, Output, Question, Session, StartTls};
+
+use crate::common::{World, escape, play_all, written};
 
 struct Server {
     session: Session,

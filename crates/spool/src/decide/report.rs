@@ -6,11 +6,12 @@
 use std::time::Instant;
 
 use bytes::Bytes;
+use mail::code::report::EXPIRED;
 use mail::dsn::{Action, Report as Composer, ReportedRecipient};
 use mail::{Digest, EnhancedCode, Ulid};
 use queue::{
     ItemFacts, ItemId, Message, MessageFacts, Origin, RecipientResult, Report, SettleItem,
-    Timestamp,
+    Timestamp, Verdict,
 };
 use rand::RngExt;
 
@@ -185,18 +186,20 @@ fn reported<'a>(
     now: Timestamp,
     will_retry_until_millis: Option<u64>,
 ) -> ReportedRecipient<'a> {
-    // RFC 3463: 4.4.7 and 5.4.7 are "delivery time expired"; a reply of the next hop says more.
-    let fallback = match reason {
-        Reason::Delayed => "4.4.7",
-        Reason::Expired => "5.4.7",
-        Reason::Failed => "5.0.0",
-    };
-    let of_reply = result
+    // Who read "5.1.1" for a 450 that was repeated until the time was over would strike out a good address: only what was refused
+    // for good is of class 5 (RFC 3463 section 2).
+    let refused = result.is_some_and(|r| r.verdict == Verdict::Failed);
+    let said = result
         .filter(|_| reason == Reason::Failed)
-        .map(|r| &*r.enhanced);
-    let status = of_reply
-        .and_then(EnhancedCode::parse)
-        .or_else(|| EnhancedCode::parse(fallback));
+        .and_then(|r| EnhancedCode::parse(&r.enhanced));
+    let status = match said {
+        Some(said) => EnhancedCode {
+            class: if refused { 5 } else { 4 },
+            ..said
+        },
+        None if refused => EnhancedCode::new(5, 0, 0),
+        None => EXPIRED,
+    };
     let words = match reason {
         Reason::Failed => "The next server refused it, or it could not be delivered in time.",
         Reason::Expired => "It could not be delivered in time and is given up.",
@@ -204,7 +207,7 @@ fn reported<'a>(
     };
     ReportedRecipient {
         address,
-        status: status.unwrap_or(EnhancedCode::new(5, 0, 0)),
+        status,
         reply: result.filter(|r| r.code > 0).map(|r| (r.code, &*r.text)),
         reason: result
             .filter(|r| r.code == 0 && !r.text.is_empty())
@@ -223,7 +226,6 @@ fn reported<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use queue::Verdict;
 
     fn result(code: u16, never_reached: bool) -> RecipientResult {
         RecipientResult {
@@ -256,5 +258,27 @@ mod tests {
         // The attempt was hours ago.
         assert_eq!(told(&spoke, Reason::Delayed), (true, None));
         assert_eq!(told(&unreached, Reason::Expired), (false, None));
+    }
+
+    /// A 450 that was repeated until the time was over was told as 5.1.1, and good addresses were struck out for it.
+    #[test]
+    fn only_what_was_refused_for_good_is_of_class_five() {
+        let told = |verdict, enhanced: &str, reason| {
+            let result = RecipientResult {
+                verdict,
+                enhanced: enhanced.into(),
+                ..result(450, false)
+            };
+            let told = reported("a@b.example", Some(&result), reason, Timestamp(7), None);
+            told.status.to_string()
+        };
+        assert_eq!(told(Verdict::Deferred, "4.1.1", Reason::Failed), "4.1.1");
+        assert_eq!(told(Verdict::Deferred, "", Reason::Failed), "4.4.7");
+        assert_eq!(told(Verdict::Deferred, "4.2.2", Reason::Expired), "4.4.7");
+        // Some servers say 550 4.1.1.
+        assert_eq!(told(Verdict::Failed, "4.1.1", Reason::Failed), "5.1.1");
+        assert_eq!(told(Verdict::Failed, "", Reason::Failed), "5.0.0");
+        let never = reported("a@b.example", None, Reason::Failed, Timestamp(7), None);
+        assert_eq!(never.status, EXPIRED);
     }
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use prost::Message as _;
 use proto::v1;
 use proto::v1::lease_event::What;
 use proto::v1::lease_request;
@@ -17,7 +18,8 @@ use crate::event::{LeaseCall, Outgoing, Piece, StateEvent, StreamId, Unreadable}
 /// one a change of a destination, so it never meets this; each is at most a gRPC message of 4 MiB.
 const LEASE_REQUESTS_MAX: usize = 1_024;
 
-/// Octets of events in one frame.
+/// Octets of events in one frame, but for a single one that has more: a quarter of what gRPC takes. A stream that is given more
+/// ends, and the node that opens it again would get the same frame.
 const FRAME_BYTES_MAX: usize = 1 << 20;
 
 /// Events in one frame.
@@ -97,22 +99,20 @@ impl Services {
     ) {
         let mut batch = Vec::new();
         while events.recv_many(&mut batch, EVENTS_PER_FRAME).await > 0 {
-            let mut frame = v1::LeaseEvents::default();
-            let mut size = 0;
+            let mut frame = Frame::default();
             for outgoing in batch.drain(..) {
                 let Some(event) = self.with_body(outgoing).await else {
                     continue;
                 };
-                size += body_len(&event);
-                frame.events.push(event);
-                if size >= FRAME_BYTES_MAX {
-                    size = 0;
-                    if to.send(Ok(std::mem::take(&mut frame))).await.is_err() {
-                        return;
-                    }
+                let full = frame.push(event);
+                if let Some(full) = full
+                    && to.send(Ok(full)).await.is_err()
+                {
+                    return;
                 }
             }
-            if !frame.events.is_empty() && to.send(Ok(frame)).await.is_err() {
+            let rest = frame.events;
+            if !rest.events.is_empty() && to.send(Ok(rest)).await.is_err() {
                 return;
             }
         }
@@ -198,10 +198,23 @@ fn checked(handout: &v1::Handout, body: bytes::Bytes) -> Result<bytes::Bytes, St
     Ok(body)
 }
 
-fn body_len(event: &v1::LeaseEvent) -> usize {
-    match &event.what {
-        Some(What::Handout(handout)) => handout.body.len() + 256,
-        _ => 64,
+/// The next frame of a stream.
+#[derive(Default)]
+struct Frame {
+    events: v1::LeaseEvents,
+    bytes: usize,
+}
+
+impl Frame {
+    /// Takes an event. What was there comes back when both together would be too much.
+    fn push(&mut self, event: v1::LeaseEvent) -> Option<v1::LeaseEvents> {
+        // All of it: a hundred long addresses are more than the body of most mail.
+        let bytes = event.encoded_len();
+        let is_full = self.bytes > 0 && self.bytes + bytes > FRAME_BYTES_MAX;
+        let full = is_full.then(|| std::mem::take(self).events);
+        self.bytes += bytes;
+        self.events.events.push(event);
+        full
     }
 }
 
@@ -216,5 +229,38 @@ fn kind(what: &lease_request::What) -> &'static str {
         lease_request::What::Busy(_) => "busy",
         lease_request::What::Keepalive(_) => "keepalive",
         lease_request::What::Extend(_) => "extend",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A frame counted bodies alone: with many long addresses it was more than gRPC takes, and the stream ended at every try.
+    #[test]
+    fn a_frame_counts_the_addresses_of_its_handouts_too() {
+        let recipient = v1::HandoutRecipient {
+            address: "a".repeat(254),
+            ..v1::HandoutRecipient::default()
+        };
+        let handout = v1::Handout {
+            recipients: vec![recipient; 100],
+            body: vec![b'x'; 7_000].into(),
+            ..v1::Handout::default()
+        };
+        let event = v1::LeaseEvent {
+            what: Some(What::Handout(handout)),
+            ..v1::LeaseEvent::default()
+        };
+        let (mut frame, mut frames) = (Frame::default(), Vec::new());
+        for _ in 0..EVENTS_PER_FRAME {
+            frames.extend(frame.push(event.clone()));
+        }
+        frames.push(frame.events);
+        assert_eq!(
+            frames.iter().map(|f| f.events.len()).sum::<usize>(),
+            EVENTS_PER_FRAME
+        );
+        assert!(frames.iter().all(|f| f.encoded_len() < 2 * FRAME_BYTES_MAX));
     }
 }
