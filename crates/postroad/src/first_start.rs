@@ -10,14 +10,15 @@
 //!   seal/         the key that seals DKIM keys on their way to the delivery node
 //! ```
 
+mod certificates;
+
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::SystemTime;
 
-use proto::{Role, pki};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
@@ -30,8 +31,6 @@ const SHARDS: u32 = 4;
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 /// Draws before it is said that there is no free port.
 const PORT_DRAWS: usize = 200;
-/// A certificate is made anew at a start when it is older than this; it is valid for a year.
-const CERTIFICATE_AGE_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// What was decided at the first start.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
@@ -96,6 +95,12 @@ impl Opened {
     pub fn pki_dir(&self, name: &str) -> PathBuf {
         pki_dir(&self.dir, name)
     }
+
+    /// Renews certificates from now on. Call it inside of a runtime.
+    pub fn follow(&self) {
+        let (dir, every) = (self.dir.clone(), certificates::LOOK_EVERY);
+        tokio::spawn(certificates::follow(dir, self.installation.clone(), every));
+    }
 }
 
 /// Certificates of `edge`, `delivery`, `admin` or `queue-N` in the data directory of an `up`.
@@ -138,9 +143,7 @@ pub fn open(data: &Path, replicas: Option<u32>) -> Result<Opened, Failure> {
         dir: data.into(),
         _lock: lock,
     };
-    for (role, name, dir) in holders(&opened.installation) {
-        renew(data, role, &name, &opened.pki_dir(&dir))?;
-    }
+    certificates::renew(data, &opened.installation, SystemTime::now())?;
     make_sealing_key(&opened.seal_dir())?;
     Ok(opened)
 }
@@ -228,7 +231,7 @@ fn make(data: &Path, replicas: u32) -> Result<Installation, Failure> {
         shards: SHARDS,
         nodes,
     };
-    make_pki(data, &made)?;
+    certificates::make(data, &made)?;
     write(data, &made)?;
     tracing::info!(data = %data.display(), cluster = made.cluster_id, replicas, "first start: made certificates and data directory");
     Ok(made)
@@ -249,33 +252,6 @@ fn port_of(listener: &TcpListener) -> Result<u16, Failure> {
     Ok(listener.local_addr().map_err(Failure::failed)?.port())
 }
 
-/// Who holds a certificate: role, name in it, directory.
-fn holders(installation: &Installation) -> Vec<(Role, String, String)> {
-    let mut all: Vec<_> = [Role::Edge, Role::Delivery, Role::Admin]
-        .map(|role| (role, "up".to_owned(), role.to_string()))
-        .into();
-    all.extend(installation.nodes.iter().map(|node| {
-        let id = node.node.to_string();
-        (Role::Queue, id.clone(), format!("queue-{id}"))
-    }));
-    all
-}
-
-/// Makes everything beside its place and renames it, so that a crash leaves all or nothing.
-fn make_pki(data: &Path, installation: &Installation) -> Result<(), Failure> {
-    let (new, place) = (data.join("pki.new"), data.join("pki"));
-    for leftover in [&new, &place] {
-        if leftover.exists() {
-            fs::remove_dir_all(leftover).map_err(|e| cannot("remove", leftover, e))?;
-        }
-    }
-    pki::init(&installation.cluster_id, &new.join("ca")).map_err(Failure::failed)?;
-    for (role, name, dir) in holders(installation) {
-        pki::issue(&new.join("ca"), role, &name, &new.join(dir)).map_err(Failure::failed)?;
-    }
-    fs::rename(&new, &place).map_err(|e| cannot("create", &place, e))
-}
-
 /// A directory with one sealing key, unless it is there: readable for this user only.
 fn make_sealing_key(dir: &Path) -> Result<(), Failure> {
     if dir.exists() {
@@ -294,27 +270,6 @@ fn make_sealing_key(dir: &Path) -> Result<(), Failure> {
     written
         .and_then(|()| fs::rename(&new, dir))
         .map_err(|e| cannot("write", &path, e))
-}
-
-/// Replaces a certificate that is getting old.
-fn renew(data: &Path, role: Role, name: &str, dir: &Path) -> Result<(), Failure> {
-    let certificate = dir.join(pki::NODE_CERTIFICATE);
-    let age = fs::metadata(&certificate)
-        .and_then(|meta| meta.modified())
-        .ok()
-        .and_then(|made| made.elapsed().ok());
-    if age.is_none_or(|age| age < CERTIFICATE_AGE_MAX) {
-        return Ok(());
-    }
-    let new = dir.with_extension("new");
-    if new.exists() {
-        fs::remove_dir_all(&new).map_err(|e| cannot("remove", &new, e))?;
-    }
-    pki::issue(&data.join("pki/ca"), role, name, &new).map_err(Failure::failed)?;
-    fs::remove_dir_all(dir).map_err(|e| cannot("remove", dir, e))?;
-    fs::rename(&new, dir).map_err(|e| cannot("create", dir, e))?;
-    tracing::info!(%role, name, "made a new certificate");
-    Ok(())
 }
 
 fn write(data: &Path, installation: &Installation) -> Result<(), Failure> {

@@ -34,6 +34,7 @@ pub async fn run(settings: settings::Up) -> Result<(), Failure> {
     };
     let hostname = role::hostname(settings.mail.hostname.as_deref())?;
     let opened = first_start::open(&settings.data, settings.replicas)?;
+    opened.follow();
 
     let mut queues = Vec::new();
     for node in &opened.installation.nodes {

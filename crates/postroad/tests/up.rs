@@ -16,6 +16,27 @@ fn with_crlf(text: &[u8]) -> Vec<u8> {
         .collect()
 }
 
+/// What `queue list` says.
+fn list(place: &Place, more: &[&str]) -> serde_json::Value {
+    let all = [&["queue", "list", "-o", "json"][..], more].concat();
+    let out = place.ask(&all);
+    assert!(out.status.success());
+    serde_json::from_slice(&out.stdout).unwrap()
+}
+
+/// Of a message that is the only one: with room for it nothing is left, whatever else is asked for.
+fn only_what_was_not_shown_is_more(place: &Place) {
+    let all = list(place, &["--limit", "1"]);
+    assert_eq!(all["more"], false);
+    let id = all["items"][0]["message"].as_str().unwrap();
+    let unknown = "01ARZ3NDEKTSV4RRFFQ69G5FAV";
+    for (limit, shown, more) in [("1", 1, false), ("0", 0, true)] {
+        let found = list(place, &["--limit", limit, id, unknown]);
+        assert_eq!(found["items"].as_array().unwrap().len(), shown);
+        assert_eq!(found["more"], more, "--limit {limit}");
+    }
+}
+
 #[test]
 fn a_message_arrives_octet_for_octet_and_the_end_is_orderly() {
     let sink = Sink::start();
@@ -82,6 +103,7 @@ fn what_waited_when_it_was_killed_is_delivered_once_after_the_restart() {
     while counted() != 1.0 {
         std::thread::sleep(Duration::from_millis(50));
     }
+    only_what_was_not_shown_is_more(&place);
     let refused = place.ask(&["queue", "drop", "--all"]);
     assert_eq!(refused.status.code(), Some(2), "nobody said --yes");
     up.kill();

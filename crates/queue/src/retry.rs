@@ -122,6 +122,20 @@ impl Policy {
         now.plus(self.spread(self.first_ms, jitter))
     }
 
+    /// What lies at least between an attempt like this one and a retry that is drawn back to expiry: the first delay of its
+    /// schedule. No more than half the lifetime, so that a first delay of nearly all of it leaves a second attempt.
+    fn least_ms(&self, history: History) -> u64 {
+        let first = match history.unreached {
+            0 => self.first_ms,
+            _ => self.unreached_first_ms,
+        };
+        let least = match history.ambiguous {
+            true => first.max(self.ambiguous_ms),
+            false => first,
+        };
+        least.min(self.lifetime_ms / 2)
+    }
+
     fn spread(&self, delay_ms: u64, jitter: f64) -> u64 {
         let jitter = if jitter.is_finite() {
             jitter.clamp(-1.0, 1.0)
@@ -157,7 +171,8 @@ pub enum Next {
 /// Decides what becomes of an item's open recipients. `jitter`, drawn by the caller, is in -1.0 ..= 1.0.
 ///
 /// The last attempt is made when the item expires, not before: a retry that would come later is drawn back to
-/// `expires`, unless that is less than the first delay away.
+/// `expires`, unless that is less than the first delay away. Then the attempt that just ended was the last: another one so
+/// soon would only find what it found.
 pub fn next(
     policy: &Policy,
     history: History,
@@ -183,7 +198,13 @@ pub fn next(
         delay
     };
     let at = now.plus(policy.spread(delay, jitter).max(1));
-    Next::Retry(at.min(expires))
+    if at <= expires {
+        Next::Retry(at)
+    } else if now.plus(policy.least_ms(history)) <= expires {
+        Next::Retry(expires)
+    } else {
+        Next::GiveUp
+    }
 }
 
 /// The delay after the `nth` attempt.
@@ -262,6 +283,56 @@ mod tests {
         assert_eq!(next(&policy, history, expires, expires, 0.5), Next::GiveUp);
     }
 
+    /// An attempt 1 ms before expiry was repeated 1 ms later.
+    #[test]
+    fn a_retry_is_not_drawn_back_to_an_expiry_that_is_nearer_than_the_first_delay() {
+        let policy = Policy::default();
+        let reached = History {
+            attempts: 30,
+            ..History::default()
+        };
+        let unreached = History {
+            unreached: 9,
+            ..reached
+        };
+        let ambiguous = History {
+            ambiguous: true,
+            ..reached
+        };
+        let expires = Timestamp(policy.lifetime_ms);
+        for (history, least_ms) in [
+            (reached, policy.first_ms),
+            (unreached, policy.unreached_first_ms),
+            (ambiguous, policy.ambiguous_ms),
+        ] {
+            let at = |left_ms: u64| {
+                let now = Timestamp(policy.lifetime_ms - left_ms);
+                next(&policy, history, now, expires, 0.0)
+            };
+            assert_eq!(at(least_ms), Next::Retry(expires), "{history:?}");
+            assert_eq!(at(least_ms - 1), Next::GiveUp, "{history:?}");
+            assert_eq!(at(1), Next::GiveUp, "{history:?}");
+        }
+    }
+
+    #[test]
+    fn a_first_delay_as_long_as_the_lifetime_leaves_a_second_attempt() {
+        let policy = Policy {
+            first_ms: HOUR_MS,
+            lifetime_ms: HOUR_MS,
+            ..Policy::default()
+        };
+        let first = History {
+            attempts: 1,
+            ..History::default()
+        };
+        let (now, expires) = (Timestamp(MINUTE_MS), Timestamp(HOUR_MS));
+        assert_eq!(
+            next(&policy, first, now, expires, 0.0),
+            Next::Retry(expires)
+        );
+    }
+
     #[test]
     fn the_defaults_are_valid_and_nonsense_is_told() {
         let policy = Policy::default();
@@ -306,16 +377,21 @@ mod tests {
     proptest! {
         #[test]
         fn a_retry_is_later_than_now_and_within_its_jitter(
-            attempts: u32, unreached in 0u32..9, ambiguous: bool, now in 0u64..1 << 50, left in 1u64..1 << 40, jitter: f64,
+            attempts: u32, unreached in 0u32..9, ambiguous: bool, now in 0u64..1 << 50,
+            left in prop_oneof![1..HOUR_MS, 1u64..1 << 40], jitter: f64,
         ) {
             let policy = Policy::default();
+            let history = History { attempts, unreached, ambiguous };
+            let least = policy.least_ms(history);
             let (now, expires) = (Timestamp(now), Timestamp(now + left));
-            match next(&policy, History { attempts, unreached, ambiguous }, now, expires, jitter) {
+            match next(&policy, history, now, expires, jitter) {
                 Next::Retry(at) => {
-                    prop_assert!(at > now && at <= expires);
+                    prop_assert!(at <= expires);
+                    // 1 ms, because part of one is cut off.
+                    prop_assert!(at.0 - now.0 >= least - least / 10 - 1);
                     prop_assert!(at.0 - now.0 <= policy.max_ms + policy.max_ms / 10);
                 }
-                Next::GiveUp => prop_assert!(false, "gave up before expiry"),
+                Next::GiveUp => prop_assert!(left < least, "gave up before expiry"),
             }
         }
     }

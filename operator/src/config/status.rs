@@ -87,7 +87,8 @@ pub async fn tell_domain(
             let (reason, text) = (reason(refusal), refusal.to_string());
             let mut old = before.conditions.iter();
             if !old.any(|old| old.type_ == "Accepted" && old.message == text) {
-                context.warn(domain, "NotAccepted", text.clone()).await;
+                // By its own reason: of two events with the same one within minutes only the first one's text is kept.
+                context.warn(domain, &reason.text(), text.clone()).await;
             }
             conditions.set("Accepted", false, reason, text.clone());
             conditions.set("Programmed", false, reason, "nothing of it reaches a node");

@@ -1,6 +1,7 @@
 //! Both charts, by Helm 3 and by Helm 4: clean, taken by the real API server, and never with a number of nodes.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tests::child::run;
@@ -177,6 +178,7 @@ fn an_operator_of_one_namespace_has_rights_in_that_one_only_and_they_are_enough(
             Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
         };
         whole_relay(cluster)?;
+        leads_on(cluster)?;
         let here = may(&["list", "secrets", "-n", ALONE])?;
         let elsewhere = may(&["list", "secrets", "-n", MAIL])?;
         ensure!(
@@ -195,6 +197,21 @@ fn an_operator_of_one_namespace_has_rights_in_that_one_only_and_they_are_enough(
         ensure!(!logs.is_empty() && !logs.contains("forbidden"), "{logs}");
         by(&["uninstall", ALONE]).map(drop)
     });
+}
+
+/// Whoever leads there goes on with it, for longer than a Lease lasts that nobody renews.
+fn leads_on(cluster: &Kubernetes) -> Result<()> {
+    let lease = format!("lease/postroad-leader-{ALONE}");
+    let read = |path: &str| cluster.field(ALONE, &lease, path);
+    let (holder, renewed) = ("{.spec.holderIdentity}", "{.spec.renewTime}");
+    let before = (read(holder)?, read(renewed)?);
+    std::thread::sleep(Duration::from_secs(20));
+    let after = (read(holder)?, read(renewed)?);
+    ensure!(
+        !before.0.is_empty() && before.0 == after.0 && before.1 != after.1,
+        "{before:?}, 20 s later {after:?}"
+    );
+    Ok(())
 }
 
 /// A relay of its own, as far as mail is accepted for a domain that has keys; nobody else looks after it.

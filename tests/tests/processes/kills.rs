@@ -59,7 +59,6 @@ async fn what_got_250_arrives_whoever_is_killed() {
             other => other.to_owned(),
         };
         assert!(client.ledger.acked() < count, "there is mail under way");
-        assert!(client.ledger.acked() < count, "there is mail under way");
         cluster.kill(&victim).unwrap();
         let at = Instant::now();
         gaps.push((victim.clone(), at));

@@ -271,7 +271,7 @@ fn shown_json(message: Ulid, found: &ShowResponse) -> Value {
     })
 }
 
-/// Items that match; with several message ids, those of each.
+/// Items that match, at most `limit`, and whether there are more; with several message ids, those of each.
 async fn find(
     admin: &AdminClient,
     filter: &Filter,
@@ -288,16 +288,24 @@ async fn find(
             .map(|state| state.name().into())
             .unwrap_or_default(),
     };
-    if filter.messages.is_empty() {
-        return Ok(admin.list(&one(None), limit).await?);
-    }
+    // One more is asked for than is wanted: only one that was seen says that there are more. What is full already knows
+    // nothing of the shards and messages after it.
+    let wanted = limit.saturating_add(1);
     let mut items = Vec::new();
-    let mut more = false;
-    for message in &filter.messages {
-        let (found, left) = admin.list(&one(Some(message)), limit - items.len()).await?;
-        items.extend(found);
-        more |= left;
+    if filter.messages.is_empty() {
+        (items, _) = admin.list(&one(None), wanted).await?;
     }
+    for message in &filter.messages {
+        let (found, _) = admin
+            .list(&one(Some(message)), wanted - items.len())
+            .await?;
+        items.extend(found);
+        if items.len() == wanted {
+            break;
+        }
+    }
+    let more = items.len() > limit;
+    items.truncate(limit);
     Ok((items, more))
 }
 
