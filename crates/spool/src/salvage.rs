@@ -67,7 +67,7 @@ pub fn salvage(
     work: &Path,
     mut take: impl FnMut(Salvaged) -> Result<(), SalvageError>,
 ) -> Result<Vec<String>, SalvageError> {
-    let _lock = Lock::take(data)?;
+    let _lock = Lock::take_to_read(data)?;
     let log = data.join("log");
     let survey = Survey::of(&RealDisk, &log).map_err(io_at(&log))?;
     let mut problems = survey.gaps.clone();

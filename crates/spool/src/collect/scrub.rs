@@ -58,6 +58,11 @@ impl Scrub {
             }
             return suspect;
         };
+        if !sealed.contains(&id) {
+            // It was given back, and its file is another segment by now: a pass over a store takes a day.
+            self.suspicious = false;
+            return None;
+        }
         let from = walk.offset();
         let mut ended = false;
         let mut left = STEP_BYTES;
@@ -76,6 +81,8 @@ impl Scrub {
             }
             !ended && left > 0
         });
+        // While it was read, too.
+        let stands = segments.list().iter().any(|segment| segment.id == id);
         if let Err(error) = gone {
             // The rest of it is read by the rows that name it, one body at a time.
             unreadable(id, &error);
@@ -88,7 +95,8 @@ impl Scrub {
             self.walk = Some((id, walk));
             return None;
         }
-        std::mem::take(&mut self.suspicious).then_some(id)
+        let suspicious = std::mem::take(&mut self.suspicious);
+        (suspicious && stands).then_some(id)
     }
 
     /// The next segment; one that cannot even be opened is suspect.

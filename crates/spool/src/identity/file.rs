@@ -63,10 +63,24 @@ impl Lock {
             .write(true)
             .open(&path)
             .map_err(io)?;
+        Self::on(dir, file)
+    }
+
+    /// Locks a directory that is only read, perhaps on a file system that is read-only since it met an error.
+    pub fn take_to_read(dir: &Path) -> Result<Self, DirError> {
+        let path = dir.join("LOCK");
+        let file = fs::File::open(&path).map_err(|source| DirError::Io { path, source })?;
+        Self::on(dir, file)
+    }
+
+    fn on(dir: &Path, file: fs::File) -> Result<Self, DirError> {
         match file.try_lock() {
             Ok(()) => Ok(Self { _file: file }),
             Err(TryLockError::WouldBlock) => Err(DirError::InUse(dir.to_owned())),
-            Err(TryLockError::Error(error)) => Err(io(error)),
+            Err(TryLockError::Error(source)) => Err(DirError::Io {
+                path: dir.join("LOCK"),
+                source,
+            }),
         }
     }
 }

@@ -11,9 +11,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::error::is_unreadable;
 use super::record::{BLOCK, HEADER, RecordHeader, RecordType};
 use super::scan::Window;
 use super::{Disk, DiskFile, EntryKind, Location};
+
+/// What a device refuses to give back at once, octets: disks have sectors of this many or more.
+const SECTOR: u64 = 512;
 
 /// The records of a log by what they say.
 #[derive(Debug, Default)]
@@ -46,7 +50,7 @@ impl Survey {
         for name in disk.list(dir)? {
             if let Some(id) = segment_number(&name) {
                 let path = dir.join(name);
-                let file = disk.open(&path)?;
+                let file = disk.open_to_read(&path)?;
                 survey.files.insert(id, (path, file));
             }
         }
@@ -62,10 +66,20 @@ impl Survey {
         let size = file.size()?;
         let (mut at, mut gap) = (BLOCK, None);
         while at + HEADER as u64 <= size {
-            let Some(header) = header(&mut window, id, at)? else {
-                gap.get_or_insert(at);
-                at += 1;
-                continue;
+            let header = match header(&mut window, id, at) {
+                Ok(Some(header)) => header,
+                Ok(None) => {
+                    gap.get_or_insert(at);
+                    at += 1;
+                    continue;
+                }
+                // Not one octet of the sector is to be had.
+                Err(error) if is_unreadable(&error) => {
+                    gap.get_or_insert(at);
+                    at = (at / SECTOR + 1) * SECTOR;
+                    continue;
+                }
+                Err(error) => return Err(error),
             };
             if let Some(from) = gap.take() {
                 self.note_gap(path, from, at, &mut window)?;
@@ -90,8 +104,11 @@ impl Survey {
         let mut at = from;
         while at < to {
             let len = (to - at).min(BLOCK) as usize;
-            let octets = window.get(at, len)?;
-            if octets.is_none_or(|octets| octets.iter().any(|o| *o != 0)) {
+            let is_gap = match window.get(at, len) {
+                Ok(octets) => octets.is_none_or(|octets| octets.iter().any(|o| *o != 0)),
+                Err(error) => is_unreadable(&error) || return Err(error),
+            };
+            if is_gap {
                 self.gaps.push(format!(
                     "{}, octets {from} to {to}: no record can be read",
                     path.display()

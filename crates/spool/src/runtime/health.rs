@@ -32,24 +32,29 @@ impl Health {
         }
     }
 
-    /// The replica node stops for good: its groups close, nothing more is sent. The first reason stands.
+    /// The replica node stops for good: its groups close, nothing more is sent. The first such reason stands.
     pub fn stop_for_good(&self, reason: &str) {
-        self.stopped.send_if_modified(|stopped| {
-            if stopped.is_some() {
-                return false;
-            }
-            tracing::error!(reason, "this replica node stops");
-            *stopped = Some(reason.to_owned());
-            true
-        });
+        self.stop(reason, false);
     }
 
     /// The replica node closes now, to be opened again: there was no space, and a half-written batch is best resolved
-    /// by recovery.
+    /// by recovery. Nothing is opened again over what stopped for good, before this or while it closes.
     pub fn reopen(&self, reason: &str) {
-        self.reopen
-            .store(true, std::sync::atomic::Ordering::Relaxed);
-        self.stop_for_good(reason);
+        self.stop(reason, true);
+    }
+
+    fn stop(&self, reason: &str, reopens: bool) {
+        self.stopped.send_if_modified(|stopped| {
+            let stands = stopped.is_some() && (reopens || !self.wants_reopen());
+            if stands {
+                return false;
+            }
+            tracing::error!(reason, "this replica node stops");
+            self.reopen
+                .store(reopens, std::sync::atomic::Ordering::Relaxed);
+            *stopped = Some(reason.to_owned());
+            true
+        });
     }
 
     /// What a comparison of rows with the other replicas came to. `true`: this node stops, and must not start again.
@@ -148,5 +153,29 @@ impl Health {
 impl Default for Health {
     fn default() -> Health {
         Health::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A failed fsync while a snapshot was installed: the log said that it stops for good, the installation that it opens again,
+    /// and it was opened again.
+    #[test]
+    fn an_end_for_good_counts_whatever_else_wants_to_open_again() {
+        let health = Health::new();
+        health.stop_for_good("fsync");
+        health.reopen("no room");
+        assert_eq!(health.stopped().as_deref(), Some("fsync"));
+        assert!(!health.wants_reopen());
+
+        let health = Health::new();
+        health.reopen("no room");
+        assert!(health.wants_reopen());
+        health.stop_for_good("fsync");
+        health.stop_for_good("another");
+        assert_eq!(health.stopped().as_deref(), Some("fsync"));
+        assert!(!health.wants_reopen());
     }
 }

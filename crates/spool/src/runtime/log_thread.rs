@@ -185,10 +185,13 @@ impl LogThread {
                 reply,
             } => {
                 let written = self.writer.write_bodies(replica, &bodies);
-                if let Ok(locations) = &written {
-                    // Before anything is released: the metadata do not refer to them yet.
-                    let segments = locations.iter().map(|location| location.segment);
-                    self.segments.pin(who, segments);
+                match &written {
+                    Ok(locations) => {
+                        // Before anything is released: the metadata do not refer to them yet.
+                        let segments = locations.iter().map(|location| location.segment);
+                        self.segments.pin(who, segments);
+                    }
+                    Err(error) => self.tell(error),
                 }
                 let _ = reply.send(written);
             }
@@ -262,13 +265,7 @@ impl LogThread {
     }
 
     fn failed(&self, error: WriteError) -> Result<bool, String> {
-        match error {
-            WriteError::NoSpace { .. } => Ok(false),
-            // Pages are marked clean after a failed flush: a retry would succeed without the data (fsyncgate).
-            other => Err(format!(
-                "the log cannot be written: {other}; this replica node stops for good"
-            )),
-        }
+        fatal(&error).map_or(Ok(false), Err)
     }
 
     /// Reads entries back for a follower that lags behind the cache.
@@ -331,13 +328,15 @@ impl LogThread {
                     pin,
                 });
             }
-            // It stays damaged, and is tried again.
-            Err(WriteError::NoSpace { .. }) => {}
-            Err(error) => {
-                let _ = self.to.raft.send(RaftEvent::Failed(format!(
-                    "the log cannot be written: {error}; this replica node stops for good"
-                )));
-            }
+            // Without room it stays damaged, and is tried again.
+            Err(error) => self.tell(&error),
+        }
+    }
+
+    /// What failed for good ends the node, whoever asked for the write.
+    fn tell(&self, error: &WriteError) {
+        if let Some(reason) = fatal(error) {
+            let _ = self.to.raft.send(RaftEvent::Failed(reason));
         }
     }
 
@@ -395,5 +394,16 @@ impl LogThread {
             tracing::error!(reason, "the last write failed");
         }
         let _ = self.writer.mark_if_idle();
+    }
+}
+
+/// Why this write ends the node for good; `None`: there was no room, which may come back.
+fn fatal(error: &WriteError) -> Option<String> {
+    match error {
+        WriteError::NoSpace { .. } => None,
+        // Pages are marked clean after a failed flush: a retry would succeed without the data (fsyncgate).
+        other => Some(format!(
+            "the log cannot be written: {other}; this replica node stops for good"
+        )),
     }
 }

@@ -6,6 +6,7 @@ mod model;
 mod real;
 mod room;
 mod snapshot;
+mod survey;
 mod walk;
 
 use std::sync::Arc;

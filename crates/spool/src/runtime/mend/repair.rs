@@ -112,7 +112,7 @@ impl Mender {
             let fetched = self.fetch_but_from(&refused, group, index, from, None);
             let fetched = fetched.await?;
             if proofs.is_none() {
-                proofs = Some(self.proofs(replica, index, said).await);
+                proofs = Some(self.proofs(replica, index, said).await?);
             }
             if proofs
                 .iter()
@@ -131,28 +131,39 @@ impl Mender {
         }
     }
 
-    /// What the messages that refer to an entry say of it. Empty: none does durably, or what they consist of beside is
-    /// damaged too and nobody has it.
-    async fn proofs(&self, replica: u32, index: u64, said: &mut Said) -> Vec<Proof> {
+    /// What the messages that refer to an entry say of it. Empty: none does durably.
+    ///
+    /// # Errors
+    /// It cannot be looked up now, or what they consist of beside cannot be had now: without a proof nothing is written.
+    async fn proofs(
+        &self,
+        replica: u32,
+        index: u64,
+        said: &mut Said,
+    ) -> Result<Vec<Proof>, String> {
         if said.is_none() {
             *said = self.said().await;
         }
-        let of_replica = said.as_ref().and_then(|said| said.get(&replica));
+        let Some(all) = said.as_ref() else {
+            return Err("its messages cannot be looked up now".to_owned());
+        };
         let mut proofs = Vec::new();
-        'messages: for sworn in of_replica.into_iter().flatten() {
+        for sworn in all.get(&replica).into_iter().flatten() {
             if sworn.extents.iter().all(|extent| extent.index != index) {
                 continue;
             }
             let mut others = BTreeMap::new();
             for other in Proof::others(sworn, index) {
                 let Some(data) = self.other(replica, other).await else {
-                    continue 'messages;
+                    return Err(format!(
+                        "entry {other} of its message cannot be had now, so it cannot be proved"
+                    ));
                 };
                 others.insert(other, data);
             }
             proofs.push(Proof::new(sworn, index, others));
         }
-        proofs
+        Ok(proofs)
     }
 
     /// The messages that refer to anything that is damaged now.
