@@ -308,12 +308,12 @@ pub(crate) fn merge(
     before.into_iter().zip(now).map(one).collect()
 }
 
-/// A host that was not reached may offer what the others lack: the mail waits for it.
+/// A host that was not reached, or not tried, may offer what the others lack: the mail waits for it.
 pub(crate) fn wait_for_the_rest(results: &mut [v1::RecipientResult]) {
     for result in results.iter_mut().filter(|result| is_our_refusal(result)) {
         result.set_verdict(v1::Verdict::Deferred);
         result.enhanced = result.enhanced.replacen('5', "4", 1);
-        result.text = cut(&format!("{}; another host was not reached", result.text));
+        result.text = cut(&format!("{}; another host was not asked", result.text));
     }
 }
 

@@ -244,26 +244,40 @@ impl Connection {
 
     /// Writes, and reads what comes meanwhile. A host that will not have the message says so in the middle of it and
     /// closes (RFC 5321 section 4.2.5 knows no such reply, many send it): unread, its refusal would be lost with the
-    /// connection. And two that only write wait for each other for ever.
+    /// connection. And two that only write wait for each other for ever. One that only sends is heard until the session has
+    /// enough of it, and keeps no write waiting that could go on.
     async fn write_while_reading(&mut self, mut bytes: BytesMut) -> std::io::Result<()> {
         let mut reads = true;
         while !bytes.is_empty() {
             self.read.reserve(READ_BYTES);
             let (socket, read) = (&mut self.socket, &mut self.read);
             let step = poll_fn(|cx| {
-                if reads && let Poll::Ready(got) = poll_read_buf(Pin::new(&mut *socket), cx, read) {
-                    return Poll::Ready(Step::Read(got));
+                let written = Pin::new(&mut *socket).poll_write(cx, &bytes);
+                let got = match reads {
+                    true => poll_read_buf(Pin::new(&mut *socket), cx, read),
+                    false => Poll::Pending,
+                };
+                match written.is_pending() && got.is_pending() {
+                    true => Poll::Pending,
+                    false => Poll::Ready((written, got)),
                 }
-                Pin::new(&mut *socket)
-                    .poll_write(cx, &bytes)
-                    .map(Step::Written)
             });
-            match step.await {
+            let (written, got) = step.await;
+            match got {
+                Poll::Pending => {}
                 // That it sends nothing more is no reason not to take the rest; if it does not, the write says so.
-                Step::Read(Ok(0) | Err(_)) => reads = false,
-                Step::Read(Ok(_)) => self.fed(),
-                Step::Written(Ok(0)) => return Err(ErrorKind::WriteZero.into()),
-                Step::Written(written) => bytes.advance(written?),
+                Poll::Ready(Ok(0) | Err(_)) => reads = false,
+                Poll::Ready(Ok(_)) => {
+                    self.fed();
+                    if self.session.is_over() {
+                        return Ok(());
+                    }
+                }
+            }
+            match written {
+                Poll::Pending => {}
+                Poll::Ready(Ok(0)) => return Err(ErrorKind::WriteZero.into()),
+                Poll::Ready(written) => bytes.advance(written?),
             }
         }
         // TLS may still hold a part of it.
@@ -279,6 +293,9 @@ impl Connection {
                     Ok(0) | Err(_) => return,
                     Ok(_) => self.fed(),
                 }
+                if self.session.is_over() {
+                    return;
+                }
             }
         };
         let _ = tokio::time::timeout(LAST_WORDS, hear).await;
@@ -290,12 +307,6 @@ impl Connection {
         tracing::trace!(hop = %self.hop.address, bytes = %bytes.escape_ascii(), "received");
         self.session.feed(bytes, now());
     }
-}
-
-/// What one poll of a socket came to.
-enum Step {
-    Read(std::io::Result<usize>),
-    Written(std::io::Result<usize>),
 }
 
 /// The monotonic clock, the one that tests can turn.

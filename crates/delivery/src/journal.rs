@@ -2,7 +2,8 @@
 //!
 //! Two facts of an item are written as they happen: that its final dot is about to be sent, and the results that came
 //! back. A plain `write` is enough: the page cache survives the process, and only a power loss takes it, which the
-//! design allows (a duplicate, never a loss). Nothing here is fsynced.
+//! design allows (a duplicate, never a loss). Only a rewritten file is fsynced, before it takes the old one's name: what a power
+//! loss leaves is a journal, if not the last one.
 //!
 //! The file is a run of records, each with its length and CRC; whatever follows the first damaged record is a write that
 //! the end of the process tore, and is dropped. One process uses a directory: an `flock` says so.
@@ -111,6 +112,15 @@ impl Journal {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(at(&path)(error)),
         }
+        if !bytes.is_empty() && bytes.iter().all(|octet| *octet == 0) {
+            tracing::warn!(
+                path = %path.display(),
+                octets = bytes.len(),
+                "the journal is nothing but zeros, as a power loss leaves a file that was not on the disk yet: it is taken as \
+                 empty, so mail that was sent just before may be sent again"
+            );
+            bytes.clear();
+        }
         if !MAGIC.starts_with(&bytes[..bytes.len().min(MAGIC.len())]) {
             return Err(Error::Foreign(path));
         }
@@ -118,6 +128,7 @@ impl Journal {
         let replay = replay_of(&live);
         // Started from a fresh file: the torn tail goes, and so does everything settled.
         let (file, length) = rewrite(directory, &live).map_err(at(&path))?;
+        sync_directory(directory).map_err(at(directory))?;
         let live_bytes = length - MAGIC.len() as u64;
         let journal = Journal {
             directory: directory.to_path_buf(),
@@ -176,8 +187,10 @@ impl Journal {
         if self.length > COMPACT_BYTES_MIN && self.live_bytes * COMPACT_SHARE < self.length {
             let (file, length) =
                 rewrite(&self.directory, &self.live).map_err(|error| self.failed(error))?;
+            // First this: whatever becomes of the directory, the next record goes to the file that has the name now.
             (self.file, self.length) = (file, length);
             self.pending.clear();
+            sync_directory(&self.directory).map_err(|error| self.failed(error))?;
         } else if self.pending.len() > PENDING_BYTES_MAX {
             self.flush()?;
         }
@@ -291,172 +304,26 @@ fn replay_of(live: &HashMap<ItemId, Vec<u8>>) -> Replay {
     replay
 }
 
-/// Writes the live records to a new file and puts it in the old one's place.
+/// Writes the live records to a new file and puts it in the old one's place. The name must not lead to octets that are not on
+/// the disk: after a power loss they would be zeros, and that is no journal.
 fn rewrite(directory: &Path, live: &HashMap<ItemId, Vec<u8>>) -> io::Result<(File, u64)> {
     let new = directory.join("journal.new");
     let mut bytes = MAGIC.to_vec();
     for record in live.values() {
         bytes.extend_from_slice(record);
     }
-    let mut file = OpenOptions::new()
-        .create(true)
-        .write(true)
-        .truncate(true)
-        .open(&new)?;
+    let mut file = File::create(&new)?;
     file.write_all(&bytes)?;
-    drop(file);
+    file.sync_all()?;
+    let file = OpenOptions::new().append(true).open(&new)?;
     std::fs::rename(&new, directory.join("journal"))?;
-    let file = OpenOptions::new()
-        .append(true)
-        .open(directory.join("journal"))?;
     Ok((file, bytes.len() as u64))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn request(number: u32, text: &str) -> v1::SettleRequest {
-        let item = ItemId {
-            message: Ulid::from_bytes([7; 16]),
-            number,
-        };
-        let result = v1::RecipientResult {
-            text: text.into(),
-            ..Default::default()
-        };
-        v1::SettleRequest {
-            item: Some(item.to_wire()),
-            token: 9,
-            results: vec![result],
-            ..Default::default()
-        }
-    }
-
-    fn item(number: u32) -> ItemId {
-        ItemId {
-            message: Ulid::from_bytes([7; 16]),
-            number,
-        }
-    }
-
-    #[test]
-    fn a_restart_finds_what_was_sent_what_came_back_and_nothing_settled() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let (mut journal, replay) = Journal::open(dir.path()).expect("opens");
-        assert_eq!(replay, Replay::default());
-        for number in 0..3 {
-            journal.sent_dot(&request(number, "lost")).expect("written");
-        }
-        journal.got(&request(1, "250")).expect("written");
-        journal.got(&request(2, "250")).expect("written");
-        journal.settled(item(2)).expect("noted");
-        journal.flush().expect("written");
-        let kept = [0, 1, 2].map(|number| journal.kept(item(number)));
-        let lost = Some(request(0, "lost"));
-        assert_eq!(kept, [lost, Some(request(1, "250")), None]);
-        assert!(matches!(Journal::open(dir.path()), Err(Error::Locked(_))));
-        drop(journal);
-        let (_, replay) = Journal::open(dir.path()).expect("opens");
-        assert_eq!(
-            replay,
-            Replay {
-                got: vec![request(1, "250")],
-                past_dot: vec![request(0, "lost")]
-            }
-        );
-    }
-
-    #[test]
-    fn another_file_is_not_overwritten() {
-        let dir = tempfile::tempdir().expect("a directory");
-        std::fs::write(
-            dir.path().join("journal"),
-            b"someone's notes, and long enough",
-        )
-        .expect("written");
-        assert!(matches!(Journal::open(dir.path()), Err(Error::Foreign(_))));
-    }
-
-    #[test]
-    fn the_file_does_not_grow_with_what_is_settled() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let (mut journal, _) = Journal::open(dir.path()).expect("opens");
-        journal
-            .sent_dot(&request(u32::MAX, "stays"))
-            .expect("written");
-        for number in 0..40_000 {
-            journal
-                .got(&request(number, &"x".repeat(300)))
-                .expect("written");
-            journal.settled(item(number)).expect("noted");
-        }
-        assert!(journal.length < 2 * COMPACT_BYTES_MIN, "{}", journal.length);
-        drop(journal);
-        let (_, replay) = Journal::open(dir.path()).expect("opens");
-        assert_eq!(replay.past_dot, [request(u32::MAX, "stays")]);
-    }
-
-    /// What one step writes.
-    #[derive(Clone, Debug)]
-    enum Step {
-        Dot(u32),
-        Got(u32),
-        Settled(u32),
-    }
-
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let step = (0..3u8, 0..5u32).prop_map(|(kind, number)| match kind {
-            0 => Step::Dot(number),
-            1 => Step::Got(number),
-            _ => Step::Settled(number),
-        });
-        prop::collection::vec(step, 0..30)
-    }
-
-    proptest! {
-        /// A process killed in the middle of a write leaves a file that ends anywhere: what is read is the state after
-        /// some number of whole steps.
-        #[test]
-        fn a_file_cut_anywhere_is_a_valid_prefix(steps in steps(), cut in 0.0..=1.0f64) {
-            let dir = tempfile::tempdir().expect("a directory");
-            let (mut journal, _) = Journal::open(dir.path()).expect("opens");
-            let mut states = vec![journal.live.clone()];
-            for step in &steps {
-                match step {
-                    Step::Dot(n) => journal.sent_dot(&request(*n, "lost")),
-                    Step::Got(n) => journal.got(&request(*n, "250")),
-                    Step::Settled(n) => journal.settled(item(*n)),
-                }.and_then(|()| journal.flush()).expect("written");
-                states.push(journal.live.clone());
-            }
-            drop(journal);
-            let path = dir.path().join("journal");
-            let whole = std::fs::read(&path).expect("read");
-            let keep = (whole.len() as f64 * cut) as usize;
-            std::fs::write(&path, &whole[..keep]).expect("cut");
-            let (journal, _) = Journal::open(dir.path()).expect("a cut file opens");
-            prop_assert!(states.contains(&journal.live));
-            if keep == whole.len() {
-                prop_assert_eq!(&journal.live, states.last().expect("at least the first"));
-            }
-        }
-
-        /// A flipped bit is found by the CRC and ends the reading there.
-        #[test]
-        fn damage_ends_the_reading(count in 1u32..10, at in 0.0..1.0f64, bit in 0..8u8) {
-            let mut bytes = Vec::new();
-            for number in 0..count {
-                let mut payload = vec![GOT];
-                request(number, "250").encode_raw(&mut payload);
-                frame(&payload, &mut bytes);
-            }
-            let at = (bytes.len() as f64 * at) as usize;
-            bytes[at] ^= 1 << bit;
-            let live = read(&bytes);
-            prop_assert!(live.len() < count as usize);
-            prop_assert!((0..live.len() as u32).all(|number| live.contains_key(&item(number))));
-        }
-    }
+/// Makes the names in it durable.
+fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,10 +7,11 @@ use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 use resource::{Host, Target};
 
-use crate::route::{self, ADDRESSES_MAX, Hop, NoRoute};
+use crate::route::{self, Hop, NoRoute, Route};
 
-/// Hosts that are asked for addresses: more than [`ADDRESSES_MAX`] are never tried, and a zone may list hundreds.
-const HOSTS_MAX: usize = ADDRESSES_MAX;
+/// Hosts of a domain that are looked up: a zone may list hundreds, and some names without an address must not hide a good one
+/// behind them.
+const HOSTS_MAX: usize = 32;
 
 /// How a site is reached.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -54,7 +55,7 @@ pub(crate) async fn hops(
     resolver: &Resolver,
     own: &Own,
     port: u16,
-) -> Result<Vec<Hop>, NoRoute> {
+) -> Result<Route, NoRoute> {
     match via {
         Via::Mx(destination) => match route::literal(destination) {
             Some(ip) => route::to_literal(destination, ip, port, |ip| own.is(ip, port)),
@@ -64,15 +65,11 @@ pub(crate) async fn hops(
     }
 }
 
-async fn by_mx(
-    domain: &str,
-    resolver: &Resolver,
-    own: &Own,
-    port: u16,
-) -> Result<Vec<Hop>, NoRoute> {
+async fn by_mx(domain: &str, resolver: &Resolver, own: &Own, port: u16) -> Result<Route, NoRoute> {
     let answer = resolver.mx(domain).await;
     let route::Hosts { mut hosts, backup } =
         route::hosts(domain, answer, &own.names, &mut rand::rng())?;
+    let cut = hosts.len() > HOSTS_MAX;
     hosts.truncate(HOSTS_MAX);
     let ask = |host: MxHost| async {
         let answer = resolver.addresses(&host.host).await;
@@ -84,12 +81,12 @@ async fn by_mx(
         .collect::<FuturesOrdered<_>>()
         .collect()
         .await;
-    route::hops(domain, found, port, backup, |ip| own.is(ip, port))
+    route::hops(domain, found, port, backup, cut, |ip| own.is(ip, port))
 }
 
 /// A server that was declared and cannot be found is a mistake to be corrected, never a reason to return mail.
-async fn fixed(targets: &[Target], resolver: &Resolver) -> Result<Vec<Hop>, NoRoute> {
-    let mut hops = Vec::new();
+async fn fixed(targets: &[Target], resolver: &Resolver) -> Result<Route, NoRoute> {
+    let mut hosts: Vec<Vec<Hop>> = Vec::new();
     let mut why = String::from("no server is declared");
     for target in targets {
         let host = target.host.to_string();
@@ -108,22 +105,25 @@ async fn fixed(targets: &[Target], resolver: &Resolver) -> Result<Vec<Hop>, NoRo
                 }
             },
         };
-        hops.extend(ips.into_iter().map(|ip| Hop {
+        let hop = |ip| Hop {
             host: host.clone(),
             address: SocketAddr::new(ip, target.port),
             tls: target.tls,
-        }));
+        };
+        hosts.push(ips.into_iter().map(hop).collect());
     }
-    hops.truncate(ADDRESSES_MAX);
+    let all_found = hosts.iter().all(|host| !host.is_empty());
+    let route = Route::of(hosts);
     // RFC 3463 X.4.3: directory server failure.
-    if hops.is_empty() {
+    if route.hops.is_empty() {
         Err(NoRoute {
             permanent: false,
             enhanced: "4.4.3",
             text: why,
         })
     } else {
-        Ok(hops)
+        let whole = route.whole && all_found;
+        Ok(Route { whole, ..route })
     }
 }
 

@@ -8,7 +8,10 @@ use resource::TlsPolicy;
 
 /// Addresses tried for one connection, over all hosts: "at least two" (RFC 5321 section 5.1), and few enough that a
 /// site of silent hosts is given up within minutes.
-pub(crate) const ADDRESSES_MAX: usize = 8;
+const ADDRESSES_MAX: usize = 8;
+/// Addresses of one host among them, where it has so many and others want room too: one of each family.
+const ADDRESSES_PER_HOST_MIN: usize = 2;
+const _: () = assert!(ADDRESSES_PER_HOST_MIN <= ADDRESSES_MAX);
 
 /// A place to connect to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +34,32 @@ impl Hop {
     /// This is an address of the same server as the other one.
     pub(crate) fn is_same_host(&self, other: &Hop) -> bool {
         self.host == other.host && self.address.port() == other.address.port()
+    }
+}
+
+/// Where mail may go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Route {
+    /// Best first.
+    pub(crate) hops: Vec<Hop>,
+    /// Every host that may take the mail is among them: what all of them refuse for good fails. Else it waits, for a host that
+    /// was passed over may take it.
+    pub(crate) whole: bool,
+}
+
+impl Route {
+    /// At most [`ADDRESSES_MAX`] hops, from the hops of each host. As many hosts as fit have a place: the best one's many
+    /// addresses must not hide the others.
+    pub(crate) fn of(mut hosts: Vec<Vec<Hop>>) -> Route {
+        hosts.retain(|host| !host.is_empty());
+        let each = (ADDRESSES_MAX / hosts.len().max(1)).max(ADDRESSES_PER_HOST_MIN);
+        let (mut hops, mut whole) = (Vec::new(), true);
+        for host in hosts {
+            let room = ADDRESSES_MAX - hops.len();
+            whole &= room > 0;
+            hops.extend(host.into_iter().take(each.min(room)));
+        }
+        Route { hops, whole }
     }
 }
 
@@ -62,6 +91,15 @@ impl NoRoute {
             text,
         }
     }
+
+    /// There are hosts, but none that has an address now.
+    fn unreachable_now(text: String) -> NoRoute {
+        // RFC 3463 X.4.4: unable to route.
+        NoRoute {
+            enhanced: "4.4.4",
+            ..NoRoute::temporary(text)
+        }
+    }
 }
 
 /// The hosts of a domain that may take its mail.
@@ -89,11 +127,12 @@ pub(crate) fn to_literal(
     ip: IpAddr,
     port: u16,
     is_own: impl Fn(IpAddr) -> bool,
-) -> Result<Vec<Hop>, NoRoute> {
+) -> Result<Route, NoRoute> {
     if is_own(ip) {
         return Err(loops(destination));
     }
-    Ok(vec![Hop::found(destination.to_string(), (ip, port).into())])
+    let hop = Hop::found(destination.to_string(), (ip, port).into());
+    Ok(Route::of(vec![vec![hop]]))
 }
 
 /// The hosts to ask for addresses, from a domain's MX answer. `own`: what we are called, lower case; mail is never sent
@@ -144,22 +183,26 @@ pub(crate) fn hosts(
     }
 }
 
-/// The hops from the hosts and their addresses, in the hosts' order. `backup`: see [`Hosts`].
+/// The hops from the hosts and their addresses, in the hosts' order. `backup`: see [`Hosts`]. `cut`: the domain has more hosts,
+/// no better ones, that were not looked up.
 pub(crate) fn hops(
     domain: &str,
     found: Vec<(MxHost, AddressAnswer)>,
     port: u16,
     backup: bool,
+    cut: bool,
     is_own: impl Fn(IpAddr) -> bool,
-) -> Result<Vec<Hop>, NoRoute> {
+) -> Result<Route, NoRoute> {
     let own_at = found.iter().find_map(|(host, answer)| match answer {
         AddressAnswer::Found(ips) if ips.iter().any(|ip| is_own(*ip)) => Some(host.preference),
         _ => None,
     });
     let better = |(host, _): &(MxHost, _)| own_at.is_none_or(|own| host.preference < own);
     let is_best = !backup && own_at.is_some() && !found.iter().any(better);
+    // Behind ourselves no host counts.
+    let cut = cut && own_at.is_none();
     let mut lookup_failed = None;
-    let mut hops = Vec::new();
+    let mut hosts = Vec::new();
     for (host, answer) in found {
         if own_at.is_some_and(|own| host.preference >= own) {
             continue;
@@ -167,30 +210,30 @@ pub(crate) fn hops(
         match answer {
             AddressAnswer::Found(ips) => {
                 let found = |ip| Hop::found(host.host.clone(), (ip, port).into());
-                hops.extend(ips.into_iter().map(found));
+                hosts.push(ips.into_iter().map(found).collect());
             }
             AddressAnswer::TempFail(why) => lookup_failed = Some(why),
             AddressAnswer::NoAddress | AddressAnswer::NoDomain => {}
         }
     }
-    hops.truncate(ADDRESSES_MAX);
-    match (hops.is_empty(), lookup_failed) {
-        (false, _) => Ok(hops),
-        (true, Some(why)) => Err(NoRoute::temporary(why)),
-        (true, None) if is_best => Err(loops(domain)),
-        // A backup keeps the mail until the better hosts are back, in the DNS too.
-        (true, None) if backup || own_at.is_some() => Err(NoRoute {
-            enhanced: "4.4.4",
-            ..NoRoute::temporary(format!(
-                "no mail host of {domain} that is better than this relay has an address now"
-            ))
-        }),
-        // RFC 3463 X.4.4: unable to route.
-        (true, None) => Err(NoRoute::permanent(
-            "5.4.4",
-            format!("no mail host of {domain} has an address"),
-        )),
+    let route = Route::of(hosts);
+    if !route.hops.is_empty() {
+        let whole = route.whole && !cut && lookup_failed.is_none();
+        return Ok(Route { whole, ..route });
     }
+    Err(match lookup_failed {
+        Some(why) => NoRoute::temporary(why),
+        None if is_best => loops(domain),
+        // A backup keeps the mail until the better hosts are back, in the DNS too.
+        None if backup || own_at.is_some() => NoRoute::unreachable_now(format!(
+            "no mail host of {domain} that is better than this relay has an address now"
+        )),
+        None if cut => NoRoute::unreachable_now(format!(
+            "the first mail hosts of {domain} have no address, and it has too many to look at all"
+        )),
+        // RFC 3463 X.4.4: unable to route.
+        None => NoRoute::permanent("5.4.4", format!("no mail host of {domain} has an address")),
+    })
 }
 
 /// Only better hosts than ourselves may take it: "all MX records with a preference value equal to or greater than ours
@@ -268,10 +311,10 @@ mod tests {
         let found =
             |list: &[&str]| AddressAnswer::Found(list.iter().map(|text| ip(text)).collect());
         let backup = |list: Vec<(MxHost, AddressAnswer)>, backup| {
-            hops("d.example", list, 25, backup, is_own)
-                .map(|hops| {
-                    hops.into_iter()
-                        .map(|hop| format!("{} {}", hop.host, hop.address))
+            hops("d.example", list, 25, backup, false, is_own)
+                .map(|route| {
+                    let hops = route.hops.into_iter();
+                    hops.map(|hop| format!("{} {}", hop.host, hop.address))
                         .collect::<Vec<_>>()
                 })
                 .map_err(|no| (no.permanent, no.enhanced))
@@ -323,11 +366,68 @@ mod tests {
         );
     }
 
+    /// Hosts, best first, each with so many addresses; `None`: its lookup failed.
+    fn found(counts: &[Option<u8>]) -> Vec<(MxHost, AddressAnswer)> {
+        let one = |(number, count): (u16, &Option<u8>)| {
+            let host = MxHost {
+                preference: number,
+                host: format!("mx{number}"),
+            };
+            let answer = match count {
+                Some(0) => AddressAnswer::NoAddress,
+                Some(count) => {
+                    let ip = |last: u8| IpAddr::from([198, 51, 100, last]);
+                    AddressAnswer::Found((0..*count).map(ip).collect())
+                }
+                None => AddressAnswer::TempFail("SERVFAIL".into()),
+            };
+            (host, answer)
+        };
+        (0..).zip(counts).map(one).collect()
+    }
+
+    #[test]
+    fn no_host_hides_the_others_and_a_route_knows_whether_it_has_all() {
+        let of = |counts: &[Option<u8>], cut| {
+            let route = hops("d.example", found(counts), 25, false, cut, is_own);
+            let per_host = |route: Route| {
+                let of_host = |n: usize| {
+                    let name = format!("mx{n}");
+                    let hops = route.hops.iter();
+                    hops.filter(|hop| hop.host == name).count()
+                };
+                let each: Vec<_> = (0..counts.len()).map(of_host).collect();
+                (each, route.whole)
+            };
+            route
+                .map(per_host)
+                .map_err(|no| (no.permanent, no.enhanced))
+        };
+        let many = Some(20);
+        let nine = [1; 9].map(Some);
+        let table: &[(&[Option<u8>], bool, &[usize], bool)] = &[
+            (&[many], false, &[8], true),
+            (&[many, Some(1)], false, &[4, 1], true),
+            (&[many, many, many], false, &[2, 2, 2], true),
+            (&[many, Some(0), many], false, &[4, 0, 4], true),
+            (&[many; 5], false, &[2, 2, 2, 2, 0], false),
+            (&nine, false, &[1, 1, 1, 1, 1, 1, 1, 1, 0], false),
+            (&[many, None], false, &[8, 0], false),
+            (&[Some(1)], true, &[1], false),
+        ];
+        for &(counts, cut, each, whole) in table {
+            let expected = Ok((each.to_vec(), whole));
+            assert_eq!(of(counts, cut), expected, "{counts:?}");
+        }
+        assert_eq!(of(&[Some(0)], false), Err((true, "5.4.4")));
+        assert_eq!(of(&[Some(0)], true), Err((false, "4.4.4")), "of many");
+    }
+
     #[test]
     fn literals() {
         let to = |address: &str| {
             let hops = to_literal("[x]", ip(address), 25, is_own);
-            hops.map(|hops| hops.len()).map_err(|no| no.enhanced)
+            hops.map(|route| route.hops.len()).map_err(|no| no.enhanced)
         };
         assert_eq!(to("192.0.2.1"), Ok(1));
         assert_eq!(to("192.0.2.99"), Err("5.4.6"));

@@ -200,7 +200,8 @@ impl Site {
         Some(pause)
     }
 
-    /// A connection's task ends while dialing (`dialing`) or after its connection. `true`: start another one, claimed.
+    /// A connection's task takes no item any more: it ends while dialing (`dialing`), or its connection does. `true`: start
+    /// another one, claimed.
     pub(crate) fn ended(&self, dialing: bool, now: Instant) -> bool {
         let mut state = self.state();
         state.used = now;

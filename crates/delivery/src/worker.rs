@@ -13,7 +13,7 @@ use crate::connection::{Connection, Event, now};
 use crate::hand::Stop;
 use crate::node::Node;
 use crate::resolve::{self, Via};
-use crate::route::Hop;
+use crate::route::{Hop, Route};
 use crate::site::Site;
 
 mod dial;
@@ -43,6 +43,7 @@ pub(crate) async fn run(node: Arc<Node>, site: Arc<Site>) {
         settings: node.settings(),
         node,
         site,
+        counted: true,
         dialing: true,
         carry: None,
         rest: None,
@@ -52,22 +53,16 @@ pub(crate) async fn run(node: Arc<Node>, site: Arc<Site>) {
     if let Some((work, results)) = worker.carry.take() {
         worker.node.settle(work, results, None);
     }
-    let Worker {
-        node,
-        site,
-        dialing,
-        ..
-    } = worker;
-    if site.ended(dialing, now()) {
-        node.connect(&site);
-    }
-    node.disconnected();
+    worker.depart();
+    worker.node.disconnected();
 }
 
 struct Worker {
     node: Arc<Node>,
     site: Arc<Site>,
     settings: DeliverySettings,
+    /// The site counts its connection.
+    counted: bool,
     dialing: bool,
     /// An item that lost its connection, which another one may serve.
     carry: Carry,
@@ -87,8 +82,8 @@ impl Worker {
             config.smtp_port,
         )
         .await;
-        let hops = match found {
-            Ok(hops) => hops,
+        let route = match found {
+            Ok(route) => route,
             Err(no) => {
                 // The DNS spoke of the destination, not of one connection: it holds for all that wait.
                 let pause = if no.permanent {
@@ -101,7 +96,7 @@ impl Worker {
         };
         let mut last: Option<v1::RecipientResult> = None;
         let mut next = 0;
-        while let Some(hop) = hops.get(next) {
+        while let Some(hop) = route.hops.get(next) {
             match self.dial(hop).await {
                 Err(failure) => {
                     next += 1;
@@ -110,14 +105,14 @@ impl Worker {
                 Ok(connection) => {
                     last = None;
                     self.stand(true);
-                    let served = self.serve(connection, &hops, next).await;
+                    let served = self.serve(connection, &route, next).await;
                     self.stand(false);
                     match served {
                         Served::Enough => return,
                         Served::Worn if self.site.is_empty() => return,
                         Served::Worn => {}
                         Served::Broken { used } if self.carry.is_some() => {
-                            next = self.place_after(&hops, next, used);
+                            next = self.place_after(&route.hops, next, used);
                         }
                         Served::Broken { .. } => return,
                     }
@@ -130,6 +125,12 @@ impl Worker {
             .as_ref()
             .and_then(|(_, results)| results.first().cloned());
         if let Some(failure) = last.or(died) {
+            // A host that has no place on the route may take what these refuse.
+            let failure = if route.whole {
+                failure
+            } else {
+                later(&failure)
+            };
             let pause = self.site.failed(now(), rand::random());
             self.fail(&failure, pause.is_some(), pause);
         }
@@ -179,7 +180,7 @@ impl Worker {
     }
 
     /// Serves items until there are none for a while. The session has asked for the next transaction.
-    async fn serve(&mut self, mut connection: Connection, hops: &[Hop], at: usize) -> Served {
+    async fn serve(&mut self, mut connection: Connection, route: &Route, at: usize) -> Served {
         let mut sent = 0;
         loop {
             let worn = sent >= self.settings.messages_per_connection;
@@ -189,12 +190,16 @@ impl Worker {
                 self.next_work(&mut connection).await
             };
             let Some(work) = work else {
+                if !worn {
+                    // What comes from now on must not wait for the reply to QUIT, which may be long in coming.
+                    self.depart();
+                }
                 quit(connection).await;
                 return if worn { Served::Worn } else { Served::Enough };
             };
             let over = self.attempt(&mut connection, work, sent > 0).await;
             if let Some((work, results)) = self.put_off.take() {
-                self.try_elsewhere(work, results, hops, at).await;
+                self.try_elsewhere(work, results, route, at).await;
             }
             if let Some(used) = over {
                 return Served::Broken { used };
@@ -233,9 +238,9 @@ impl Worker {
             let event = event.await;
             self.site.idle(false);
             let over = tokio::time::Instant::now() >= until;
-            if over || !matches!(event, Event::Interrupted) {
-                // Closed by the other end, or long enough without work. An item that came just now is left to the
-                // connection that the site starts for it.
+            // Closed by the other end, or long enough without work. An item that came as the time ended was left to this
+            // connection, for it was still counted as idle; one that comes later is not.
+            if !matches!(event, Event::Interrupted) || over && self.site.is_empty() {
                 return None;
             }
         }
@@ -400,9 +405,16 @@ impl Worker {
     }
 
     fn stand(&mut self, standing: bool) {
-        if self.dialing == standing {
+        if self.counted && self.dialing == standing {
             self.site.standing(standing);
             self.dialing = !standing;
+        }
+    }
+
+    /// The site counts this task's connection no more, and starts another one where items wait that nobody else will take.
+    fn depart(&mut self) {
+        if std::mem::take(&mut self.counted) && self.site.ended(self.dialing, now()) {
+            self.node.connect(&self.site);
         }
     }
 }

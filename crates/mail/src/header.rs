@@ -24,14 +24,16 @@ pub struct HeaderFacts {
     pub eight_bit: bool,
 }
 
-/// Above [`HEADER_BYTES_MAX`] without an end.
+/// Above so many octets without an end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("the header block is longer than {HEADER_BYTES_MAX} octets")]
-pub struct HeaderTooLarge;
+#[error("the header block is longer than {0} octets")]
+pub struct HeaderTooLarge(pub usize);
 
 /// Takes content in pieces and looks at its header block only.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct HeaderScanner {
+    /// Octets that the block may have.
+    bytes_max: usize,
     facts: HeaderFacts,
     /// The present line as far as it came, cut at [`FIELD_BYTES_MAX`].
     line: Vec<u8>,
@@ -51,8 +53,27 @@ enum Field {
     Subject,
 }
 
+impl Default for HeaderScanner {
+    fn default() -> HeaderScanner {
+        HeaderScanner::new(HEADER_BYTES_MAX)
+    }
+}
+
 impl HeaderScanner {
-    /// Takes the next piece of content.
+    /// For a block of at most `bytes_max` octets.
+    pub fn new(bytes_max: usize) -> HeaderScanner {
+        HeaderScanner {
+            bytes_max,
+            facts: HeaderFacts::default(),
+            line: Vec::new(),
+            line_bytes: 0,
+            line_eight_bit: false,
+            open: None,
+            done: false,
+        }
+    }
+
+    /// Takes the next piece of content. After an error nothing more is to be pushed.
     pub fn push(&mut self, mut piece: &[u8]) -> Result<(), HeaderTooLarge> {
         while !self.done && !piece.is_empty() {
             let end = memchr(b'\n', piece).map(|at| at + 1);
@@ -71,8 +92,9 @@ impl HeaderScanner {
                     self.finish_line(&line);
                 }
             }
-            if !self.done && self.facts.size + self.line_bytes > HEADER_BYTES_MAX {
-                return Err(HeaderTooLarge);
+            let too_large = self.facts.size + self.line_bytes > self.bytes_max;
+            if too_large && !self.done && self.is_of_the_block() {
+                return Err(HeaderTooLarge(self.bytes_max));
             }
             piece = &piece[part.len()..];
         }
@@ -106,13 +128,23 @@ impl HeaderScanner {
         self.facts
     }
 
+    /// Whether the present line, if there is one, is the block's, however it goes on. One that is no field ends the block, and
+    /// no octet of it counts: were it counted while it is incomplete, the packets would decide.
+    fn is_of_the_block(&self) -> bool {
+        self.line_bytes == 0 || self.is_folded(&self.line) || field_name(&self.line).is_some()
+    }
+
+    fn is_folded(&self, line: &[u8]) -> bool {
+        matches!(line.first(), Some(b' ' | b'\t')) && self.facts.size > 0
+    }
+
     /// A whole line, with its end, perhaps cut.
     fn finish_line(&mut self, line: &[u8]) {
         let bytes = std::mem::take(&mut self.line_bytes);
         let eight_bit = std::mem::take(&mut self.line_eight_bit);
         let text = line.trim_ascii_end();
         let blank = text.is_empty() && bytes <= 2;
-        let folded = matches!(line.first(), Some(b' ' | b'\t')) && self.facts.size > 0;
+        let folded = self.is_folded(line);
         let name = field_name(text);
         if !blank && !folded && name.is_none() {
             // Content without an empty line before it: the block ends here.
@@ -229,6 +261,25 @@ mod tests {
             17,
             "a line of white space is a fold"
         );
+    }
+
+    /// It was refused when it came in many packets, and taken when it came in one.
+    #[test]
+    fn a_long_line_that_ends_the_block_is_no_part_of_it_in_whatever_pieces() {
+        let field = format!("x: {}\r\n", "y".repeat(995));
+        let header = field.repeat(210);
+        let not = format!("{}\r\n", "y".repeat(60 * 1024));
+        let folded = format!(" {not}");
+        for (line, fits) in [(&not, true), (&folded, false)] {
+            let text = format!("{header}{line}");
+            for piece in [text.len(), 1448, 7] {
+                let mut scanner = HeaderScanner::default();
+                let mut pieces = text.as_bytes().chunks(piece);
+                let refused = pieces.any(|piece| scanner.push(piece).is_err());
+                assert_eq!(refused, !fits, "in pieces of {piece}");
+                assert!(!fits || scanner.finish().size == header.len());
+            }
+        }
     }
 
     #[test]

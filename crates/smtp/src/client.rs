@@ -21,7 +21,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use mail::code::report;
 use mail::{EnhancedCode, ReplyParser};
 
@@ -48,7 +48,7 @@ pub struct Session {
     /// The latest instant that was told.
     now: Instant,
     deadline: Instant,
-    input: Bytes,
+    input: BytesMut,
     parser: ReplyParser,
     reply_lines: usize,
     /// Commands that are still to be sent.
@@ -107,7 +107,7 @@ impl Session {
             now,
             deadline: now + config.timeouts.greeting,
             config,
-            input: Bytes::new(),
+            input: BytesMut::new(),
             parser: ReplyParser::default(),
             reply_lines: 0,
             commands: VecDeque::new(),
@@ -129,11 +129,16 @@ impl Session {
         }
     }
 
-    /// What arrived, and when.
+    /// What arrived, and when. A driver that cannot drain yet, because it still writes, may feed on: what is kept has a bound.
     pub fn feed(&mut self, bytes: Bytes, now: Instant) {
         self.now = now;
-        if !matches!(self.state, State::Closed | State::Securing) {
-            line::append(&mut self.input, bytes);
+        if matches!(self.state, State::Closed | State::Securing) {
+            return;
+        }
+        self.input.extend_from_slice(&bytes);
+        // Replies to what was asked leave it here, however many they are; what answers nothing ends the session.
+        if self.input.len() > limits::REPLY_INPUT_BYTES_MAX {
+            while self.step() {}
         }
     }
 
@@ -219,6 +224,11 @@ impl Session {
     /// Whether the session waits for a transaction.
     pub fn is_idle(&self) -> bool {
         self.state == State::Idle
+    }
+
+    /// Whether the session has ended, so that nothing more is read, and nobody waits for what is still to be written.
+    pub fn is_over(&self) -> bool {
+        self.state == State::Closed
     }
 
     /// One line of input. False: there is none.
@@ -339,6 +349,9 @@ impl Session {
         self.commands.clear();
         self.expected.clear();
         self.input.clear();
+        // Whoever answered would wait for an outcome that nothing brings.
+        self.pending
+            .retain(|output| !matches!(output, Output::Ask(_)));
         self.state = State::Closed;
     }
 

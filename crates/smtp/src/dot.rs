@@ -59,7 +59,7 @@ impl Decoder {
         self.scan(input, crs_before, &mut sink)
     }
 
-    /// Octets of the longest line so far, without CRLF and with a stuffed dot.
+    /// Octets of the longest line so far, without its CRLF and without a stuffed dot (RFC 5321 section 4.5.3.1.6).
     pub fn longest_line(&self) -> usize {
         self.longest_line
     }
@@ -113,7 +113,8 @@ impl Decoder {
                         return Ok(true);
                     }
                     (Some(b'\r'), Some(_)) => return Err(LineError::BareCr),
-                    (Some(_), _) => start = at + 1,
+                    // What the line has of its own begins here; so it does where the dot ended a piece.
+                    (Some(_), _) => (start, at) = (at + 1, at + 1),
                 }
             }
             let Some(lf) = memchr(b'\n', &bytes[at..]).map(|found| at + found) else {
@@ -283,7 +284,8 @@ mod tests {
     fn the_longest_line_is_known() {
         for piece in 1..20 {
             let mut decoder = Decoder::default();
-            for chunk in b"abc\r\nabcdefg\r\nab\r\n".chunks(piece) {
+            // Not counting the dot that transparency put there.
+            for chunk in b"abc\r\n.abcdef\r\n..bcdefg\r\nab\r\n.".chunks(piece) {
                 decoder
                     .run(&mut Bytes::copy_from_slice(chunk), |_| ())
                     .unwrap();

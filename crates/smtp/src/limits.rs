@@ -50,6 +50,10 @@ pub const CONTENT_RATE_MIN: u64 = 512;
 /// Octets of a reply line, with room: RFC 5321 4.5.3.1.5 says 512, real servers write more.
 pub const REPLY_LINE_BYTES_MAX: usize = 4096;
 
+/// Octets of replies that are kept until the driver drains, while it still writes the commands of a pipeline: the replies to
+/// 128 of them at their full length. What is beyond is judged at once, so that all but a line of it is gone.
+pub const REPLY_INPUT_BYTES_MAX: usize = 64 * 1024;
+
 /// Lines of one reply; an EHLO reply has a line an extension, and no server has a hundred.
 pub const REPLY_LINES_MAX: usize = 128;
 
@@ -74,4 +78,5 @@ pub const FINAL_DOT_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 pub const QUIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 const _: () = assert!(COMMAND_LINE_BYTES_MAX <= INPUT_BYTES_MAX);
+const _: () = assert!(REPLY_LINE_BYTES_MAX <= REPLY_INPUT_BYTES_MAX);
 const _: () = assert!(FINAL_DOT_TIMEOUT.as_secs() >= 600);

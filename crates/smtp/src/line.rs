@@ -1,6 +1,6 @@
 //! Lines of the conversation: CRLF ends a line and nothing else does (RFC 5321 section 2.3.8).
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use memchr::memchr;
 
 /// Why input is no line. All of them are the peer's doing.
@@ -40,7 +40,7 @@ pub fn take(input: &mut Bytes, max: usize) -> Result<Option<Bytes>, LineError> {
 
 /// Takes the next line of a reply. Servers that end lines with a line feed alone exist, and nothing can be smuggled in a
 /// reply, so that is taken; what is left of a carriage return becomes a space further on.
-pub fn take_lenient(input: &mut Bytes, max: usize) -> Result<Option<Bytes>, LineError> {
+pub fn take_lenient(input: &mut BytesMut, max: usize) -> Result<Option<BytesMut>, LineError> {
     let window = &input[..input.len().min(max)];
     let Some(lf) = memchr(b'\n', window) else {
         return if input.len() < max {

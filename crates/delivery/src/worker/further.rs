@@ -6,7 +6,7 @@ use proto::v1;
 use super::{Worker, quit};
 use crate::attempt::{self, Work};
 use crate::connection::{Connection, now};
-use crate::route::Hop;
+use crate::route::{Hop, Route};
 
 impl Worker {
     /// Sends one item, in as many transactions as the host wants for its recipients, one right after the other: who was only
@@ -30,16 +30,17 @@ impl Worker {
     }
 
     /// Offers an item that no host has taken yet to the other ones, each over a connection of its own, while the one to
-    /// `hops[at]` stands and serves the site: what is wrong is more often about one mail than about a host. A host with several
-    /// addresses is one host (RFC 5321 section 5.1: "multihoming"): it would give the same answer at each of them, and a
-    /// greylist or a rate counts each asking.
+    /// `route.hops[at]` stands and serves the site: what is wrong is more often about one mail than about a host. A host with
+    /// several addresses is one host (RFC 5321 section 5.1: "multihoming"): it would give the same answer at each of them, and
+    /// a greylist or a rate counts each asking.
     pub(super) async fn try_elsewhere(
         &mut self,
         mut work: Work,
         mut results: Vec<v1::RecipientResult>,
-        hops: &[Hop],
+        route: &Route,
         at: usize,
     ) {
+        let hops = &route.hops;
         let mut asked: Vec<&Hop> = hops.get(at).into_iter().collect();
         // One that was asked said nothing of the mail itself.
         let mut in_doubt = false;
@@ -85,9 +86,9 @@ impl Worker {
             };
             (work, results) = (again, attempt::merge(results, said));
         }
-        // Hosts before `at` were passed over because they could not be reached.
+        // Hosts before `at` were passed over because they could not be reached, others had no place on the route.
         let was_asked = |hop: &Hop| asked.iter().any(|host| host.is_same_host(hop));
-        if in_doubt || !hops.iter().all(was_asked) {
+        if in_doubt || !route.whole || !hops.iter().all(was_asked) {
             attempt::wait_for_the_rest(&mut results);
         }
         self.node.settle(work, results, None);

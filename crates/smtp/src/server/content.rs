@@ -15,11 +15,14 @@ use crate::server::{Answer, Commit, Config, Output, Question, Session, State};
 pub(super) struct Content {
     decoder: Decoder,
     scanner: HeaderScanner,
+    /// The header block is above its limit.
+    header_too_large: bool,
     /// Octets above 127 came.
     eight_bit: bool,
-    /// Octets without dot-stuffing.
+    /// Octets without dot-stuffing, those that were thrown away too.
     size: u64,
-    /// Why the message will be refused at its end; the rest is thrown away.
+    /// Why the message will be refused at its end; the rest is thrown away, but still measured: of two reasons that one is
+    /// given which the whole message has, and not the one that its packets showed first.
     refused: Option<Reply>,
     discarded: u64,
     begun: Instant,
@@ -27,10 +30,11 @@ pub(super) struct Content {
 }
 
 impl Content {
-    pub(super) fn new(now: Instant) -> Content {
+    pub(super) fn new(now: Instant, config: &Config) -> Content {
         Content {
             decoder: Decoder::default(),
-            scanner: HeaderScanner::default(),
+            scanner: HeaderScanner::new(config.header_bytes_max),
+            header_too_large: false,
             eight_bit: false,
             size: 0,
             refused: None,
@@ -62,13 +66,15 @@ impl Content {
 
     /// When so little content will be too slow.
     fn rate_deadline(&self, config: &Config) -> Instant {
-        let earned = (self.size + self.discarded) / config.content_rate_min.max(1);
+        let earned = self.size / config.content_rate_min.max(1);
         self.begun + limits::CONTENT_GRACE + Duration::from_secs(earned)
     }
 
-    /// Looks at what was just decoded; a reason to refuse the message.
+    /// Looks at all that was decoded; a reason to refuse the message. What was one stays one, for each measure only grows.
     fn check(&self, config: &Config) -> Option<Reply> {
-        if self.size > config.message_bytes_max {
+        if self.header_too_large {
+            Some(Reply::header_too_large())
+        } else if self.size > config.message_bytes_max {
             // RFC 1870 6.3: also while reading, whatever was declared.
             Some(Reply::too_large())
         } else if self.scanner.received() > config.received_max {
@@ -90,6 +96,7 @@ impl Session {
         let Content {
             decoder,
             scanner,
+            header_too_large,
             eight_bit,
             size,
             refused,
@@ -98,15 +105,14 @@ impl Session {
         } = &mut **content;
         let pending = &mut self.pending;
         let before = pending.len();
-        let mut header = Ok(());
         let ended = decoder.run(&mut self.input, |piece| {
+            *size += piece.len() as u64;
+            *header_too_large = *header_too_large || scanner.push(&piece).is_err();
             if refused.is_some() {
                 *discarded += piece.len() as u64;
                 return;
             }
-            *size += piece.len() as u64;
             *eight_bit |= !piece.is_ascii();
-            header = header.and_then(|()| scanner.push(&piece));
             pending.push_back(Output::Body(piece));
         });
         let Ok(ended) = ended else {
@@ -115,13 +121,11 @@ impl Session {
             self.say_and_close(Reply::bare_line_ending());
             return true;
         };
-        if refused.is_none() {
-            let reason = header.err().map(|_| Reply::header_too_large());
-            content.refused = reason.or_else(|| content.check(&self.config));
-            if content.refused.is_some() {
-                self.pending.truncate(before);
-                self.forget();
-            }
+        let was_refused = content.refused.is_some();
+        content.refused = content.check(&self.config);
+        if content.refused.is_some() && !was_refused {
+            self.pending.truncate(before);
+            self.forget();
         }
         self.content_so_far(ended);
         true

@@ -20,6 +20,8 @@ pub struct Config {
     pub recipients_max: usize,
     /// Octets of a text line.
     pub text_line_bytes_max: usize,
+    /// Octets of a message's header block.
+    pub header_bytes_max: usize,
     /// `Received` fields of a message.
     pub received_max: u32,
     /// Errors of a session.
@@ -57,6 +59,7 @@ impl Config {
             message_bytes_max: limits::MESSAGE_BYTES_MAX,
             recipients_max: mail::limits::RECIPIENTS_MAX,
             text_line_bytes_max: limits::TEXT_LINE_BYTES_MAX,
+            header_bytes_max: mail::limits::HEADER_BYTES_MAX,
             received_max: mail::limits::RECEIVED_MAX,
             errors_max: limits::ERRORS_MAX,
             transactions_max: limits::TRANSACTIONS_MAX,

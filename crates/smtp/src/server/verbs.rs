@@ -179,7 +179,7 @@ impl Session {
             (Asked::Data, Answer::Accept) => {
                 self.say(&Reply::start_mail_input());
                 self.flush();
-                self.state = State::Content(Box::new(Content::new(self.now)));
+                self.state = State::Content(Box::new(Content::new(self.now, &self.config)));
             }
             // An answer that fits no such question: the client loses nothing by coming again.
             (_, _) => self.refuse(Reply::try_again()),

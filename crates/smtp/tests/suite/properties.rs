@@ -9,6 +9,10 @@ use mail::{Envelope, Host, Mailbox, Reply, ReversePath};
 use proptest::prelude::*;
 use smtp::{client, server};
 
+/// The limits of a line and of a header block, octets.
+const LINE_BYTES: usize = 40;
+const HEADER_BYTES: usize = 60;
+
 fn host(name: &str) -> Host {
     Host::parse(name).unwrap()
 }
@@ -17,6 +21,9 @@ fn greeted_server(now: Instant) -> server::Session {
     let mut config = server::Config::new(host("mx.example.org"));
     config.message_bytes_max = 300;
     config.recipients_max = 3;
+    // So small that dialogues reach them.
+    config.text_line_bytes_max = LINE_BYTES;
+    config.header_bytes_max = HEADER_BYTES;
     config.refuse_early_talkers = false;
     server::Session::new(Arc::new(config), now)
 }
@@ -87,6 +94,20 @@ fn serve(input: &[u8], pieces: &[usize]) -> Seen {
     seen
 }
 
+/// A message whose lines are near the limits: of a line, also with dots before it, and of a header block.
+fn message() -> impl Strategy<Value = String> {
+    let line = prop_oneof![
+        2 => "[.]{0,3}x{36,42}\r\n",
+        2 => "h: x{10,40}\r\n",
+        1 => "[.: \t]{0,2}x{0,30}\r\n",
+        1 => Just("\r\n".to_owned()),
+    ];
+    proptest::collection::vec(line, 0..8).prop_map(|lines| {
+        let transaction = "MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.org>\r\nDATA\r\n";
+        format!("EHLO c.example\r\n{transaction}{}.\r\n", lines.concat())
+    })
+}
+
 /// Dialogues that often make sense, and often nearly do.
 fn dialogue() -> impl Strategy<Value = Vec<u8>> {
     let line = prop_oneof![
@@ -96,6 +117,7 @@ fn dialogue() -> impl Strategy<Value = Vec<u8>> {
         8 => Just("DATA\r\n".to_owned()),
         8 => Just("Received: x\r\n\r\nhello\r\n.\r\n".to_owned()),
         4 => Just(".\r\n".to_owned()),
+        6 => message(),
         2 => Just("RSET\r\n".to_owned()),
         1 => "[A-Z]{4} [ -~]{0,20}\r\n",
         1 => "[.a\r\n]{1,8}",
@@ -288,4 +310,53 @@ fn a_driver_that_does_not_heed_backpressure_loses_its_session() {
     }
     while let server::Output::Write(_) | server::Output::Ask(_) = session.drain() {}
     assert_eq!(session.drain(), server::Output::Close);
+}
+
+fn client(now: Instant) -> client::Session {
+    client::Session::new(Arc::new(client::Config::new(host("c.example"))), now)
+}
+
+/// The driver writes content, and feeds what comes meanwhile: it drains only when that is done.
+#[test]
+fn a_next_hop_that_floods_loses_its_session_and_little_of_it_is_kept() {
+    let now = Instant::now();
+    let mut session = client(now);
+    let piece = Bytes::from(vec![b'x'; 4096]);
+    let taken = (0..1000).take_while(|_| {
+        session.feed(piece.clone(), now);
+        !session.is_over()
+    });
+    assert!(taken.count() * piece.len() <= smtp::limits::REPLY_INPUT_BYTES_MAX);
+    assert!(matches!(session.drain(), client::Output::Broken(_)));
+    assert_eq!(session.drain(), client::Output::Close);
+}
+
+#[test]
+fn replies_to_a_long_pipeline_may_all_come_before_the_driver_drains() {
+    let now = Instant::now();
+    let mut session = client(now);
+    let talk = |session: &mut client::Session, said: &str| {
+        session.feed(Bytes::copy_from_slice(said.as_bytes()), now);
+        loop {
+            match session.drain() {
+                client::Output::Write(_) => {}
+                other => return other,
+            }
+        }
+    };
+    talk(&mut session, "220 mx.example.org\r\n");
+    let ready = talk(&mut session, "250-mx.example.org\r\n250 PIPELINING\r\n");
+    assert_eq!(ready, client::Output::Ask(client::Question::Next));
+    let mut envelope = Envelope::new(ReversePath::Null);
+    envelope.recipients = vec![Mailbox::parse("b@example.org", false).unwrap(); 1000];
+    let transaction = client::Transaction { envelope, size: 1 };
+    session.answer(client::Answer::Send(Box::new(transaction)), now);
+    assert!(matches!(talk(&mut session, ""), client::Output::Wait(_)));
+    // To MAIL and to each RCPT.
+    let reply = Bytes::from(format!("250 2.1.5 {}\r\n", "x".repeat(490)));
+    for _ in 0..1001 {
+        session.feed(reply.clone(), now);
+    }
+    let content = talk(&mut session, "354 go on\r\n");
+    assert_eq!(content, client::Output::Ask(client::Question::Body));
 }

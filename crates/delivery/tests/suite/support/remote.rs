@@ -19,6 +19,8 @@ pub enum Action {
     Die,
     /// Nothing is said, and nothing more is read.
     Hang,
+    /// Octets without end come instead, none of them ends a line, and nothing more is read.
+    Flood,
     /// A good reply, after this long.
     Late(std::time::Duration),
 }
@@ -134,6 +136,11 @@ impl Remote {
             Action::Say(line) => line,
             Action::Die => return None,
             Action::Hang => std::future::pending().await,
+            Action::Flood => {
+                let octets = [b'x'; 64 * 1024];
+                while socket.get_mut().write_all(&octets).await.is_ok() {}
+                return None;
+            }
             Action::Late(time) => {
                 tokio::time::sleep(time).await;
                 good.to_string()
