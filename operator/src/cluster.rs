@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use kube::api::{Api, ListParams};
 use kube::runtime::controller::Action;
+use proto::pki::Pair;
 use resource::{DeliveryPool, EdgePool, QueuePool, RelayCluster};
 use serde_json::json;
 
@@ -19,17 +20,15 @@ use crate::{names, pki, place};
 const CONDITIONS: [&str; 2] = ["Ready", "CertificateAuthorityReady"];
 /// Certificates are looked at this often, also when nothing changes.
 const LOOK_AGAIN: Duration = Duration::from_secs(600);
-/// Somebody must act before the CA ends: it is said so long before. The chart's alert says it at the same time.
+/// Somebody must act before the CA ends: it is said so long before, or for the last third of a CA with a short life. The chart's
+/// alert says it at the same time.
 const CA_ENDS_SOON: SignedDuration = SignedDuration::from_hours(60 * 24);
 
 /// Brings one cluster to what is declared.
 pub async fn reconcile(cluster: Arc<RelayCluster>, context: Arc<Context>) -> Result<Action, Error> {
     let (namespace, name) = place(&*cluster)?;
     let before = cluster.status.clone().unwrap_or_default();
-    let ca = pki::ensure_ca(&context.client, &cluster).await?;
-    pki::apply_bundle(&context.client, &cluster, &ca).await?;
-    pki::ensure_seal(&context.client, &cluster).await?;
-
+    let ca = authority(&context, &cluster).await?;
     let image = image(&cluster, &context.node_image);
     let edge: Vec<EdgePool> = of_cluster(&context, namespace, |pool: &EdgePool| {
         pool.spec.cluster_ref.name == name
@@ -72,12 +71,18 @@ pub async fn reconcile(cluster: Arc<RelayCluster>, context: Arc<Context>) -> Res
         cluster.metadata.generation,
         Timestamp::now(),
     );
-    let ends = pki::ends(ca.certificate.as_bytes());
-    let (good, reason, text) = authority(&names::ca_secret(name), ends, Timestamp::now());
+    let ends = ca
+        .as_ref()
+        .and_then(|ca| pki::ends(ca.certificate.as_bytes()));
+    let soon = ends_soon(cluster.spec.internal_tls.ca_days);
+    let secret = names::ca_secret(name);
+    let (good, reason, text) = match &ca {
+        Some(_) => said(&secret, ends, soon, Timestamp::now()),
+        None => missing(&secret),
+    };
     conditions.set("CertificateAuthorityReady", good, reason, text);
     if let Some(ends) = ends {
-        metrics::gauge!("postroad_operator_ca_expiry_timestamp_seconds", "namespace" => namespace.to_owned(), "cluster" => name.to_owned())
-            .set(ends.as_second() as f64);
+        measure(namespace, name, ends, soon);
     }
     let text = format!(
         "edge {}/{}, queue {}/{}, delivery {}/{} ready",
@@ -106,6 +111,43 @@ pub async fn reconcile(cluster: Arc<RelayCluster>, context: Arc<Context>) -> Res
     let api: Api<RelayCluster> = Api::namespaced(context.client.clone(), namespace);
     ssa::apply_status(&api, Controller::Cluster, name, &status).await?;
     Ok(Action::requeue(LOOK_AGAIN))
+}
+
+/// The CA, and what nodes trust. A paused cluster gets neither a CA nor a sealing key, and what `deletionPolicy` says later waits;
+/// but its pools' certificates are renewed, so its nodes are told what to trust: else it would end with the first of them.
+async fn authority(context: &Context, cluster: &RelayCluster) -> Result<Option<Pair>, Error> {
+    let (namespace, name) = place(cluster)?;
+    let client = &context.client;
+    if cluster.spec.paused {
+        let ca = pki::find_ca(client, namespace, name).await?;
+        if let Some(ca) = &ca {
+            pki::apply_bundle(client, cluster, ca).await?;
+        }
+        return Ok(ca);
+    }
+    let ca = pki::ensure_ca(client, cluster).await?;
+    pki::apply_bundle(client, cluster, &ca).await?;
+    pki::ensure_seal(client, cluster).await?;
+    Ok(Some(ca))
+}
+
+/// How long before its end a CA is one that ends soon. One that lives for no longer than sixty days would else be so from its
+/// first day on, and an alert that always holds is read by nobody.
+fn ends_soon(ca_days: u32) -> SignedDuration {
+    let third = SignedDuration::from_hours(i64::from(ca_days) * 24 / 3);
+    CA_ENDS_SOON.min(third)
+}
+
+/// For the chart's alert: when the CA ends, and from when on somebody should know.
+fn measure(namespace: &str, cluster: &str, ends: Timestamp, soon: SignedDuration) {
+    let labels = [
+        ("namespace", namespace.to_owned()),
+        ("cluster", cluster.to_owned()),
+    ];
+    let ends = ends.as_second();
+    metrics::gauge!("postroad_operator_ca_expiry_timestamp_seconds", &labels).set(ends as f64);
+    let soon = ends - soon.as_secs();
+    metrics::gauge!("postroad_operator_ca_ends_soon_timestamp_seconds", &labels).set(soon as f64);
 }
 
 /// Image of a cluster's nodes: what it says, else what it ran before, so that a new operator alone replaces no pod.
@@ -150,8 +192,22 @@ fn count(pools: impl Iterator<Item = (i32, i32)>) -> (i32, i32) {
     })
 }
 
-/// What is said of the CA in this Secret.
-fn authority(secret: &str, ends: Option<Timestamp>, now: Timestamp) -> (bool, Reason, String) {
+/// What is said of a CA that is not there and is not made.
+fn missing(secret: &str) -> (bool, Reason, String) {
+    let text = format!(
+        "the Secret {secret} is not there, and a paused cluster gets no CA: nodes go on until their certificates end; restore the \
+         Secret, or write paused: false"
+    );
+    (false, Reason::Paused, text)
+}
+
+/// What is said of the CA in this Secret; `soon`: how long before its end somebody should know.
+fn said(
+    secret: &str,
+    ends: Option<Timestamp>,
+    soon: SignedDuration,
+    now: Timestamp,
+) -> (bool, Reason, String) {
     let Some(ends) = ends else {
         let text = format!("the Secret {secret} holds no certificate that can be read");
         return (false, Reason::Ended, text);
@@ -168,7 +224,7 @@ fn authority(secret: &str, ends: Option<Timestamp>, now: Timestamp) -> (bool, Re
                 format!("the CA ended on {day} and no node reaches another any more: {replace}");
             (false, Reason::Ended, text)
         }
-        () if left < CA_ENDS_SOON => {
+        () if left < soon => {
             let text =
                 format!("the CA ends on {day}, and then every connection between nodes: {replace}");
             (true, Reason::EndsSoon, text)
@@ -187,7 +243,7 @@ mod tests {
     fn a_ca_says_when_it_ends_and_in_time_what_to_do() {
         let now = Timestamp::from_second(1_800_000_000).unwrap();
         let in_days = |days: i64| Some(now + SignedDuration::from_hours(24 * days));
-        let said = |ends| authority("relay-ca", ends, now);
+        let said = |ends| said("relay-ca", ends, ends_soon(365), now);
         let (good, reason, text) = said(in_days(61));
         assert_eq!((good, reason), (true, Reason::Valid), "{text}");
         let (good, reason, text) = said(in_days(59));
@@ -196,6 +252,35 @@ mod tests {
         let (good, reason, text) = said(in_days(-1));
         assert_eq!((good, reason), (false, Reason::Ended), "{text}");
         assert!(!said(None).0);
+    }
+
+    /// The condition and the alert held from the first day on.
+    #[test]
+    fn a_ca_of_a_month_ends_soon_in_its_last_third_only() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        for (life, left, expected) in [
+            (30, 30, Reason::Valid),
+            (30, 11, Reason::Valid),
+            (30, 9, Reason::EndsSoon),
+            (180, 61, Reason::Valid),
+            (180, 59, Reason::EndsSoon),
+            (3650, 61, Reason::Valid),
+            (3650, 59, Reason::EndsSoon),
+        ] {
+            let ends = Some(now + SignedDuration::from_hours(24 * left));
+            let (good, reason, text) = said("relay-ca", ends, ends_soon(life), now);
+            assert_eq!((good, reason), (true, expected), "{life} {left}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_paused_cluster_without_a_ca_says_what_ends_it() {
+        let (good, reason, text) = missing("relay-ca");
+        assert_eq!((good, reason), (false, Reason::Paused));
+        assert!(
+            text.contains("relay-ca") && text.contains("paused: false"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub enum Reason {
     NotBlocked,
     /// Nodes did not say yet that they have it.
     NotAcknowledged,
-    /// A node cannot use it.
+    /// A node cannot use it, or the API server does not admit what it takes.
     Rejected,
     /// Another RelayDomain has claimed the domain before.
     DomainConflict,

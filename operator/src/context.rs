@@ -22,6 +22,10 @@ use crate::names;
 
 /// The operator's own certificates live so long, and are made anew at half of it.
 const OWN_CERTIFICATE: Duration = Duration::from_secs(24 * 60 * 60);
+/// The API server takes no event whose note is longer, octets (events.k8s.io/v1).
+const NOTE_OCTETS_MAX: usize = 1024;
+/// What stands at the end of a note that was cut.
+const CUT: &str = "…";
 
 /// See the module.
 pub struct Context {
@@ -190,13 +194,40 @@ impl Context {
         let event = Event {
             type_,
             reason: reason.into(),
-            note: Some(note),
+            note: Some(shortened(note)),
             action: reason.into(),
             secondary: None,
         };
         // An event that is lost loses nobody's mail.
         if let Err(error) = self.recorder.publish(&event, &object.object_ref(&())).await {
             tracing::warn!(%error, reason, "an event could not be written");
+        }
+    }
+}
+
+/// A note that the API server takes. The whole of it stands in a condition, as a rule.
+fn shortened(mut note: String) -> String {
+    if note.len() > NOTE_OCTETS_MAX {
+        note.truncate(note.floor_char_boundary(NOTE_OCTETS_MAX - CUT.len()));
+        note.push_str(CUT);
+    }
+    note
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_note_is_cut_between_two_characters_and_says_so() {
+        let fits = "x".repeat(NOTE_OCTETS_MAX);
+        assert_eq!(shortened(fits.clone()), fits);
+        assert_eq!(shortened(format!("{fits}x")).len(), NOTE_OCTETS_MAX);
+        for shift in 0..4 {
+            let note = "x".repeat(shift) + &"\u{1F4EE}".repeat(300);
+            let cut = shortened(note.clone());
+            assert!(cut.len() <= NOTE_OCTETS_MAX && cut.len() > NOTE_OCTETS_MAX - 4);
+            assert!(note.starts_with(cut.strip_suffix(CUT).expect("it says so")));
         }
     }
 }

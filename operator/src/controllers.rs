@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::context::Context;
 use crate::error::Error;
 use crate::wake::{self, Home, of_same_cluster};
-use crate::{cluster, config, domain, names, node_pool, pki, queue_pool};
+use crate::{cluster, config, domain, names, node_pool, pki, queue_pool, ssa};
 
 /// Objects of one kind that are worked on at once.
 const AT_ONCE: u16 = 8;
@@ -44,18 +44,17 @@ pub async fn run(
     let (index, declared) = config::follow(here.api(), here.api(), here.all());
     let context = Arc::new(context(index));
 
+    let of_type = |type_: &str| here.ours().fields(&format!("type={type_}"));
+    let its_cluster = |secret: Secret| {
+        let cluster = secret.labels().get(names::CLUSTER)?.clone();
+        reference(&cluster, secret.namespace())
+    };
     let clusters = here
         .controller::<RelayCluster>()
         .owns(here.api::<ConfigMap>(), here.ours())
-        // Nobody owns a CA that outlives its cluster; one that is gone is made anew at once.
-        .watches(
-            here.api::<Secret>(),
-            here.ours().fields(&format!("type={}", pki::CA_TYPE)),
-            |secret: Secret| {
-                let cluster = secret.labels().get(names::CLUSTER)?.clone();
-                reference(&cluster, secret.namespace())
-            },
-        )
+        // Nobody owns a CA or a sealing key that outlives its cluster; one that is gone is made anew at once.
+        .watches(here.api::<Secret>(), of_type(pki::CA_TYPE), its_cluster)
+        .watches(here.api::<Secret>(), of_type(pki::SEAL_TYPE), its_cluster)
         .watches(here.api::<EdgePool>(), here.all(), |pool: EdgePool| {
             reference(&pool.spec.cluster_ref.name, pool.namespace())
         })
@@ -67,7 +66,8 @@ pub async fn run(
             here.all(),
             |pool: DeliveryPool| reference(&pool.spec.cluster_ref.name, pool.namespace()),
         );
-    let clusters = work(clusters, &context, &stop, |object, context| {
+    let who = ssa::Controller::Cluster;
+    let clusters = work(who, clusters, &context, &stop, |object, context| {
         Box::pin(cluster::reconcile(object, context))
     });
     let configs = here
@@ -77,7 +77,8 @@ pub async fn run(
             let cluster = pod.labels().get(names::CLUSTER)?.clone();
             reference(&cluster, pod.namespace())
         });
-    let configs = work(configs, &context, &stop, |object, context| {
+    let who = ssa::Controller::Config;
+    let configs = work(who, configs, &context, &stop, |object, context| {
         Box::pin(config::reconcile(object, context))
     });
     // More at once than elsewhere: one who waits for a dead name server must not hold up the others.
@@ -91,7 +92,8 @@ pub async fn run(
         here.all(),
         woken,
     );
-    let keys = work(keys, &context, &stop, |object, context| {
+    let who = ssa::Controller::Domain;
+    let keys = work(who, keys, &context, &stop, |object, context| {
         Box::pin(domain::reconcile(object, context))
     });
     let edges = edges(&here, &context, &stop);
@@ -109,7 +111,8 @@ async fn edges(here: &Watches, context: &Arc<Context>, stop: &CancellationToken)
         .owns(here.api::<Service>(), here.ours())
         .owns(here.api::<Secret>(), here.ours())
         .watches(here.api::<RelayCluster>(), here.all(), woken);
-    work(edges, context, stop, |object, context| {
+    let who = ssa::Controller::EdgePool;
+    work(who, edges, context, stop, |object, context| {
         Box::pin(node_pool::reconcile_edge(object, context))
     })
     .await;
@@ -126,7 +129,8 @@ async fn deliveries(here: &Watches, context: &Arc<Context>, stop: &CancellationT
         .owns(here.api::<Secret>(), here.ours())
         .watches(here.api::<RelayCluster>(), here.all(), woken)
         .watches(here.api::<EdgePool>(), here.all(), named);
-    work(deliveries, context, stop, |object, context| {
+    let who = ssa::Controller::DeliveryPool;
+    work(who, deliveries, context, stop, |object, context| {
         Box::pin(node_pool::reconcile_delivery(object, context))
     })
     .await;
@@ -149,7 +153,8 @@ async fn queues(here: &Watches, context: &Arc<Context>, stop: &CancellationToken
                 Some(pool.within(&claim.namespace()?))
             },
         );
-    work(queues, context, stop, |object, context| {
+    let who = ssa::Controller::QueuePool;
+    work(who, queues, context, stop, |object, context| {
         Box::pin(queue_pool::reconcile(object, context))
     })
     .await;
@@ -223,6 +228,7 @@ type Reconcile<K> = fn(Arc<K>, Arc<Context>) -> BoxFuture<'static, Result<Action
 
 /// Runs one controller to its end.
 async fn work<K>(
+    who: ssa::Controller,
     controller: Controller<K>,
     context: &Arc<Context>,
     stop: &CancellationToken,
@@ -238,7 +244,7 @@ async fn work<K>(
 {
     let kind = K::kind(&()).into_owned();
     let once = move |object: Arc<K>, context: Arc<Context>| async move {
-        let key = key(&*object);
+        let key = key(who, &*object);
         let outcome = reconcile(object, context.clone()).await;
         metrics::counter!("postroad_operator_reconciliations_total", "kind" => K::kind(&()).into_owned(), "outcome" => if outcome.is_ok() { "done" } else { "failed" }).increment(1);
         if outcome.is_ok() {
@@ -246,8 +252,8 @@ async fn work<K>(
         }
         outcome
     };
-    let failed = |object: Arc<K>, error: &Error, context: Arc<Context>| {
-        let key = key(&*object);
+    let failed = move |object: Arc<K>, error: &Error, context: Arc<Context>| {
+        let key = key(who, &*object);
         let pause = context.backoff.failed(&key, rand::random());
         match error {
             Error::NotYet(text) => tracing::info!(object = key, "{text}"),
@@ -275,12 +281,31 @@ async fn work<K>(
         .await;
 }
 
-fn key<K: Resource<DynamicType = ()>>(object: &K) -> String {
+/// What failures in a row are counted by. Two controllers look after RelayClusters: what one of them can do says nothing of the other.
+fn key<K: Resource<DynamicType = ()>>(who: ssa::Controller, object: &K) -> String {
     let meta = object.meta();
     format!(
-        "{} {}/{}",
+        "{}: {} {}/{}",
+        who.as_str(),
         K::kind(&()),
         meta.namespace.as_deref().unwrap_or_default(),
         meta.name.as_deref().unwrap_or_default()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use resource::RelayClusterSpec;
+
+    use super::*;
+
+    #[test]
+    fn a_controller_that_works_ends_no_pause_of_another_of_the_same_kind() {
+        let cluster = RelayCluster::new("postroad", RelayClusterSpec::default());
+        let backoff = crate::error::Backoff::default();
+        let failing = key(ssa::Controller::Config, &cluster);
+        let first = backoff.failed(&failing, 0.5);
+        backoff.worked(&key(ssa::Controller::Cluster, &cluster));
+        assert!(backoff.failed(&failing, 0.5) > first);
+    }
 }

@@ -3,6 +3,10 @@
 const GAUGES: &[(&str, &str)] = &[
     ("postroad_build_info", "The version of the program."),
     (
+        "postroad_operator_ca_ends_soon_timestamp_seconds",
+        "From when on the CA of a RelayCluster's nodes ends soon.",
+    ),
+    (
         "postroad_operator_ca_expiry_timestamp_seconds",
         "When the CA of a RelayCluster's nodes ends.",
     ),

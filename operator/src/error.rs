@@ -15,7 +15,8 @@ pub enum Error {
     Pki(#[from] proto::pki::PkiError),
     /// What is in the Secret of a CA is none.
     #[error(
-        "the Secret {0} holds no CA: restore it from a backup, or delete it to get a new CA, after which every node needs a restart"
+        "the Secret {0} holds no CA: restore it from a backup, or delete it to get a new CA, which all nodes take up by themselves \
+         within a minute or two; until then those that have it and those that do not yet open no new connections to one another"
     )]
     BadCa(String),
     /// The queue did not answer, or refused.

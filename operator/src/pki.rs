@@ -2,13 +2,16 @@
 //!
 //! A CA's key is never overwritten: who finds one uses it. A node's certificate is made anew when two thirds of its life have
 //! passed, or when it was signed by another CA; nodes read the new files without a restart.
+//!
+//! What goes with its owner, and what outlives it, is `deletionPolicy`'s to say ([`restate_owner`]).
 
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use kube::api::{Api, ObjectMeta, PostParams};
-use kube::{Client, ResourceExt};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::{Client, Resource, ResourceExt};
 use proto::pki::Pair;
 use proto::{Role, pki};
 use resource::{InternalTls, RelayCluster, Retention};
@@ -21,22 +24,23 @@ use crate::ssa::{self, Controller};
 const SECONDS_OF_A_DAY: u64 = 24 * 60 * 60;
 /// Type of the Secret with a cluster's CA.
 pub const CA_TYPE: &str = "postroad.dev/ca";
+/// Type of the Secret with the keys that seal a cluster's signing keys.
+pub const SEAL_TYPE: &str = "postroad.dev/seal";
 
 /// The CA of a cluster as it lies in its Secret, made if there is none.
 pub async fn ensure_ca(client: &Client, cluster: &RelayCluster) -> Result<Pair, Error> {
     let (namespace, name) = crate::place(cluster)?;
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let secret = names::ca_secret(name);
+    let policy = cluster.spec.deletion_policy;
     if let Some(found) = secrets.get_opt(&secret).await? {
+        restate_owner(&secrets, &found, cluster, policy).await?;
         return ca_of(&found);
     }
     let trust_domain = names::trust_domain(namespace, name);
     let life = days(cluster.spec.internal_tls.ca_days);
     let ca = pki::make_ca(&trust_domain, SystemTime::now(), life)?;
-    let owners = match cluster.spec.deletion_policy {
-        Retention::Delete => ssa::owner(cluster),
-        Retention::Retain => json!([]),
-    };
+    let owners = owners(&[], cluster, policy);
     let object: Secret = serde_json::from_value(json!({
         "metadata": {"name": secret, "labels": labels(name), "ownerReferences": owners},
         "type": CA_TYPE,
@@ -169,8 +173,9 @@ pub async fn ensure_seal(client: &Client, cluster: &RelayCluster) -> Result<(), 
     let (namespace, name) = crate::place(cluster)?;
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let secret = names::seal_secret(name);
-    if secrets.get_opt(&secret).await?.is_some() {
-        return Ok(());
+    let policy = cluster.spec.deletion_policy;
+    if let Some(found) = secrets.get_opt(&secret).await? {
+        return restate_owner(&secrets, &found, cluster, policy).await;
     }
     let key: [u8; 32] = rand::random();
     let id = Timestamp::now().as_second().to_string();
@@ -178,13 +183,10 @@ pub async fn ensure_seal(client: &Client, cluster: &RelayCluster) -> Result<(), 
         metadata: ObjectMeta {
             name: Some(secret),
             labels: serde_json::from_value(labels(name))?,
-            owner_references: match cluster.spec.deletion_policy {
-                Retention::Delete => serde_json::from_value(ssa::owner(cluster))?,
-                Retention::Retain => None,
-            },
+            owner_references: Some(owners(&[], cluster, policy)),
             ..ObjectMeta::default()
         },
-        type_: Some("postroad.dev/seal".into()),
+        type_: Some(SEAL_TYPE.into()),
         // The id that sorts last seals. One that is made anew after its Secret was lost has another, or what the lost key sealed
         // would be taken for its own.
         data: Some([(id, k8s_openapi::ByteString(key.to_vec()))].into()),
@@ -195,6 +197,56 @@ pub async fn ensure_seal(client: &Client, cluster: &RelayCluster) -> Result<(), 
         Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Brings a Secret's owners to what `deletionPolicy` says now: it may have said something else when the Secret was made, and
+/// then keys would be lost with their cluster, or stay. Writes only what differs.
+pub async fn restate_owner<K: Resource<DynamicType = ()>>(
+    secrets: &Api<Secret>,
+    found: &Secret,
+    owner: &K,
+    policy: Retention,
+) -> Result<(), Error> {
+    let wanted = owners(found.owner_references(), owner, policy);
+    if wanted == found.owner_references() {
+        return Ok(());
+    }
+    let name = found.name_any();
+    // With the version that was read: an owner that somebody else wrote meanwhile is not taken out again.
+    let version = &found.metadata.resource_version;
+    let patch = json!({"metadata": {"resourceVersion": version, "ownerReferences": wanted}});
+    let patch = Patch::Merge(&patch);
+    match secrets.patch(&name, &PatchParams::default(), &patch).await {
+        Ok(_) => {
+            tracing::info!(secret = name, ?policy, "the Secret follows deletionPolicy");
+            Ok(())
+        }
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 409 => Err(Error::NotYet(format!(
+            "the Secret {name} changed before deletionPolicy could be written into it"
+        ))),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The owners that a Secret should have, if it has these. Those of other kinds stay.
+fn owners<K: Resource<DynamicType = ()>>(
+    there: &[OwnerReference],
+    owner: &K,
+    policy: Retention,
+) -> Vec<OwnerReference> {
+    let (kind, group) = (K::kind(&()), K::group(&()));
+    // Whatever its uid: one of a former object of that name, from a backup perhaps, would take the Secret with it at once.
+    let ours = |one: &&OwnerReference| {
+        one.kind == kind && one.api_version.split('/').next() == Some(&*group)
+    };
+    let mut owners: Vec<OwnerReference> = there.iter().filter(|one| !ours(one)).cloned().collect();
+    // The API server takes one controller. A Secret that another one keeps goes when that one says so.
+    let kept = owners.iter().any(|one| one.controller == Some(true));
+    if policy == Retention::Delete && !kept {
+        owners.extend(owner.controller_owner_ref(&()));
+    }
+    owners
 }
 
 fn labels(cluster: &str) -> Value {
@@ -216,4 +268,55 @@ fn ca_of(secret: &Secret) -> Result<Pair, Error> {
 
 fn days(days: u32) -> Duration {
     Duration::from_secs(u64::from(days) * SECONDS_OF_A_DAY)
+}
+
+#[cfg(test)]
+mod tests {
+    use resource::RelayClusterSpec;
+
+    use super::*;
+
+    fn cluster(uid: &str) -> RelayCluster {
+        let mut cluster = RelayCluster::new("postroad", RelayClusterSpec::default());
+        cluster.metadata.uid = Some(uid.into());
+        cluster
+    }
+
+    fn stranger(controller: bool) -> OwnerReference {
+        OwnerReference {
+            api_version: "bitnami.com/v1alpha1".into(),
+            kind: "SealedSecret".into(),
+            name: "postroad-ca".into(),
+            uid: "9".into(),
+            controller: Some(controller),
+            ..OwnerReference::default()
+        }
+    }
+
+    /// Who wrote Delete first and Retain later lost the CA and the sealing key with the cluster; the other way all of it stayed.
+    #[test]
+    fn a_secret_goes_or_stays_as_the_policy_says_now_and_not_when_it_was_made() {
+        let (own, former) = (cluster("2"), cluster("1"));
+        let made = owners(&[], &own, Retention::Delete);
+        assert_eq!((made.len(), made[0].uid.as_str()), (1, "2"));
+        let again = owners(&made, &own, Retention::Delete);
+        assert_eq!(again, made, "nothing is to be written");
+        assert!(owners(&made, &own, Retention::Retain).is_empty());
+        assert!(owners(&[], &own, Retention::Retain).is_empty());
+        let old = owners(&[], &former, Retention::Delete);
+        assert_eq!(owners(&old, &own, Retention::Delete), made);
+        assert!(owners(&old, &own, Retention::Retain).is_empty());
+    }
+
+    #[test]
+    fn other_owners_of_a_secret_stay_and_of_controllers_there_is_one() {
+        let own = cluster("2");
+        let ours = owners(&[], &own, Retention::Delete);
+        let other = [stranger(false)];
+        let both = owners(&other, &own, Retention::Delete);
+        assert_eq!(both, [other.to_vec(), ours].concat());
+        assert_eq!(owners(&both, &own, Retention::Retain), other);
+        let kept = [stranger(true)];
+        assert_eq!(owners(&kept, &own, Retention::Delete), kept);
+    }
 }

@@ -1,13 +1,13 @@
 //! What is declared to the documents that the nodes get. Pure: the same compiler as `postroad apply` has, and on top of it who
 //! may declare what, and which signing keys are used.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use resource::seal::Sealed;
 use resource::spec::{self, Habitat, KeyUse, Named};
 use resource::{
-    Claim, Cluster, DkimKey, DkimMode, Document, KeyPhase, Refusal, RelayCluster, RelayDomain,
-    judge,
+    Claim, Cluster, DkimKey, DkimMode, Document, DocumentKey, DocumentKind, KeyPhase, Refusal,
+    RelayCluster, RelayDomain, judge,
 };
 
 use crate::conditions::is_true;
@@ -19,18 +19,30 @@ pub type Labels = BTreeMap<String, BTreeMap<String, String>>;
 pub struct Compiled {
     /// By key.
     pub documents: Vec<Document>,
+    /// Keys of documents that nodes keep as they have them: they could not be made now, and are not to go.
+    pub kept: BTreeSet<String>,
     /// Of each domain, in their order: the key of its document, or why there is none.
     pub verdicts: Vec<Result<String, Refusal>>,
     /// Of each signing key, in their order: the key of its document; `None`: nodes do not have it.
     pub keys: Vec<Option<String>>,
 }
 
-/// A signing key, and what it is sealed to when it has to be sent.
+/// A signing key, and what it is sent as.
 pub struct SealedKey<'a> {
     /// Its object.
     pub object: &'a DkimKey,
-    /// `None`: its Secret cannot be read now.
-    pub sealed: Option<Sealed>,
+    /// Its private half.
+    pub sealed: Sealing,
+}
+
+/// A private key on its way.
+pub enum Sealing {
+    /// It is ready to go.
+    Sealed(Sealed),
+    /// There is nothing to seal with now: nodes keep what they have, or all mail would go unsigned.
+    NotNow,
+    /// Its Secret does not hold it, or nobody is to have it.
+    Nothing,
 }
 
 /// The key's phase is one in which delivery nodes have it.
@@ -87,18 +99,31 @@ pub fn compile(
             key
         }));
     }
-    let used: Vec<Option<String>> = keys
-        .iter()
-        .map(|key| {
-            let document = signing_key(key, domains, &verdicts)?;
-            let name = document.key.to_string();
-            documents.push(document);
-            Some(name)
-        })
-        .collect();
+    let mut kept = BTreeSet::new();
+    let used = keys.iter().map(|key| {
+        if !signs(key.object, domains, &verdicts) {
+            return None;
+        }
+        let of = named(
+            key.object.metadata.namespace.as_deref(),
+            key.object.metadata.name.as_deref(),
+            key.object.metadata.generation,
+        );
+        let name = DocumentKey::new(DocumentKind::DkimKey, of.namespace, of.name).to_string();
+        match &key.sealed {
+            Sealing::Sealed(sealed) => documents.push(signing_key(of, key.object, sealed.clone())),
+            Sealing::NotNow => {
+                kept.insert(name.clone());
+            }
+            Sealing::Nothing => return None,
+        }
+        Some(name)
+    });
+    let used: Vec<Option<String>> = used.collect();
     documents.sort_by(|a, b| a.key.cmp(&b.key));
     Ok(Compiled {
         documents,
+        kept,
         verdicts,
         keys: used,
     })
@@ -142,15 +167,10 @@ fn claim<'a>(
     }
 }
 
-/// The document of a key of an accepted domain that signs: in use only as its phase says.
-fn signing_key(
-    key: &SealedKey<'_>,
-    domains: &[&RelayDomain],
-    verdicts: &[Result<String, Refusal>],
-) -> Option<Document> {
-    let (object, sealed) = (key.object, key.sealed.clone()?);
+/// Nodes are to have the key: it is one of an accepted domain that signs, and in a phase for that.
+fn signs(object: &DkimKey, domains: &[&RelayDomain], verdicts: &[Result<String, Refusal>]) -> bool {
     if !is_sent(object) {
-        return None;
+        return false;
     }
     let namespace = object.metadata.namespace.as_deref();
     let of_it = |domain: &RelayDomain| {
@@ -159,16 +179,13 @@ fn signing_key(
             && domain.spec.domain == object.spec.domain
     };
     let mut judged = domains.iter().zip(verdicts);
-    let (domain, _) = judged.find(|(domain, verdict)| verdict.is_ok() && of_it(domain))?;
-    let signs = domain.spec.outbound.as_ref()?.dkim.mode != DkimMode::Off;
-    if !signs {
-        return None;
-    }
-    let of = named(
-        namespace,
-        object.metadata.name.as_deref(),
-        object.metadata.generation,
-    );
+    let found = judged.find(|(domain, verdict)| verdict.is_ok() && of_it(domain));
+    let outbound = found.and_then(|(domain, _)| domain.spec.outbound.as_ref());
+    outbound.is_some_and(|outbound| outbound.dkim.mode != DkimMode::Off)
+}
+
+/// The document of a key that nodes are to have: in use only as its phase says.
+fn signing_key(of: Named<'_>, object: &DkimKey, sealed: Sealed) -> Document {
     let phase = object.status.as_ref().and_then(|status| status.phase);
     let used = KeyUse {
         domain: &object.spec.domain,
@@ -176,7 +193,7 @@ fn signing_key(
         algorithm: object.spec.algorithm,
         active: phase == Some(KeyPhase::Active),
     };
-    Some(spec::dkim_key(of, &used, sealed))
+    spec::dkim_key(of, &used, sealed)
 }
 
 #[cfg(test)]

@@ -38,8 +38,8 @@ fn key(domain: &RelayDomain, selector: &str, phase: KeyPhase) -> DkimKey {
     key
 }
 
-fn sealed() -> Option<Sealed> {
-    Some(Sealed {
+fn sealed() -> Sealing {
+    Sealing::Sealed(Sealed {
         key_id: "1".into(),
         nonce: vec![0; 12].into(),
         sealed: vec![1; 48].into(),
@@ -47,6 +47,10 @@ fn sealed() -> Option<Sealed> {
 }
 
 fn compiled(domains: &[&RelayDomain], keys: &[DkimKey]) -> Compiled {
+    compiled_as(domains, keys, sealed)
+}
+
+fn compiled_as(domains: &[&RelayDomain], keys: &[DkimKey], sealed: fn() -> Sealing) -> Compiled {
     let keys: Vec<SealedKey<'_>> = keys
         .iter()
         .map(|object| SealedKey {
@@ -152,6 +156,34 @@ fn a_key_is_sent_ahead_when_published_and_signs_when_active_and_is_wiped_after()
         compiled(&[&off], &[key(&off, "s", KeyPhase::Active)]).keys,
         [None]
     );
+}
+
+/// Its Secret was deleted, and with the next look every key of every domain was.
+#[test]
+fn without_a_sealing_key_nodes_keep_the_keys_that_they_have_and_lose_those_that_are_over() {
+    let owner = domain("a", "own", 1, json!({"domain": "own.test", "outbound": {}}));
+    let mut revoked = key(&owner, "r", KeyPhase::Active);
+    revoked.spec.revoked = Some(true);
+    let keys = [
+        key(&owner, "s", KeyPhase::Active),
+        key(&owner, "t", KeyPhase::Retiring),
+        revoked,
+    ];
+    let made = compiled_as(&[&owner], &keys, || Sealing::NotNow);
+    assert_eq!(
+        names(&made),
+        ["RelayCluster/mail/postroad", "RelayDomain/a/own"]
+    );
+    let kept: Vec<&str> = made.kept.iter().map(String::as_str).collect();
+    assert_eq!(kept, ["DkimKey/a/s"]);
+    assert_eq!(made.keys, [Some("DkimKey/a/s".into()), None, None]);
+    let unreadable = compiled_as(&[&owner], &keys, || Sealing::Nothing);
+    assert!(
+        unreadable.kept.is_empty(),
+        "no other key signs in its place"
+    );
+    assert_eq!(unreadable.keys, [None, None, None]);
+    assert!(compiled(&[&owner], &keys).kept.is_empty());
 }
 
 #[test]

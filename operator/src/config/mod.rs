@@ -22,6 +22,7 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use kube::runtime::controller::Action;
+use resource::seal::SEALING_KEY_OCTETS;
 use resource::{
     DeliveryPool, DkimKey, EdgePool, NamespacesFrom, QueuePool, RelayCluster, RelayDomain,
 };
@@ -45,7 +46,7 @@ mod status;
 pub use index::{Index, follow};
 pub use seal::SealedKeys;
 
-use compile::{Compiled, Labels, SealedKey};
+use compile::{Compiled, Labels, SealedKey, Sealing};
 use progress::{Nodes, Progress};
 use push::{Known, Pushed};
 use status::Sent;
@@ -88,20 +89,7 @@ pub async fn reconcile(cluster: Arc<RelayCluster>, context: Arc<Context>) -> Res
     let keys: Vec<&DkimKey> = keys.iter().map(|key| &**key).collect();
     let labels = labels_of(&context, &cluster, &domains).await?;
     let queue = queue_of(&context, &cluster).await?;
-    let mut sealed = Vec::new();
-    let with = seal::sealing_key(&context, namespace, name).await?;
-    for key in &keys {
-        let made = match (&with, &queue) {
-            (Some(with), Some(queue)) if compile::is_sent(key) => {
-                seal::seal(&context, with, &queue.id, key).await?
-            }
-            _ => None,
-        };
-        sealed.push(SealedKey {
-            object: key,
-            sealed: made,
-        });
-    }
+    let sealed = sealed_keys(&context, &cluster, queue.as_ref(), &keys).await?;
     let sent: Vec<&DkimKey> = keys
         .iter()
         .copied()
@@ -184,6 +172,33 @@ fn keys_of(index: &Index, domains: &[Arc<RelayDomain>]) -> Vec<Arc<DkimKey>> {
     keys.retain(|key| owners.contains(&(key.namespace(), key.spec.domain_ref.name.clone())));
     keys.sort_by_key(|key| (key.namespace(), key.name_any()));
     keys
+}
+
+/// The keys as they are sent.
+async fn sealed_keys<'a>(
+    context: &Context,
+    cluster: &RelayCluster,
+    queue: Option<&Queue>,
+    keys: &[&'a DkimKey],
+) -> Result<Vec<SealedKey<'a>>, Error> {
+    let (namespace, name) = place(cluster)?;
+    let with = seal::sealing_key(context, namespace, name).await?;
+    let mut sealed = Vec::new();
+    for object in keys.iter().copied() {
+        let made = match (&with, queue) {
+            (None, _) => Sealing::NotNow,
+            (Some(with), Some(queue)) if compile::is_sent(object) => {
+                let made = seal::seal(context, with, &queue.id, object).await?;
+                made.map_or(Sealing::Nothing, Sealing::Sealed)
+            }
+            _ => Sealing::Nothing,
+        };
+        sealed.push(SealedKey {
+            object,
+            sealed: made,
+        });
+    }
+    Ok(sealed)
 }
 
 /// Namespace and name of the cluster that a domain belongs to.
@@ -293,7 +308,16 @@ async fn write(
             .unwrap_or_else(PoisonError::into_inner);
         known.remove(&key)
     };
-    push::push(&client, known, &compiled.documents).await
+    push::push(&client, known, &compiled.documents, &compiled.kept).await
+}
+
+/// What is said while signing keys stay at the nodes as they are.
+fn no_sealing_key(cluster: &str) -> String {
+    format!(
+        "there is no Secret {} with a key of {SEALING_KEY_OCTETS} octets, so signing keys stay at the nodes as they are, and new \
+         ones do not reach them; a Secret that is not there is made within seconds: delete one that holds no such key",
+        names::seal_secret(cluster)
+    )
 }
 
 /// The pods of a role that are ready, by name, and the pool that each is of.
@@ -375,14 +399,17 @@ impl Told<'_> {
         let own = sent(&key, true);
         let progress = own.map_or_else(Progress::Waits, |sent| sent.progress);
         waits |= matches!(progress, Progress::Waits(_)) && nodes.total() > 0;
-        let synced = Ok((
-            pushed.revision,
-            progress,
-            nodes.with(pushed.revision),
-            nodes.total(),
-        ));
+        let synced = match self.compiled.kept.is_empty() {
+            true => Ok((
+                pushed.revision,
+                progress,
+                nodes.with(pushed.revision),
+                nodes.total(),
+            )),
+            false => Err((Reason::KeyUnreadable, no_sealing_key(name))),
+        };
         status::tell_cluster(self.context, self.cluster, cluster_id, synced).await?;
-        Ok(waits)
+        Ok(waits || !self.compiled.kept.is_empty())
     }
 
     /// Tells each pool whether its nodes have the cluster's document; says whether nodes are waited for.

@@ -62,8 +62,8 @@ impl Known {
         }
     }
 
-    /// What has to be written so that the queue holds these documents and no others of ours.
-    fn change(&self, wanted: &[Document]) -> PutChange {
+    /// What has to be written so that the queue holds these documents and no others of ours, but for those that it keeps.
+    fn change(&self, wanted: &[Document], kept: &BTreeSet<String>) -> PutChange {
         let upserts: Vec<ConfigDocument> = wanted
             .iter()
             .map(wire)
@@ -74,7 +74,10 @@ impl Known {
             })
             .collect();
         let names: BTreeSet<String> = wanted.iter().map(|one| one.key.to_string()).collect();
-        let gone = self.documents.keys().filter(|key| !names.contains(*key));
+        let gone = self
+            .documents
+            .keys()
+            .filter(|key| !names.contains(*key) && !kept.contains(*key));
         PutChange {
             deletes: gone.cloned().collect(),
             upserts,
@@ -121,7 +124,8 @@ fn wire(document: &Document) -> ConfigDocument {
     }
 }
 
-/// Writes what differs and asks who has what. `known` is what was held after the last time; without it the queue is asked.
+/// Writes what differs and asks who has what. `known` is what was held after the last time; without it the queue is asked. What
+/// is `kept` stays as the queue has it.
 ///
 /// # Errors
 /// What the queue said; then nothing is known any more.
@@ -129,6 +133,7 @@ pub async fn push(
     client: &ConfigClient,
     known: Option<Known>,
     wanted: &[Document],
+    kept: &BTreeSet<String>,
 ) -> Result<Pushed, Error> {
     let call = |error: proto::client::CallError| Error::Queue(error.to_string());
     let mut view = client.writers_and_nodes().await.map_err(call)?;
@@ -141,7 +146,7 @@ pub async fn push(
             Known::of(&view)
         }
     };
-    let change = known.change(wanted);
+    let change = known.change(wanted, kept);
     if change.upserts.is_empty() && change.deletes.is_empty() {
         return Ok(Pushed {
             known,
@@ -190,18 +195,21 @@ mod tests {
             changed: Instant::now(),
         };
         let first = [document("x", 1, b"x"), document("y", 1, b"y")];
-        let change = known.change(&first);
+        let none = BTreeSet::new();
+        let change = known.change(&first, &none);
         assert_eq!((change.upserts.len(), change.complete), (2, false));
         known.note(&change, 7);
-        assert_eq!(known.change(&first), PutChange::default());
+        assert_eq!(known.change(&first, &none), PutChange::default());
         let second = [document("x", 2, b"x"), document("z", 1, b"z")];
-        let change = known.change(&second);
+        let kept = BTreeSet::from(["RelayDomain/a/y".to_owned()]);
+        assert!(known.change(&second, &kept).deletes.is_empty());
+        let change = known.change(&second, &none);
         let keys: Vec<&str> = change.upserts.iter().map(|one| one.key.as_str()).collect();
         assert_eq!(keys, ["RelayDomain/a/x", "RelayDomain/a/z"]);
         assert_eq!(change.deletes, ["RelayDomain/a/y"]);
         known.note(&change, 9);
         assert_eq!(known.revision_of("RelayDomain/a/x"), Some(9));
         assert_eq!(known.revision_of("RelayDomain/a/y"), None);
-        assert_eq!(known.change(&second), PutChange::default());
+        assert_eq!(known.change(&second, &none), PutChange::default());
     }
 }

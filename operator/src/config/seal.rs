@@ -19,7 +19,7 @@ use crate::names;
 #[derive(Debug, Default)]
 pub struct SealedKeys(Mutex<HashMap<String, (String, Sealed)>>);
 
-/// The key that seals for a cluster; `None`: it was not made yet.
+/// The key that seals for a cluster; `None`: it is not there, or its Secret holds none.
 pub async fn sealing_key(
     context: &Context,
     namespace: &str,

@@ -7,6 +7,9 @@
 //!                                        record gone for an hour▼ │record back
 //!                                                            Failed                    Revoked: from anywhere, for ever
 //! ```
+//! A person's own key that was withdrawn and is named again goes from Retiring or Retired to Pending. A made key gets a successor
+//! instead.
+//!
 //! The rules that it all serves: a key signs only when its record was seen everywhere and nobody remembers that it was not
 //! there; and the record of a key that signed stays until no mail with its signature is under way.
 
@@ -191,6 +194,8 @@ fn one(wish: &Wish<'_>, keys: &[Key], key: &Key, now: Timestamp) -> Next {
             true => Active,
             false => Failed,
         }),
+        // Its record may have been changed or taken away since.
+        Retiring | Retired if key.imported && wanted && key.readable => Next::State(State::NEW),
         Retiring => {
             let over = since(state.retiring) >= shorten(retire_after(wish), wish);
             to(if over { Retired } else { Retiring })

@@ -294,6 +294,70 @@ fn who_changes_the_mode_goes_on_signing_until_the_other_keys_do() {
     );
 }
 
+/// It was withdrawn for a day, or for a year, and nothing led back: mail stayed unsigned while its key was named.
+#[test]
+fn a_key_of_ones_own_that_was_withdrawn_signs_again_when_it_is_named_again() {
+    let dkim = DkimSpec {
+        mode: DkimMode::Imported,
+        keys: vec![ImportedKey {
+            selector: "own".into(),
+            secret_name: "s".into(),
+        }],
+        ..DkimSpec::default()
+    };
+    let managed = DkimSpec::default();
+    let mut own = Key {
+        imported: true,
+        selector: "own".into(),
+        ..key(KeyPhase::Active)
+    };
+    own.state.active = Some(at(0));
+    let once = |dkim: &DkimSpec, key: &Key, now: i64| match step(
+        &wish(dkim),
+        std::slice::from_ref(key),
+        at(now),
+    )[0]
+    {
+        Next::State(state) => state,
+        Next::Gone => panic!("its object stays"),
+    };
+    own.state = once(
+        &DkimSpec {
+            mode: DkimMode::Off,
+            ..managed.clone()
+        },
+        &own,
+        DAY,
+    );
+    assert_eq!(own.state.phase, KeyPhase::Retiring);
+    for (phase, now) in [(KeyPhase::Retiring, 2 * DAY), (KeyPhase::Retired, 20 * DAY)] {
+        let mut own = own.clone();
+        own.state = once(&managed, &own, now);
+        assert_eq!(own.state.phase, phase, "not while it is not named");
+        let lost = Key {
+            readable: false,
+            ..own.clone()
+        };
+        assert_eq!(once(&dkim, &lost, now).phase, phase);
+        let revoked = Key {
+            revoked: true,
+            ..own.clone()
+        };
+        assert_eq!(once(&dkim, &revoked, now).phase, KeyPhase::Revoked);
+        let made = Key {
+            imported: false,
+            ..own.clone()
+        };
+        assert_eq!(once(&managed, &made, now).phase, phase);
+        own.state = once(&dkim, &own, now);
+        assert_eq!(own.state, State::NEW);
+        for next in [KeyPhase::Published, KeyPhase::Active] {
+            own.state = once(&dkim, &own, now);
+            assert_eq!(own.state.phase, next);
+        }
+    }
+}
+
 /// A day in the life of a domain whose owner publishes what is shown, late or early.
 #[derive(Clone, Debug)]
 struct Chance {

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
+use kube::runtime::reflector::Store;
 use resource::dkim::{PublicKey, record_name};
 use resource::{
     ConditionStatus, DkimKey, DkimKeyStatus, DnsState, KeyCheck, KeyPhase, KeySource, RelayCluster,
@@ -51,11 +52,9 @@ pub async fn observe(
     wish: &Wish<'_>,
     now: Timestamp,
 ) -> Result<Seen, Error> {
-    let api: Api<DkimKey> = Api::namespaced(context.client.clone(), order.namespace);
-    let selected = ListParams::default().labels(&format!("{}={}", names::RELAY_DOMAIN, order.name));
     let secrets: Api<Secret> = Api::namespaced(context.client.clone(), order.namespace);
     let mut keys = Vec::new();
-    for object in api.list(&selected).await?.items {
+    for object in objects(context, order).await? {
         // Labels are for finding; whose a key is says its spec.
         if object.metadata.deletion_timestamp.is_some()
             || object.spec.domain_ref.name != order.name
@@ -83,6 +82,35 @@ pub async fn observe(
         keys,
         problems: Vec::new(),
     })
+}
+
+/// The DkimKeys that may be the domain's: a list by label has those that were made just now, and those that lost the label are
+/// asked for by name.
+async fn objects(context: &Context, order: &Order<'_>) -> Result<Vec<DkimKey>, Error> {
+    let api: Api<DkimKey> = Api::namespaced(context.client.clone(), order.namespace);
+    let selected = ListParams::default().labels(&format!("{}={}", names::RELAY_DOMAIN, order.name));
+    let mut found = api.list(&selected).await?.items;
+    context.index.ready().await;
+    for name in unlabelled(&context.index.keys, order.namespace, order.name, &found) {
+        found.extend(api.get_opt(&name).await?);
+    }
+    Ok(found)
+}
+
+/// Names of a domain's DkimKeys that a list by label does not have: who may change them may take their label away, and one that
+/// nobody sees would be taken for deleted and its private key deleted after it.
+fn unlabelled(
+    known: &Store<DkimKey>,
+    namespace: &str,
+    domain: &str,
+    listed: &[DkimKey],
+) -> Vec<String> {
+    let of_domain = known.state_filter(|key| {
+        key.metadata.namespace.as_deref() == Some(namespace) && key.spec.domain_ref.name == domain
+    });
+    let mut names: Vec<String> = of_domain.iter().map(|key| key.name_any()).collect();
+    names.retain(|name| listed.iter().all(|key| key.name_any() != *name));
+    names
 }
 
 /// The public half of a key of a person's own, or what is wrong with its Secret.
@@ -238,6 +266,8 @@ async fn look(
 #[cfg(test)]
 mod tests {
     use k8s_openapi::ByteString;
+    use kube::runtime::reflector;
+    use kube::runtime::watcher::Event;
     use resource::{DkimAlgorithm, DkimKeySpec};
 
     use super::*;
@@ -263,6 +293,29 @@ mod tests {
         }))
         .expect("a good status");
         object
+    }
+
+    /// It was taken for deleted, and its private key was deleted after it.
+    #[test]
+    fn a_key_that_lost_its_label_is_seen_all_the_same() {
+        let (store, mut writer) = reflector::store::<DkimKey>();
+        let key = |namespace: &str, name: &str, domain: &str| {
+            let mut key = object(KeyPhase::Active, "");
+            key.metadata.namespace = Some(namespace.into());
+            key.metadata.name = Some(name.into());
+            key.spec.domain_ref.name = domain.into();
+            key
+        };
+        let labelled = key("a", "shop-s", "shop");
+        for key in [
+            labelled.clone(),
+            key("a", "shop-t", "shop"),
+            key("a", "other-s", "other"),
+            key("b", "shop-u", "shop"),
+        ] {
+            writer.apply_watcher_event(&Event::Apply(key));
+        }
+        assert_eq!(unlabelled(&store, "a", "shop", &[labelled]), ["shop-t"]);
     }
 
     #[test]

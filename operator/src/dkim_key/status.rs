@@ -20,6 +20,7 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::names;
 use crate::node_pool::delete;
+use crate::pki;
 use crate::ssa::{self, Controller};
 
 /// What a DkimKey's status speaks of, as far as this controller writes it.
@@ -47,16 +48,20 @@ pub async fn move_on(
             return Ok(());
         }
     };
+    let over = matches!(state.phase, KeyPhase::Retired | KeyPhase::Revoked);
+    // First of all: what is read here is still what is there, or it is read again.
+    if let Some(secret) = one.secret.as_ref().filter(|_| made && !over) {
+        let api = secrets(context, order);
+        pki::restate_owner(&api, secret, &one.object, order.deletion).await?;
+    }
     let before = one.key.state.phase;
     one.key.state = state;
     write_key(context, order, one, now).await?;
     if made && one.secret.is_some() {
-        match state.phase {
+        match over {
             // A key that will never sign again is of use only to those who should not have it.
-            KeyPhase::Retired | KeyPhase::Revoked => {
-                delete(&secrets(context, order), &one.object.spec.secret_name).await?;
-            }
-            _ => note(context, order, one, state).await?,
+            true => delete(&secrets(context, order), &one.object.spec.secret_name).await?,
+            false => note(context, order, one, state).await?,
         }
     }
     if before != state.phase {

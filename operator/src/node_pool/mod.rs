@@ -14,6 +14,7 @@ use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams};
 use kube::runtime::controller::Action;
 use proto::Role;
+use proto::pki::Pair;
 use resource::spec::Fault;
 use resource::{Condition, DeliveryPool, EdgePool, QueuePool, RelayCluster, RelayClusterSpec};
 use serde_json::{Value, json};
@@ -22,7 +23,7 @@ use crate::cluster::{self, of_cluster};
 use crate::conditions::{Conditions, Reason, find};
 use crate::context::Context;
 use crate::error::Error;
-use crate::names::{self, PoolName};
+use crate::names::{self, Component, PoolName};
 use crate::network;
 use crate::pki::{self, Leaf};
 use crate::place;
@@ -32,6 +33,7 @@ pub mod build;
 mod certificates;
 pub mod delivery;
 pub mod edge;
+pub mod refusal;
 #[cfg(test)]
 pub mod tests;
 
@@ -51,14 +53,11 @@ struct Home {
 
 /// Brings one edge pool to what is declared.
 pub async fn reconcile_edge(pool: Arc<EdgePool>, context: Arc<Context>) -> Result<Action, Error> {
-    let (namespace, own) = place(&*pool)?;
+    let (namespace, _) = place(&*pool)?;
     let name = edge::name(&pool, namespace);
     let before = pool.status.clone().unwrap_or_default();
-    let mut conditions = Conditions::new(
-        &before.conditions,
-        pool.metadata.generation,
-        Timestamp::now(),
-    );
+    let (old, generation) = (&before.conditions, pool.metadata.generation);
+    let mut conditions = Conditions::new(old, generation, Timestamp::now());
     if pool.spec.source_address_is_reliable() {
         conditions.set(
             "SourceAddressReliable",
@@ -76,35 +75,8 @@ pub async fn reconcile_edge(pool: Arc<EdgePool>, context: Arc<Context>) -> Resul
     }
     // What is not looked at now stays as it was: a field that is left out is taken away.
     let mut state = json!(before);
-    let fault = resource::spec::edge_pool(&pool.spec).err();
-    if let Some(home) = home(&context, &name, &mut conditions).await?
-        && usable(fault, &mut conditions)
-    {
-        let objects = Objects {
-            controller: Controller::EdgePool,
-            role: Role::Edge,
-            owners: ssa::owner(&*pool),
-            replicas: pool.spec.replicas,
-            listeners: pool
-                .spec
-                .listeners
-                .iter()
-                .map(|listener| listener.container_port())
-                .collect(),
-            deployment: edge::build(&pool, &home.cluster, &name, &home.image, &home.queue),
-            resource: build::document("EdgePool", namespace, own, &json!(pool.spec)),
-        };
-        let deployment = objects.apply(&context, &name, &home.cluster.spec).await?;
-        let services: Api<Service> = Api::namespaced(context.client.clone(), namespace);
-        let hides = pool.spec.source_address_is_reliable()
-            || all_know_of_hidden_clients(&context, &name).await?;
-        let service = edge::service(&pool, &name, hides);
-        let service = ssa::apply(&services, Controller::EdgePool, &service).await?;
-        scaled(&deployment, pool.spec.replicas, &mut state, &mut conditions);
-        state["addresses"] = json!(edge::addresses(&service));
-        let listeners = certificates::judge(&context, &pool, namespace, &mut conditions).await?;
-        state["listeners"] = json!(listeners);
-    }
+    let outcome = make_edges(&context, &pool, &name, &mut state, &mut conditions).await;
+    let refused = refusal::tell(&context, &*pool, old, outcome, &mut conditions).await?;
     state["selector"] = json!(name.selector_text());
     let known = [
         "Ready",
@@ -112,15 +84,52 @@ pub async fn reconcile_edge(pool: Arc<EdgePool>, context: Arc<Context>) -> Resul
         "CertificatesReady",
         "SourceAddressReliable",
     ];
-    write_status::<EdgePool>(
-        &context,
-        Controller::EdgePool,
-        &name,
-        pool.metadata.generation,
-        state,
-        conditions.finish(&known),
-    )
-    .await
+    let (who, conditions) = (Controller::EdgePool, conditions.finish(&known));
+    let action =
+        write_status::<EdgePool>(&context, who, &name, generation, state, conditions).await?;
+    refused.map_or(Ok(action), Err)
+}
+
+/// States the objects of an edge pool whose cluster is there; says in `state` and `conditions` what became of them.
+async fn make_edges(
+    context: &Context,
+    pool: &EdgePool,
+    name: &PoolName,
+    state: &mut Value,
+    conditions: &mut Conditions<'_>,
+) -> Result<(), Error> {
+    let (namespace, own) = (&name.namespace, &name.pool);
+    let owners = ssa::owner(pool);
+    let Some(home) = home(context, name, &owners, conditions).await? else {
+        return Ok(());
+    };
+    if !usable(resource::spec::edge_pool(&pool.spec).err(), conditions) {
+        return Ok(());
+    }
+    let objects = Objects {
+        controller: Controller::EdgePool,
+        owners,
+        replicas: pool.spec.replicas,
+        listeners: pool
+            .spec
+            .listeners
+            .iter()
+            .map(|listener| listener.container_port())
+            .collect(),
+        deployment: edge::build(pool, &home.cluster, name, &home.image, &home.queue),
+        resource: build::document("EdgePool", namespace, own, &json!(pool.spec)),
+    };
+    let deployment = objects.apply(context, name, &home.cluster.spec).await?;
+    scaled(&deployment, pool.spec.replicas, state, conditions);
+    let services: Api<Service> = Api::namespaced(context.client.clone(), namespace);
+    let hides =
+        pool.spec.source_address_is_reliable() || all_know_of_hidden_clients(context, name).await?;
+    let service = edge::service(pool, name, hides);
+    let service = ssa::apply(&services, Controller::EdgePool, &service).await?;
+    state["addresses"] = json!(edge::addresses(&service));
+    let listeners = certificates::judge(context, pool, namespace, conditions).await?;
+    state["listeners"] = json!(listeners);
+    Ok(())
 }
 
 /// No pod is left that would take a load balancer's address for a client's.
@@ -136,54 +145,56 @@ pub async fn reconcile_delivery(
     pool: Arc<DeliveryPool>,
     context: Arc<Context>,
 ) -> Result<Action, Error> {
-    let (namespace, own) = place(&*pool)?;
+    let (namespace, _) = place(&*pool)?;
     let name = delivery::name(&pool, namespace);
     let before = pool.status.clone().unwrap_or_default();
-    let mut conditions = Conditions::new(
-        &before.conditions,
-        pool.metadata.generation,
-        Timestamp::now(),
-    );
+    let (old, generation) = (&before.conditions, pool.metadata.generation);
+    let mut conditions = Conditions::new(old, generation, Timestamp::now());
     // What is not looked at now stays as it was: a field that is left out is taken away.
     let mut state = json!(before);
-    let fault = resource::spec::delivery_pool(&pool.spec).err();
-    if let Some(home) = home(&context, &name, &mut conditions).await?
-        && usable(fault, &mut conditions)
-    {
-        let edges = of_cluster(&context, namespace, |edge: &EdgePool| {
-            edge.spec.cluster_ref.name == name.cluster
-        });
-        let edges = edges.await?;
-        let objects = Objects {
-            controller: Controller::DeliveryPool,
-            role: Role::Delivery,
-            owners: ssa::owner(&*pool),
-            replicas: pool.spec.replicas,
-            listeners: Vec::new(),
-            deployment: delivery::build(
-                &pool,
-                &home.cluster,
-                &name,
-                &home.image,
-                &home.queue,
-                &edges,
-            ),
-            resource: build::document("DeliveryPool", namespace, own, &json!(pool.spec)),
-        };
-        let deployment = objects.apply(&context, &name, &home.cluster.spec).await?;
-        scaled(&deployment, pool.spec.replicas, &mut state, &mut conditions);
-    }
+    let outcome = make_deliveries(&context, &pool, &name, &mut state, &mut conditions).await;
+    let refused = refusal::tell(&context, &*pool, old, outcome, &mut conditions).await?;
     state["selector"] = json!(name.selector_text());
-    let known = ["Ready", "Accepted"];
-    write_status::<DeliveryPool>(
-        &context,
+    let (who, conditions) = (
         Controller::DeliveryPool,
-        &name,
-        pool.metadata.generation,
-        state,
-        conditions.finish(&known),
-    )
-    .await
+        conditions.finish(&["Ready", "Accepted"]),
+    );
+    let action =
+        write_status::<DeliveryPool>(&context, who, &name, generation, state, conditions).await?;
+    refused.map_or(Ok(action), Err)
+}
+
+/// States the objects of a delivery pool whose cluster is there; says in `state` and `conditions` what became of them.
+async fn make_deliveries(
+    context: &Context,
+    pool: &DeliveryPool,
+    name: &PoolName,
+    state: &mut Value,
+    conditions: &mut Conditions<'_>,
+) -> Result<(), Error> {
+    let (namespace, own) = (&name.namespace, &name.pool);
+    let owners = ssa::owner(pool);
+    let Some(home) = home(context, name, &owners, conditions).await? else {
+        return Ok(());
+    };
+    if !usable(resource::spec::delivery_pool(&pool.spec).err(), conditions) {
+        return Ok(());
+    }
+    let edges = of_cluster(context, namespace, |edge: &EdgePool| {
+        edge.spec.cluster_ref.name == name.cluster
+    });
+    let (edges, cluster) = (edges.await?, &home.cluster);
+    let objects = Objects {
+        controller: Controller::DeliveryPool,
+        owners,
+        replicas: pool.spec.replicas,
+        listeners: Vec::new(),
+        deployment: delivery::build(pool, cluster, name, &home.image, &home.queue, &edges),
+        resource: build::document("DeliveryPool", namespace, own, &json!(pool.spec)),
+    };
+    let deployment = objects.apply(context, name, &home.cluster.spec).await?;
+    scaled(&deployment, pool.spec.replicas, state, conditions);
+    Ok(())
 }
 
 /// What the API server takes and nodes cannot read: they would not start any more, so they hear nothing of it.
@@ -200,6 +211,7 @@ fn usable(faults: Option<Vec<Fault>>, conditions: &mut Conditions<'_>) -> bool {
 async fn home(
     context: &Context,
     name: &PoolName,
+    owners: &Value,
     conditions: &mut Conditions<'_>,
 ) -> Result<Option<Home>, Error> {
     let clusters: Api<RelayCluster> = Api::namespaced(context.client.clone(), &name.namespace);
@@ -229,11 +241,15 @@ async fn home(
         return Ok(None);
     };
     if cluster.spec.paused {
+        // They end all the same, and the nodes would be cut off from one another.
+        if let Some(ca) = pki::find_ca(&context.client, &name.namespace, &name.cluster).await? {
+            renew_leaf(context, name, owners, &ca, &cluster.spec).await?;
+        }
         conditions.set(
             "Accepted",
             false,
             Reason::Paused,
-            "the RelayCluster is paused: nothing is changed",
+            "the RelayCluster is paused: only certificates between nodes are renewed",
         );
         return Ok(None);
     }
@@ -248,7 +264,6 @@ async fn home(
 /// What both kinds of pool consist of.
 struct Objects {
     controller: Controller,
-    role: Role,
     owners: Value,
     replicas: i32,
     listeners: Vec<u16>,
@@ -268,15 +283,7 @@ impl Objects {
         let ca = pki::find_ca(client, &name.namespace, &name.cluster).await?;
         let ca = ca
             .ok_or_else(|| Error::NotYet(format!("the CA of {} is not there yet", name.cluster)))?;
-        let leaf = Leaf {
-            namespace: &name.namespace,
-            secret: names::leaf_secret(&name.object()),
-            labels: json!(name.labels()),
-            owners: self.owners.clone(),
-            role: self.role,
-            name: name.pool.clone(),
-        };
-        pki::ensure_leaf(client, self.controller, &ca, &cluster.internal_tls, leaf).await?;
+        renew_leaf(context, name, &self.owners, &ca, cluster).await?;
         let (owners, wanted) = (&self.owners, cluster.network_policy);
         network::apply(
             context,
@@ -298,6 +305,32 @@ impl Objects {
         let deployments: Api<Deployment> = Api::namespaced(client.clone(), &name.namespace);
         Ok(ssa::apply(&deployments, self.controller, &self.deployment).await?)
     }
+}
+
+/// The certificate of a pool's nodes, made anew in time.
+async fn renew_leaf(
+    context: &Context,
+    name: &PoolName,
+    owners: &Value,
+    ca: &Pair,
+    cluster: &RelayClusterSpec,
+) -> Result<(), Error> {
+    let (controller, role) = match name.component {
+        Component::Edge => (Controller::EdgePool, Role::Edge),
+        Component::Delivery => (Controller::DeliveryPool, Role::Delivery),
+        Component::Queue => (Controller::QueuePool, Role::Queue),
+    };
+    let leaf = Leaf {
+        namespace: &name.namespace,
+        secret: names::leaf_secret(&name.object()),
+        labels: json!(name.labels()),
+        owners: owners.clone(),
+        role,
+        name: name.pool.clone(),
+    };
+    let tls = &cluster.internal_tls;
+    pki::ensure_leaf(&context.client, controller, ca, tls, leaf).await?;
+    Ok(())
 }
 
 /// Deletes what may not be there.
@@ -339,7 +372,13 @@ fn scaled(
     let updated = status.updated_replicas.unwrap_or_default();
     let replicas = status.replicas.unwrap_or_default();
     let seen = status.observed_generation >= deployment.metadata.generation;
-    let text = format!("{ready} of {desired} pods are ready, {updated} are as declared");
+    let mut text = format!("{ready} of {desired} pods are ready, {updated} are as declared");
+    // The API server takes the Deployment and then none of its pods: a quota is full, or a policy forbids them.
+    let mut said = status.conditions.iter().flatten();
+    let failure = said.find(|one| one.type_ == "ReplicaFailure" && one.status == "True");
+    if let Some(why) = failure.and_then(|failure| failure.message.as_deref()) {
+        text = format!("{text}; no more can be made: {why}");
+    }
     match seen && ready >= desired && updated >= desired && replicas == desired {
         true => conditions.set("Ready", true, Reason::AsDeclared, text),
         false => conditions.set("Ready", false, Reason::PodsNotReady, text),

@@ -1,9 +1,12 @@
 //! The objects of pools as the API server would get them.
 
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::Deployment;
 use resource::{DeliveryPool, EdgePool, RelayCluster, RelayClusterSpec};
 use serde_json::{Value, json};
 
-use super::{build, delivery, edge};
+use super::{build, delivery, edge, scaled};
+use crate::conditions::{Conditions, find};
 use crate::names;
 
 fn edge_pool(spec: Value) -> EdgePool {
@@ -195,4 +198,23 @@ fn labels_of_people_do_not_replace_those_that_choose_the_pods() {
         (&labels[names::POOL], &labels["team"]),
         (&json!("front"), &json!("mail"))
     );
+}
+
+#[test]
+fn a_pool_says_why_no_pod_can_be_made_for_its_deployment() {
+    let full = "pods \"front-edge-1\" is forbidden: exceeded quota: mail";
+    let deployment: Deployment = serde_json::from_value(json!({
+        "metadata": {"generation": 1},
+        "status": {"observedGeneration": 1, "conditions": [
+            {"type": "Available", "status": "False", "message": "too few"},
+            {"type": "ReplicaFailure", "status": "True", "message": full},
+        ]},
+    }))
+    .expect("a Deployment");
+    let mut conditions = Conditions::new(&[], Some(1), Timestamp::UNIX_EPOCH);
+    scaled(&deployment, 2, &mut json!({}), &mut conditions);
+    let conditions = conditions.finish(&["Ready"]);
+    let ready = find(&conditions, "Ready").expect("it is said");
+    assert!(ready.message.starts_with("0 of 2 pods are ready"));
+    assert!(ready.message.ends_with(full), "{}", ready.message);
 }

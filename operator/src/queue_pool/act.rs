@@ -15,6 +15,7 @@ use serde_json::json;
 use super::build::{self, Parts};
 use super::observe::Seen;
 use super::plan::Step;
+use super::rehearse::rehearse;
 use crate::context::Context;
 use crate::error::Error;
 use crate::fail_point;
@@ -45,14 +46,12 @@ pub async fn act(
         Step::CreatePod { node } => {
             renew_leaf(context, parts, *node, ca).await?;
             let claim = seen.observed.claims.get(node);
-            let initial = claim.and_then(|claim| claim.initial.as_ref());
             // Before the pod: whoever dies in between leaves a mark too many, and all first claims are there by now.
             if claim.is_some_and(|claim| !claim.used) {
                 mark(parts, &claims, *node, names::USED).await?;
                 fail_point::after("claim-marked");
             }
-            let pod = build::pod(parts, *node, initial, is_member(seen, *node));
-            create(&pods, &pod, "pod-created").await
+            create(&pods, &pod_of(parts, seen, *node), "pod-created").await
         }
         Step::AddNode { node } => {
             let host = names::queue_host(pool, namespace, *node);
@@ -71,6 +70,9 @@ pub async fn act(
             asked(admin.set_replication_factor(factor).await, "copies-set")
         }
         Step::DeletePod { node } => {
+            if comes_again(seen, *node) {
+                rehearse(&pods, pod_of(parts, seen, *node), seen.pods.get(node)).await?;
+            }
             delete(&pods, &names::queue_pod(pool, *node)).await?;
             fail_point::after("pod-deleted");
             Ok(())
@@ -81,6 +83,20 @@ pub async fn act(
             Ok(())
         }
     }
+}
+
+/// The pod of a node, as it is declared now.
+fn pod_of(parts: &Parts<'_>, seen: &Seen, node: u64) -> serde_json::Value {
+    let claim = seen.observed.claims.get(&node);
+    let initial = claim.and_then(|claim| claim.initial.as_ref());
+    build::pod(parts, node, initial, is_member(seen, node))
+}
+
+/// A pod of this node is made anew when the present one has gone: the queue has the node, or does not say.
+fn comes_again(seen: &Seen, node: u64) -> bool {
+    let queue = seen.observed.queue.as_ref();
+    let known = queue.is_none_or(|queue| queue.members.contains_key(&node));
+    known && seen.observed.claims.contains_key(&node)
 }
 
 /// The queue's no is an answer; that it gave none is a failure.

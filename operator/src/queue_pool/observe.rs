@@ -6,9 +6,13 @@ use super::ask::{Answer, Node, Overview, Stage};
 use super::plan::{self, Claim, Member, Observed, Queue};
 use crate::error::Error;
 use crate::names::{self, PoolName};
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::api::{Api, ListParams, ObjectMeta};
 use kube::{Client, ResourceExt};
+
+/// A pod that was to be gone so long ago is not about to end: the kubelet that would end it is away.
+const OVERDUE: SignedDuration = SignedDuration::from_secs(60);
 
 /// Everything that was seen.
 pub struct Seen {
@@ -111,7 +115,20 @@ fn seen_pod(pod: &Pod) -> plan::Pod {
         runs: has_process(pod),
         ready: is_ready(pod),
         leaving: pod.metadata.deletion_timestamp.is_some(),
+        overdue: is_overdue(pod, Timestamp::now()),
     }
+}
+
+/// Its time to end, which the deletion timestamp has in it, passed long ago.
+fn is_overdue(pod: &Pod, now: Timestamp) -> bool {
+    let end = pod.metadata.deletion_timestamp.as_ref();
+    end.is_some_and(|end| now.duration_since(end.0) > OVERDUE)
+}
+
+/// Of these pods one may answer. That none is ready says nothing: none is while a single group has no leader, which is when people
+/// want to know what is wrong.
+pub fn may_answer(pods: &[Pod]) -> bool {
+    pods.iter().any(has_process)
 }
 
 /// One of its containers runs, as far as the kubelet said.
@@ -161,5 +178,43 @@ fn seen_queue(answer: &Answer, overview: Overview) -> Queue {
         settled: answer.groups == answer.in_step
             && overview.moves_left == 0
             && answer.nodes.values().all(speaks),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(state: &str) -> Pod {
+        let pod = json!({
+            "metadata": {"name": "main-queue-1", "deletionTimestamp": "2026-01-01T00:01:00Z"},
+            "status": {
+                "conditions": [{"type": "Ready", "status": "False"}],
+                "containerStatuses": [{
+                    "name": "postroad", "image": "i", "imageID": "i", "ready": false, "restartCount": 0,
+                    "state": {(state): {}},
+                }],
+            },
+        });
+        serde_json::from_value(pod).expect("a pod")
+    }
+
+    #[test]
+    fn a_queue_of_which_no_node_is_ready_is_asked_what_is_wrong() {
+        let (runs, waits) = (pod("running"), pod("waiting"));
+        assert!(!is_ready(&runs));
+        assert!(may_answer(&[waits.clone(), runs]));
+        assert!(!may_answer(&[waits]));
+    }
+
+    #[test]
+    fn a_pod_is_overdue_a_minute_after_it_should_have_ended() {
+        let at = |time: &str| -> Timestamp { time.parse().expect("a time") };
+        let leaves = pod("running");
+        assert!(!is_overdue(&leaves, at("2026-01-01T00:02:00Z")));
+        assert!(is_overdue(&leaves, at("2026-01-01T00:02:01Z")));
+        assert!(!is_overdue(&Pod::default(), at("2026-01-01T00:02:01Z")));
     }
 }

@@ -9,7 +9,8 @@
 //!   that is needed, and its refusal is final here: the spec is never rewritten.
 //! * The number of copies rises when the nodes for it are there, and falls before nodes go.
 //! * One change of membership at a time, and none while a group has no leader.
-//! * A lost node is replaced: another one is added first, then it is removed, under which the queue's own gate lies.
+//! * A lost node is replaced: another one is added first, then it is removed, under which the queue's own gate lies. Its pod may
+//!   never end: nobody is there to end it while its Kubernetes node is dead. What is left of it holds up nothing.
 //! * Pods are made anew one at a time, each after its leaderships were moved away and all copies are in step. A pod that
 //!   is not ready and out of date is made anew without that where nobody counts on it. That it is not ready does not say so:
 //!   none is while a group has no leader.
@@ -67,6 +68,8 @@ pub struct Pod {
     pub ready: bool,
     /// It is on its way out.
     pub leaving: bool,
+    /// It should have ended long ago, and perhaps never does: its Kubernetes node may be dead.
+    pub overdue: bool,
 }
 
 /// What the queue says of itself.
@@ -165,6 +168,7 @@ pub fn plan(desired: &Desired, seen: &Observed) -> Step {
             gone(seen, queue)
                 .or_else(|| membership(desired, seen, queue))
                 .or_else(|| roll(desired, seen, queue))
+                .or_else(|| ending(seen, queue))
                 .or_else(|| unsettled(queue))
         })
         .unwrap_or(Step::Done)
@@ -215,16 +219,18 @@ fn needless(desired: &Desired, seen: &Observed) -> Option<Step> {
     }
     let node = comer(seen, queue)?;
     Some(match seen.pods.get(&node) {
-        Some(pod) if pod.leaving => Step::Wait(format!("the pod of node {node} ends")),
+        Some(pod) if pod.leaving => Step::Wait(ends(node, pod)),
         Some(_) => Step::DeletePod { node },
         None => Step::Retire { node },
     })
 }
 
-/// A node that has a volume and of which the queue did not hear yet.
+/// A node that has a volume and of which the queue did not hear yet. Not one whose pod is overdue: another comes in its place.
 fn comer(seen: &Observed, queue: &Queue) -> Option<u64> {
     let waits = |(node, claim): &(&u64, &Claim)| {
-        !claim.retired && **node > queue.highest_node && !queue.members.contains_key(node)
+        let overdue = seen.pods.get(node).is_some_and(|pod| pod.overdue);
+        let known = **node <= queue.highest_node || queue.members.contains_key(node);
+        !claim.retired && !overdue && !known
     };
     seen.claims.iter().find(waits).map(|(node, _)| *node)
 }
@@ -235,9 +241,8 @@ fn missing_pod(seen: &Observed) -> Option<Step> {
     let bare = |node: &u64| !seen.pods.contains_key(node);
     let node = live.map(|(node, _)| *node).find(bare)?;
     // A node that the queue has forgotten gets no pod any more: its claim is retired below.
-    let forgotten =
-        |queue: &Queue| node <= queue.highest_node && !queue.members.contains_key(&node);
-    if seen.queue.as_ref().is_some_and(forgotten) {
+    let queue = seen.queue.as_ref();
+    if queue.is_some_and(|queue| is_forgotten(queue, node)) {
         return None;
     }
     Some(Step::CreatePod { node })
@@ -259,7 +264,7 @@ fn broken(desired: &Desired, seen: &Observed) -> impl Iterator<Item = u64> {
 
 /// Nothing gets worse when the pod of this node, which is not ready, goes: all others are well, or the queue does without it.
 /// Of a queue that does not answer one that has no process goes, and the next one only when the new one has a process:
-/// what is declared may be as bad as what was.
+/// what is declared may be as bad as what was. One that is overdue is waited for by nobody.
 fn is_spare(desired: &Desired, seen: &Observed, node: u64) -> bool {
     let sound = |other: &u64| {
         let pod = seen.pods.get(other);
@@ -268,7 +273,7 @@ fn is_spare(desired: &Desired, seen: &Observed, node: u64) -> bool {
     let Some(queue) = &seen.queue else {
         let mut others = seen.pods.keys().filter(|other| **other != node);
         let new = |pod: &Pod| pod.hash == desired.hash;
-        let at_rest = |pod: &Pod| !pod.leaving && (pod.runs || !new(pod));
+        let at_rest = |pod: &Pod| pod.overdue || !pod.leaving && (pod.runs || !new(pod));
         return others.all(sound) || !seen.pods[&node].runs && seen.pods.values().all(at_rest);
     };
     let heard = |member: &Member| !member.joining && member.silent_ms < UNHEARD_MS;
@@ -278,6 +283,11 @@ fn is_spare(desired: &Desired, seen: &Observed, node: u64) -> bool {
 
 /// Nothing is known of a queue that does not answer, and a pod that seems to be of no use may be one that it lacks.
 fn unanswered(desired: &Desired, seen: &Observed) -> Step {
+    let mut pods = seen.pods.iter();
+    if let Some((node, pod)) = pods.find(|(_, pod)| pod.overdue) {
+        let ends = ends(*node, pod);
+        return Step::Wait(format!("the queue does not answer, and {ends}"));
+    }
     let broken: Vec<String> = broken(desired, seen).map(|node| node.to_string()).collect();
     Step::Wait(match broken.is_empty() {
         true => "the queue does not answer yet".into(),
@@ -288,18 +298,41 @@ fn unanswered(desired: &Desired, seen: &Observed) -> Step {
     })
 }
 
-/// What is left of nodes that the queue has forgotten.
+/// It was in the queue, or was to be, and the queue does without it for good.
+fn is_forgotten(queue: &Queue, node: u64) -> bool {
+    node <= queue.highest_node && !queue.members.contains_key(&node)
+}
+
+/// What is left of nodes that the queue has forgotten. A pod that was told to go is not waited for, and its volume has time until
+/// it has ended: it may write there until then.
 fn gone(seen: &Observed, queue: &Queue) -> Option<Step> {
-    let forgotten = |node: &u64| *node <= queue.highest_node && !queue.members.contains_key(node);
-    if let Some((node, pod)) = seen.pods.iter().find(|(node, _)| forgotten(node)) {
-        return Some(match pod.leaving {
-            true => Step::Wait(format!("the pod of node {node} ends")),
-            false => Step::DeletePod { node: *node },
-        });
+    let mut pods = seen.pods.iter();
+    let left = pods.find(|(node, pod)| is_forgotten(queue, **node) && !pod.leaving);
+    if let Some((node, _)) = left {
+        return Some(Step::DeletePod { node: *node });
     }
-    let mut claims = seen.claims.iter();
-    let (node, _) = claims.find(|(node, claim)| !claim.retired && forgotten(node))?;
+    let is_left = |(node, claim): &(&u64, &Claim)| {
+        !claim.retired && is_forgotten(queue, **node) && !seen.pods.contains_key(node)
+    };
+    let (node, _) = seen.claims.iter().find(is_left)?;
     Some(Step::Retire { node: *node })
+}
+
+/// A pod that nobody needs, or nobody can have, has not ended yet.
+fn ending(seen: &Observed, queue: &Queue) -> Option<Step> {
+    let mut pods = seen.pods.iter();
+    let left = pods.find(|(node, pod)| pod.overdue || is_forgotten(queue, **node));
+    left.map(|(node, pod)| Step::Wait(ends(*node, pod)))
+}
+
+/// What is waited for when a pod is on its way out, and what to do when that is in vain.
+fn ends(node: u64, pod: &Pod) -> String {
+    match pod.overdue {
+        true => format!(
+            "the pod of node {node} does not end: if its Kubernetes node is dead, delete that Node object"
+        ),
+        false => format!("the pod of node {node} ends"),
+    }
 }
 
 /// Who comes and who goes.
@@ -367,7 +400,7 @@ fn membership(desired: &Desired, seen: &Observed, queue: &Queue) -> Option<Step>
 }
 
 /// Nodes that will not come back: their volume claim is gone, or they were silent for long and have no pod that is ready.
-fn lost(desired: &Desired, seen: &Observed, queue: &Queue) -> Vec<u64> {
+pub fn lost(desired: &Desired, seen: &Observed, queue: &Queue) -> Vec<u64> {
     let is_lost = |node: u64, member: &Member| {
         let ready = seen.pods.get(&node).is_some_and(|pod| pod.ready);
         let silent = desired
@@ -389,15 +422,21 @@ fn next_id(seen: &Observed, queue: &Queue) -> u64 {
     claimed.max(running).max(queue.highest_node) + 1
 }
 
-/// Pods that are not as declared, one at a time.
+/// Pods that are not as declared, one at a time. Those of nodes that the queue has forgotten, or never heard of before their pod was
+/// overdue, are nobody's concern.
 fn roll(desired: &Desired, seen: &Observed, queue: &Queue) -> Option<Step> {
+    let mut pods = seen.pods.iter();
+    let concern = |(node, pod): &(&u64, &Pod)| {
+        let comes = !pod.overdue && !is_forgotten(queue, **node);
+        comes || queue.members.contains_key(node)
+    };
     let old = |(_, pod): &(&u64, &Pod)| pod.hash != desired.hash;
-    let (node, pod) = seen.pods.iter().find(old)?;
+    let (node, pod) = pods.clone().filter(concern).find(old)?;
     if pod.leaving {
-        return Some(Step::Wait(format!("the pod of node {node} ends")));
+        return Some(Step::Wait(ends(*node, pod)));
     }
     let away = |(_, pod): &(&u64, &Pod)| !pod.ready || pod.leaving;
-    if let Some((other, _)) = seen.pods.iter().find(away) {
+    if let Some((other, _)) = pods.find(|pod| concern(pod) && away(pod)) {
         return Some(Step::Wait(format!("node {other} is not ready")));
     }
     if !queue.settled {

@@ -20,6 +20,9 @@ pub enum Trouble {
     Evicted(u64),
     /// A pod and its volume go away, when the queue would survive it.
     VolumeGone(u64),
+    /// The Kubernetes node of a pod dies, when the queue would survive it or does not know the pod's node: the pod is told to go,
+    /// and nobody is there to end it.
+    NeverEnds(u64),
     /// Somebody scales.
     Scale(usize),
     /// Somebody wants another number of copies.
@@ -47,6 +50,8 @@ pub struct Model {
     ids: BTreeSet<u64>,
     /// Turns since a pod was made, or told to go.
     age: BTreeMap<u64, u8>,
+    /// See [`Trouble::NeverEnds`]: nodes whose pods are like that, and say what they said last.
+    dead: BTreeSet<u64>,
     /// See [`Trouble::Leaderless`].
     leaderless: u8,
     control: bool,
@@ -72,6 +77,7 @@ impl Model {
             factor: 0,
             ids: BTreeSet::new(),
             age: BTreeMap::new(),
+            dead: BTreeSet::new(),
             leaderless: 0,
             control: false,
             no_room: 0,
@@ -80,7 +86,8 @@ impl Model {
 
     /// A member answers when its process runs and its disk is there.
     fn up(&self, node: u64) -> bool {
-        self.claims.contains_key(&node) && self.pods.get(&node).is_some_and(|pod| pod.runs)
+        let runs = self.pods.get(&node).is_some_and(|pod| pod.runs);
+        self.claims.contains_key(&node) && runs && !self.dead.contains(&node)
     }
 
     /// It does so and was not told to go.
@@ -126,8 +133,9 @@ impl Model {
             *age = age.saturating_add(1);
         }
         self.pods
-            .retain(|node, pod| !pod.leaving || self.age[node] < TURNS);
+            .retain(|node, pod| !pod.leaving || self.age[node] < TURNS || self.dead.contains(node));
         for (node, pod) in &mut self.pods {
+            pod.overdue = pod.leaving && self.age[node] >= TURNS;
             pod.runs |= pod.hash != BAD && self.age[node] >= TURNS && self.no_room == 0;
         }
         let first = self.claims.values().find_map(|claim| claim.initial.clone());
@@ -160,8 +168,8 @@ impl Model {
         }
         // As the program has it: a node is ready while it knows a leader of every group.
         let led = self.has_majority() && self.leaderless == 0;
-        for pod in self.pods.values_mut() {
-            pod.ready = pod.runs && led;
+        for (node, pod) in &mut self.pods {
+            pod.ready = pod.runs && led && !self.dead.contains(node);
         }
         self.leaderless = self.leaderless.saturating_sub(1);
         self.no_room = self.no_room.saturating_sub(1);
@@ -205,6 +213,7 @@ impl Model {
                     runs: false,
                     ready: false,
                     leaving: false,
+                    overdue: false,
                 };
                 self.age.insert(*node, 0);
                 assert!(
@@ -287,6 +296,7 @@ impl Model {
         match trouble {
             Trouble::PodGone(node) => {
                 self.pods.remove(node);
+                self.dead.remove(node);
             }
             Trouble::Evicted(node) => {
                 let sound = |pod: &Pod| pod.ready && !pod.leaving;
@@ -294,11 +304,17 @@ impl Model {
                     self.end(*node);
                 }
             }
+            Trouble::NeverEnds(node) => {
+                let unknown = self.begun && !self.members.contains_key(node);
+                if self.pods.contains_key(node) && (unknown || self.survives_a_loss()) {
+                    self.end(*node);
+                    self.dead.insert(*node);
+                }
+            }
             Trouble::VolumeGone(node) => {
-                // One disk at a time, as the promise says: not while another node is away.
-                let whole = self.members.keys().all(|member| self.stays(*member));
-                if self.begun && self.settled() && whole && self.members.len() > 2 {
+                if self.survives_a_loss() {
                     self.pods.remove(node);
+                    self.dead.remove(node);
                     self.claims.remove(node);
                     // A disk that the queue never heard of was nobody's: its id may be given to another.
                     if *node > self.highest {
@@ -323,12 +339,30 @@ impl Model {
         }
     }
 
+    /// One disk at a time, as the promise says: not while another node is away.
+    fn survives_a_loss(&self) -> bool {
+        let whole = self.members.keys().all(|member| self.stays(*member));
+        self.begun && self.settled() && whole && self.members.len() > 2
+    }
+
+    /// But for what is left of nodes whose pods never end.
     pub fn as_declared(&self) -> bool {
-        let live = self.claims.values().filter(|claim| !claim.retired).count();
+        let claims = self.claims.iter().filter(|(_, claim)| !claim.retired);
+        let live = claims.filter(|(node, _)| !self.dead.contains(node)).count();
+        let pods = self.pods.iter();
+        let pods = pods.filter(|(node, _)| !self.dead.contains(node));
         self.factor == self.desired.replication_factor
             && self.members.len() == self.desired.replicas
-            && self.pods.len() == self.desired.replicas
+            && pods.clone().count() == self.desired.replicas
             && live == self.desired.replicas
-            && self.pods.values().all(|pod| pod.hash == self.desired.hash)
+            && pods.clone().all(|(_, pod)| pod.hash == self.desired.hash)
+    }
+
+    /// Nothing is to be done any more, or all that is left is to wait for a pod that never ends.
+    pub fn at_rest(&self, step: &Step) -> bool {
+        match step {
+            Step::Wait(_) => !self.dead.is_empty(),
+            step => *step == Step::Done,
+        }
     }
 }

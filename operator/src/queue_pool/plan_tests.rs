@@ -1,6 +1,6 @@
 //! The planner against a model of Kubernetes and of the queue, with trouble: the operator dies between deciding and doing, pods
-//! are evicted, volumes are lost, people scale. Whatever happens, no id is given twice, nobody is removed who is needed, and
-//! when the trouble ends the pool becomes what is declared.
+//! are evicted or never end, volumes are lost, people scale. Whatever happens, no id is given twice, nobody is removed who is
+//! needed, and when the trouble ends the pool becomes what is declared.
 
 use proptest::prelude::*;
 
@@ -21,6 +21,7 @@ fn troubles() -> impl Strategy<Value = Vec<Trouble>> {
         2 => (1..9_u64).prop_map(Trouble::PodGone),
         1 => (1..9_u64).prop_map(Trouble::Evicted),
         1 => (1..9_u64).prop_map(Trouble::VolumeGone),
+        1 => (1..9_u64).prop_map(Trouble::NeverEnds),
         1 => (1..7_usize).prop_map(Trouble::Scale),
         1 => prop_oneof![Just(1_usize), Just(3), Just(5)].prop_map(Trouble::Copies),
         1 => (0..4_u8).prop_map(Trouble::Image),
@@ -53,7 +54,7 @@ proptest! {
         let mut last = Step::Done;
         for _ in 0..STEPS_MAX {
             last = plan(&model.desired, &model.observe(false));
-            if last == Step::Done && model.as_declared() {
+            if model.at_rest(&last) && model.as_declared() {
                 return Ok(());
             }
             model.act(&last);
@@ -63,21 +64,23 @@ proptest! {
     }
 }
 
+/// What is done until nothing happens any more.
+fn run(model: &mut Model) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for _ in 0..60 {
+        let step = plan(&model.desired, &model.observe(false));
+        model.act(&step);
+        model.live();
+        if !matches!(step, Step::Done | Step::Wait(_)) {
+            steps.push(step);
+        }
+    }
+    steps
+}
+
 #[test]
 fn a_lost_disk_is_replaced_under_a_new_id_before_the_lost_node_goes() {
     let mut model = Model::new(3, 3);
-    let run = |model: &mut Model| {
-        let mut steps = Vec::new();
-        for _ in 0..60 {
-            let step = plan(&model.desired, &model.observe(false));
-            model.act(&step);
-            model.live();
-            if !matches!(step, Step::Done | Step::Wait(_)) {
-                steps.push(step);
-            }
-        }
-        steps
-    };
     run(&mut model);
     model.trouble(&Trouble::VolumeGone(2));
     let steps = run(&mut model);
@@ -91,6 +94,60 @@ fn a_lost_disk_is_replaced_under_a_new_id_before_the_lost_node_goes() {
         Step::RemoveNode { node: 2 },
     ];
     assert_eq!(steps, expected);
+}
+
+/// The Kubernetes node of a queue node died, and nobody deletes it: the pod is on its way out for ever.
+#[test]
+fn a_pod_that_never_ends_holds_up_neither_nodes_nor_images() {
+    let mut model = Model::new(3, 3);
+    run(&mut model);
+    model.trouble(&Trouble::NeverEnds(2));
+    run(&mut model);
+    assert!(model.as_declared(), "replaced: {:?}", model.members);
+    model.trouble(&Trouble::Scale(4));
+    run(&mut model);
+    model.trouble(&Trouble::Image(1));
+    run(&mut model);
+    assert!(model.as_declared(), "it goes on: {:?}", model.members);
+    let seen = model.observe(false);
+    let why = plan(&model.desired, &seen);
+    assert_eq!(why, Step::Wait(ends(2, &seen.pods[&2])));
+    assert!(!seen.claims[&2].retired, "its pod may still write there");
+    model.trouble(&Trouble::PodGone(2));
+    assert_eq!(run(&mut model), [Step::Retire { node: 2 }]);
+}
+
+/// The new node's pod came to a Kubernetes node that died: another new one comes, and what is left of the first goes with its pod.
+#[test]
+fn a_new_node_whose_pod_never_ends_is_not_waited_for() {
+    let mut model = Model::new(3, 3);
+    run(&mut model);
+    model.trouble(&Trouble::NoRoom(3));
+    model.trouble(&Trouble::Scale(4));
+    while !model.observe(false).pods.contains_key(&4) {
+        let step = plan(&model.desired, &model.observe(false));
+        model.act(&step);
+    }
+    model.trouble(&Trouble::NeverEnds(4));
+    run(&mut model);
+    assert!(model.as_declared(), "5 came: {:?}", model.members);
+    model.trouble(&Trouble::Image(1));
+    run(&mut model);
+    assert!(model.as_declared(), "it goes on: {:?}", model.members);
+    model.trouble(&Trouble::PodGone(4));
+    assert_eq!(run(&mut model), [Step::Retire { node: 4 }]);
+}
+
+/// One Kubernetes node died, and the image of the two other nodes was no good: they are made anew all the same.
+#[test]
+fn a_pod_that_is_overdue_keeps_no_broken_one() {
+    let desired = Model::new(3, 3).desired;
+    let mut seen = outdated(false);
+    let dead = seen.pods.get_mut(&2).expect("there");
+    (dead.runs, dead.leaving) = (true, true);
+    assert!(matches!(plan(&desired, &seen), Step::Wait(_)));
+    seen.pods.get_mut(&2).expect("there").overdue = true;
+    assert_eq!(plan(&desired, &seen), Step::DeletePod { node: 1 });
 }
 
 #[test]
@@ -138,6 +195,7 @@ fn outdated(runs: bool) -> Observed {
         runs,
         ready: false,
         leaving: false,
+        overdue: false,
     };
     let claim = Claim {
         initial: Some(BTreeSet::from([1, 2, 3])),

@@ -144,6 +144,8 @@ fn an_upgrade_by_helm_keeps_how_many_nodes_there_are_and_helm_test_sends_a_messa
 
 /// The operator for one namespace, beside the one for all. Helm 3 brings it and takes it away; everywhere else it is Helm 4.
 const ALONE: &str = "alone";
+/// A little more than DURATION and RENEW_DEADLINE of `operator/src/lease.rs` together.
+const LEASE_RUNS_OUT: Duration = Duration::from_secs(26);
 
 #[test]
 #[ignore = "needs the cluster of tests/cluster/up"]
@@ -199,17 +201,26 @@ fn an_operator_of_one_namespace_has_rights_in_that_one_only_and_they_are_enough(
     });
 }
 
-/// Whoever leads there goes on with it, for longer than a Lease lasts that nobody renews.
+/// Whoever leads there goes on with it, for longer than a Lease lasts that nobody renews and a leader that cannot renew it; and
+/// none of its operators had to start again.
 fn leads_on(cluster: &Kubernetes) -> Result<()> {
     let lease = format!("lease/postroad-leader-{ALONE}");
     let read = |path: &str| cluster.field(ALONE, &lease, path);
     let (holder, renewed) = ("{.spec.holderIdentity}", "{.spec.renewTime}");
     let before = (read(holder)?, read(renewed)?);
-    std::thread::sleep(Duration::from_secs(20));
+    std::thread::sleep(LEASE_RUNS_OUT);
     let after = (read(holder)?, read(renewed)?);
     ensure!(
         !before.0.is_empty() && before.0 == after.0 && before.1 != after.1,
-        "{before:?}, 20 s later {after:?}"
+        "{before:?}, {LEASE_RUNS_OUT:?} later {after:?}"
+    );
+    let starts = "jsonpath={.items[*].status.containerStatuses[*].restartCount}";
+    let operators = "app.kubernetes.io/name=postroad-operator";
+    let starts = cluster.kubectl(&["-n", ALONE, "get", "pods", "-l", operators, "-o", starts])?;
+    let mut counts = starts.split_whitespace();
+    ensure!(
+        !starts.is_empty() && counts.all(|count| count == "0"),
+        "its operators started again so often: {starts}"
     );
     Ok(())
 }

@@ -209,7 +209,9 @@ pub enum MemberState {
     Ready,
     /// Its groups are moved away.
     Leaving,
-    /// Away for long, or its volume is gone.
+    /// Not heard of for some seconds: it may come back.
+    Silent,
+    /// Away for so long that another takes its place, or its volume is gone.
     Lost,
 }
 

@@ -39,7 +39,8 @@ pub struct RelayClusterSpec {
     /// Secrets that the image is pulled with.
     #[cfg_attr(feature = "kube", schemars(length(max = 8)))]
     pub image_pull_secrets: Vec<LocalRef>,
-    /// The operator only writes status.
+    /// The operator only writes status, and renews the certificates between nodes, which would end and cut them off from one
+    /// another. All else waits, a changed `deletionPolicy` too.
     pub paused: bool,
     /// What pods of every pool get beyond what they need.
     pub template: Template,
@@ -54,7 +55,8 @@ pub struct RelayClusterSpec {
     pub retry: RetrySpec,
     /// Whether the operator restricts who reaches which pod.
     pub network_policy: Switch,
-    /// What becomes of the CA, the sealing key and DKIM keys when the RelayCluster is deleted.
+    /// What becomes of the CA and the sealing key when the RelayCluster is deleted, and of made DKIM keys when their
+    /// RelayDomain is. It may be changed at any time and counts for those that are there too.
     pub deletion_policy: Retention,
 }
 
