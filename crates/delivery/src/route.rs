@@ -405,7 +405,9 @@ mod tests {
         };
         let many = Some(20);
         let nine = [1; 9].map(Some);
-        let table: &[(&[Option<u8>], bool, &[usize], bool)] = &[
+        /// Addresses of each host, whether the list was cut, how many of each are kept, and whether that is all.
+        type Case<'a> = (&'a [Option<u8>], bool, &'a [usize], bool);
+        let table: &[Case<'_>] = &[
             (&[many], false, &[8], true),
             (&[many, Some(1)], false, &[4, 1], true),
             (&[many, many, many], false, &[2, 2, 2], true),

@@ -106,7 +106,8 @@ impl Survey {
             let len = (to - at).min(BLOCK) as usize;
             let is_gap = match window.get(at, len) {
                 Ok(octets) => octets.is_none_or(|octets| octets.iter().any(|o| *o != 0)),
-                Err(error) => is_unreadable(&error) || return Err(error),
+                Err(error) if is_unreadable(&error) => true,
+                Err(error) => return Err(error),
             };
             if is_gap {
                 self.gaps.push(format!(
