@@ -10,6 +10,9 @@
 //! **Starvation bound:** in a consumer's ring a lane (a destination's mail of one class) with a ready item, an open window,
 //! its octets within [`OCTETS_SHARE`] and no Busy gets its turn within as many picks as the ring has lanes. Within a lane the
 //! most urgent goes first, but each [`AGE_EVERY`]th pick takes the oldest of the least urgent.
+//!
+//! **Lateness bound:** rows of a minute are in the order of their urgency. Where a full lane left some on disk, one that is due may
+//! lie behind a more urgent one that is due later, and is read with it: before the minute ends in which both are due.
 
 mod consumer;
 mod lane;

@@ -9,8 +9,6 @@ use crate::conditions::{Conditions, Reason};
 use crate::context::Context;
 use crate::error::Error;
 
-/// The API server takes no longer note of an event, in octets.
-const NOTE_OCTETS_MAX: usize = 1024;
 /// A longer message, a list of a hundred faults perhaps, helps nobody; the API server takes 32,768 characters of a condition.
 const TEXT_OCTETS_MAX: usize = 4096;
 /// How a message begins by which server-side apply refuses a field that it does not know or that has another type: with 500
@@ -53,8 +51,9 @@ impl Refusal {
         if before.iter().any(|old| old.message == self.text) {
             return;
         }
-        let note = cut(&self.text, NOTE_OCTETS_MAX).to_owned();
-        context.warn(object, &self.reason.text(), note).await;
+        context
+            .warn(object, &self.reason.text(), self.text.clone())
+            .await;
     }
 }
 
