@@ -30,6 +30,8 @@ pub enum Reason {
     CertificateMissing,
     /// Not all pods are ready.
     PodsNotReady,
+    /// A new image has not reached all nodes that get it before.
+    NotItsTurn,
     /// Nothing is to be done.
     Settled,
     /// Something is being done.

@@ -26,6 +26,8 @@ pub const RETIRED: &str = "postroad.dev/retired-node-id";
 pub const FORCE_FORGET: &str = "postroad.dev/force-forget";
 /// Annotation of a pod: what it was made from. A pod with another one is replaced.
 pub const TEMPLATE_HASH: &str = "postroad.dev/template-hash";
+/// Annotation of a pod: the image that was declared for it, whatever the cluster makes of it on the way.
+pub const IMAGE: &str = "postroad.dev/image";
 /// Annotation of a Secret with a certificate: when to make the next one (RFC 3339).
 pub const RENEW_AFTER: &str = "postroad.dev/renew-after";
 /// Annotation of a Secret with a certificate: digest of the CA that signed it.

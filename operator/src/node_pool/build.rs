@@ -179,6 +179,7 @@ pub fn pod(
         // The operator's own labels choose the pods: nobody replaces one.
         labels.entry(label).or_insert_with(|| json!(value));
     }
+    let image = container["image"].clone();
     let secrets = &cluster.spec.image_pull_secrets;
     let mut spec = json!({
         "automountServiceAccountToken": false,
@@ -200,9 +201,7 @@ pub fn pod(
         spec["imagePullSecrets"] = json!(names);
     }
     template::place(&mut spec, template, &name.selector());
-    let mut metadata = json!({"labels": labels});
-    if let Some(annotations) = &template.pod_annotations {
-        metadata["annotations"] = json!(annotations);
-    }
-    json!({"metadata": metadata, "spec": spec})
+    let mut annotations = json!(template.pod_annotations.clone().unwrap_or_default());
+    annotations[names::IMAGE] = image;
+    json!({"metadata": {"labels": labels, "annotations": annotations}, "spec": spec})
 }

@@ -28,6 +28,7 @@ use crate::network;
 use crate::pki::{self, Leaf};
 use crate::place;
 use crate::ssa::{self, Controller};
+use turn::Turn;
 
 pub mod build;
 mod certificates;
@@ -36,6 +37,7 @@ pub mod edge;
 pub mod refusal;
 #[cfg(test)]
 pub mod tests;
+mod turn;
 
 /// A pool that cannot go on waits for a change, and looks by itself this often.
 const LOOK_AGAIN: Duration = Duration::from_secs(300);
@@ -47,7 +49,7 @@ const SOON: Duration = Duration::from_secs(2);
 /// What a pool needs of its cluster.
 struct Home {
     cluster: RelayCluster,
-    image: String,
+    image: Turn,
     queue: String,
 }
 
@@ -116,11 +118,12 @@ async fn make_edges(
             .iter()
             .map(|listener| listener.container_port())
             .collect(),
-        deployment: edge::build(pool, &home.cluster, name, &home.image, &home.queue),
+        deployment: edge::build(pool, &home.cluster, name, &home.image.image, &home.queue),
         resource: build::document("EdgePool", namespace, own, &json!(pool.spec)),
     };
     let deployment = objects.apply(context, name, &home.cluster.spec).await?;
     scaled(&deployment, pool.spec.replicas, state, conditions);
+    held_back(home.image.waits, state, conditions);
     let services: Api<Service> = Api::namespaced(context.client.clone(), namespace);
     let hides =
         pool.spec.source_address_is_reliable() || all_know_of_hidden_clients(context, name).await?;
@@ -189,11 +192,12 @@ async fn make_deliveries(
         owners,
         replicas: pool.spec.replicas,
         listeners: Vec::new(),
-        deployment: delivery::build(pool, cluster, name, &home.image, &home.queue, &edges),
+        deployment: delivery::build(pool, cluster, name, &home.image.image, &home.queue, &edges),
         resource: build::document("DeliveryPool", namespace, own, &json!(pool.spec)),
     };
     let deployment = objects.apply(context, name, &home.cluster.spec).await?;
     scaled(&deployment, pool.spec.replicas, state, conditions);
+    held_back(home.image.waits, state, conditions);
     Ok(())
 }
 
@@ -254,8 +258,9 @@ async fn home(
         return Ok(None);
     }
     conditions.set("Accepted", true, Reason::AsDeclared, "the cluster is there");
+    let image = cluster::image(&cluster, &context.node_image);
     Ok(Some(Home {
-        image: cluster::image(&cluster, &context.node_image),
+        image: turn::turn(context, name, &image).await?,
         queue: names::queue_service(queue, &name.namespace),
         cluster,
     }))
@@ -388,6 +393,14 @@ fn scaled(
     state["updatedReplicas"] = json!(updated);
 }
 
+/// Nodes that keep an image although another is declared.
+fn held_back(waits: Option<String>, state: &mut Value, conditions: &mut Conditions<'_>) {
+    if let Some(text) = waits {
+        conditions.set("Ready", false, Reason::NotItsTurn, text);
+        state["updatedReplicas"] = json!(0);
+    }
+}
+
 async fn write_status<K>(
     context: &Context,
     controller: Controller,
@@ -410,6 +423,7 @@ where
     let pause = match () {
         () if said("Accepted", Reason::Invalid) => LOOK_AGAIN,
         () if !said("Accepted", Reason::AsDeclared) => SOON,
+        () if said("Ready", Reason::NotItsTurn) => SOON,
         () if said("CertificatesReady", Reason::CertificateMissing) => LOOK_FOR_SECRETS,
         () => LOOK_AGAIN,
     };

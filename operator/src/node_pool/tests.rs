@@ -200,6 +200,18 @@ fn labels_of_people_do_not_replace_those_that_choose_the_pods() {
     );
 }
 
+/// Pods whose turn in an upgrade comes later look for it there.
+#[test]
+fn the_declared_image_stands_on_every_pod_whatever_people_write_there() {
+    let template = json!({"podAnnotations": {(names::IMAGE): "other", "team": "mail"}});
+    let pool = edge_pool(json!({"template": template}));
+    let name = edge::name(&pool, "mail");
+    let deployment = edge::build(&pool, &cluster(), &name, "image:1", "q:7100");
+    let annotations = &deployment["spec"]["template"]["metadata"]["annotations"];
+    let wanted = json!({(names::IMAGE): "image:1", "team": "mail"});
+    assert_eq!(*annotations, wanted);
+}
+
 #[test]
 fn a_pool_says_why_no_pod_can_be_made_for_its_deployment() {
     let full = "pods \"front-edge-1\" is forbidden: exceeded quota: mail";

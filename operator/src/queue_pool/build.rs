@@ -187,9 +187,6 @@ pub fn pod(parts: &Parts<'_>, node: u64, initial: Option<&BTreeSet<u64>>, joined
     if joined {
         pod["metadata"]["labels"][names::MEMBER] = json!("joined");
     }
-    if pod["metadata"]["annotations"].is_null() {
-        pod["metadata"]["annotations"] = json!({});
-    }
     pod["metadata"]["annotations"][names::TEMPLATE_HASH] = json!(hash(parts));
     // Both, or the pod has no name in the DNS and the first election never ends.
     pod["spec"]["hostname"] = json!(pod_name);

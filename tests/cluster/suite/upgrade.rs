@@ -37,9 +37,29 @@ fn another_image_reaches_all_nodes_under_load_and_no_mail_is_lost() {
                 relay.scaled(pool, nodes)?;
             }
             eprintln!("{image} is everywhere after {:?}", start.elapsed());
+            came_in_order(&relay)?;
         }
         traffic.end(ELECTIONS)
     });
+}
+
+/// The queue's pods were made first, then those that deliver, then the edges.
+fn came_in_order(relay: &Relay<'_>) -> Result<()> {
+    let mut before = Vec::new();
+    for component in ["queue", "delivery", "edge"] {
+        let label = format!("app.kubernetes.io/component={component}");
+        let path = "jsonpath={.items[*].metadata.creationTimestamp}";
+        let made = relay.kubectl(&["get", "pods", "-l", &label, "-o", path])?;
+        // Of one length and in UTC, so the order of the texts is that of the times.
+        let made: Vec<String> = made.split_whitespace().map(Into::into).collect();
+        let (last, first) = (before.iter().max(), made.iter().min());
+        ensure!(
+            first.is_some() && last <= first,
+            "{component} at {made:?}, before it {before:?}"
+        );
+        before = made;
+    }
+    Ok(())
 }
 
 #[test]

@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use proto::v1;
 use queue::control::{
-    Cluster, ControlCommand, ControlEffect, ControlState, NodeRow, Placement, Rest, node_of,
-    peer_id,
+    Cluster, ControlCommand, ControlEffect, ControlState, NodeRow, Placement, node_of, peer_id,
 };
 use spool::event::GroupOrder;
 use spool::node::{GroupStatus, Input, Membership, Plan, Role};
@@ -24,10 +23,10 @@ use crate::sim::world::{STEP_MS, World};
 pub const GROUP: u32 = 1;
 /// Nodes in the whole run: an id is never used again.
 pub const NODES: u64 = 9;
-/// Copies.
-pub const FACTOR: u32 = 3;
-/// Most that take part at once.
-const AT_ONCE: usize = 6;
+/// Copies at first.
+const FACTOR: u32 = 3;
+/// As many as there may be.
+pub const FACTOR_MAX: u32 = 5;
 /// Steps between two looks of the control group's leader: 200 ms.
 const LOOK_STEPS: u64 = 12;
 /// Steps between two rounds in which it tells everybody: 500 ms.
@@ -53,13 +52,17 @@ pub struct Order {
 
 pub struct Churn {
     pub state: ControlState,
-    overseer: Overseer,
+    pub(super) overseer: Overseer,
     /// Of the control group.
-    term: u64,
+    pub(super) term: u64,
     /// What was said lately.
     said: Vec<Arc<v1::SteerRequest>>,
     /// Chance of all this, apart from that of everything else.
-    rng: Rng,
+    pub(super) rng: Rng,
+    /// Chance of another number of copies, apart from it, so that runs without one stay what they were.
+    pub(super) copies: Rng,
+    /// Fewest copies that were asked for since nothing was left to do.
+    pub(super) fewest: u32,
     /// Moves that were placed.
     pub moves: u64,
 }
@@ -86,6 +89,8 @@ impl Churn {
             term: 1,
             said: Vec::new(),
             rng: Rng::new(seed ^ 0x6368_7572_6E00_0000),
+            copies: Rng::new(seed ^ 0x636F_7069_6573_0000),
+            fewest: FACTOR,
             moves: 0,
         }
     }
@@ -102,6 +107,18 @@ impl Churn {
         &self.state.groups[&GROUP]
     }
 
+    /// Votes that the group may have at least.
+    pub fn fewest(&self) -> usize {
+        self.fewest as usize
+    }
+
+    /// How many copies there shall be.
+    pub(super) fn factor(&self) -> u32 {
+        self.state
+            .cluster
+            .map_or(FACTOR, |cluster| cluster.replication_factor)
+    }
+
     /// Nothing is left to do: by the plan, and by what the group's leader says.
     pub fn is_settled(&self) -> bool {
         let groups = self.state.groups.iter();
@@ -111,7 +128,7 @@ impl Churn {
     }
 }
 
-fn row(node: u64) -> NodeRow {
+pub(super) fn row(node: u64) -> NodeRow {
     NodeRow {
         incarnation: u128::from(node).to_be_bytes(),
         peer_address: format!("node-{node}:7101").into(),
@@ -144,90 +161,16 @@ impl World {
         self.origin + Duration::from_millis(self.now * STEP_MS)
     }
 
-    fn wall_of_all(&self) -> u64 {
+    pub(super) fn wall_of_all(&self) -> u64 {
         crate::sim::world::EPOCH_MS + self.now * STEP_MS
-    }
-
-    /// A person adds nodes, removes them, loses them.
-    fn change_nodes(&mut self, churn: &mut Churn, now: Instant) {
-        if churn.rng.one_in(500) {
-            churn.overseer = Overseer::new(now);
-            churn.term += 1;
-            self.note(|| format!("the control group has a leader of term {}", churn.term));
-        }
-        if !churn.rng.chance(self.faults.churn) {
-            return;
-        }
-        let state = &churn.state;
-        let staying: Vec<u64> = state
-            .nodes
-            .keys()
-            .copied()
-            .filter(|node| !state.leaving.contains(node))
-            .collect();
-        let of = churn.rng.below(staying.len() as u64) as usize;
-        match churn.rng.below(6) {
-            0..=2 if staying.len() < AT_ONCE && state.highest_node < NODES => {
-                let node = state.highest_node + 1;
-                self.note(|| format!("node {node} is added"));
-                let NodeRow {
-                    peer_address,
-                    client_address,
-                    zone,
-                    ..
-                } = row(node);
-                churn.state.apply(&ControlCommand::AddNode {
-                    node,
-                    peer_address,
-                    client_address,
-                    zone,
-                });
-                let row = row(node);
-                churn
-                    .state
-                    .apply(&ControlCommand::AnnounceNode { node, row });
-            }
-            3 => self.lose_node(churn, staying[of], now),
-            4 => {
-                let rest = Rest {
-                    process: self.replicas[staying[of] as usize - 1].process,
-                    until_ms: self.wall_of_all() + 3_000,
-                };
-                let node = staying[of];
-                churn.state.apply(&ControlCommand::Rest { node, rest });
-            }
-            _ => self.remove_node(churn, staying[of], now),
-        }
-    }
-
-    fn remove_node(&mut self, churn: &mut Churn, node: u64, now: Instant) {
-        // As the real door: not while a group has no leader.
-        if churn.overseer.leader_of(GROUP, now).is_none() {
-            return;
-        }
-        let effects = churn.state.apply(&ControlCommand::RemoveNode { node });
-        self.note(|| format!("node {node} is to be removed: {effects:?}"));
-    }
-
-    /// A disk is lost for good, and the node is removed. One copy at a time: of two lost ones nobody could promise
-    /// anything.
-    fn lose_node(&mut self, churn: &mut Churn, node: u64, now: Instant) {
-        let k = node as usize - 1;
-        let lost = |node: &u64| self.replicas[*node as usize - 1].dead;
-        if churn.state.nodes.keys().any(lost) || churn.state.may_leave(node).is_err() {
-            return;
-        }
-        self.remove_node(churn, node, now);
-        if churn.state.leaving.contains(&node) {
-            self.note(|| format!("the disk of node {node} is lost"));
-            self.kill(k, u64::MAX, true, false);
-            self.replicas[k].dead = true;
-        }
     }
 
     /// The leader looks, and what it decides is committed.
     fn look(&mut self, churn: &mut Churn, now: Instant) {
         churn.overseer.look(&churn.state, now);
+        if churn.is_settled() {
+            churn.fewest = churn.factor();
+        }
         let wall_ms = self.wall_of_all();
         let moves = churn.overseer.moves(&churn.state, &|_| false, now, wall_ms);
         for (_, command) in moves {
@@ -332,7 +275,7 @@ impl World {
         self.trace
             .fold_all(&[own, order.placement.version, order.settled.into()]);
         match what {
-            Some(Deed::Create(peer)) => self.create(k, peer, order.placement.version)?,
+            Some(Deed::Create(peer)) => self.create(k, peer, &order)?,
             Some(Deed::Destroy(peer)) => self.destroy(k, peer)?,
             None => {}
         }
@@ -345,18 +288,21 @@ impl World {
         self.input(k, Input::Plan(plan))
     }
 
-    fn create(&mut self, k: usize, peer: u64, version: u64) -> Result<(), String> {
+    fn create(&mut self, k: usize, peer: u64, order: &GroupOrder) -> Result<(), String> {
         self.note(|| format!("node {} is given replica {peer}", k + 1));
         let replica = &mut self.replicas[k];
         replica.peer = peer;
         replica.hosted = Some(Hosted {
             peer,
-            made_at: version,
+            made_at: order.placement.version,
             leaving: false,
         });
         replica.disk.host(log_group(GROUP, peer));
         replica.flushed = Flushed {
-            members: Churn::first(),
+            members: Membership {
+                voters: order.first.clone(),
+                ..Membership::default()
+            },
             ..Flushed::default()
         };
         self.start(k)

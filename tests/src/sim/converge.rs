@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::sim::churn::{Churn, FACTOR, slot_of};
+use crate::sim::churn::{Churn, FACTOR_MAX, slot_of};
 use crate::sim::world::World;
 
 /// Calm steps in which every node that was added holds what it shall, and every one that was removed is gone.
@@ -16,7 +16,7 @@ impl World {
             return Ok(());
         }
         // Each voter may have to go, and its successor be sent the whole log.
-        let logs = u64::from(FACTOR) * self.model.committed();
+        let logs = u64::from(FACTOR_MAX) * self.model.committed();
         self.until(
             CONVERGE_STEPS + self.entry_steps(logs),
             "the group does not come to where it shall be",

@@ -119,7 +119,8 @@ impl World {
     pub fn ask(&mut self, from: Actor, k: usize, ask: Ask) {
         let Some(group) = self.replicas[k].group.as_ref() else {
             if self.replicas[k].hosted.is_none() {
-                self.redirect(from, &ask, None);
+                let leader = self.told_leader();
+                self.redirect(from, &ask, leader);
             }
             return;
         };
@@ -184,6 +185,14 @@ impl World {
                 self.ask_settle(from, k, item, token, session, verdict);
             }
         }
+    }
+
+    /// The leader of whom a node without a replica knows: nodes tell one another what they lead. While things go wrong it knows
+    /// of none, which is the harder case; afterwards of the one that leads.
+    fn told_leader(&self) -> Option<usize> {
+        let term = |&k: &usize| Some(self.replicas[k].group.as_ref()?.status().term);
+        let leaders = (0..self.replicas.len()).filter(|&k| self.calm && self.leading(k));
+        leaders.max_by_key(term)
     }
 
     fn redirect(&mut self, from: Actor, ask: &Ask, leader: Option<usize>) {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use spool::node::Membership;
 
-use crate::sim::churn::{Churn, FACTOR, slot_of};
+use crate::sim::churn::{Churn, slot_of};
 use crate::sim::world::World;
 
 /// Entries that a learner may lack when its promotion is applied: what counts as caught up, and what was proposed in the
@@ -22,9 +22,9 @@ impl World {
         let replica = &mut self.replicas[k];
         replica.conf.insert(index, members.clone());
         replica.now = Some(members.clone());
-        if self.churn.is_none() {
+        let Some(fewest) = self.churn.as_ref().map(Churn::fewest) else {
             return Ok(());
-        }
+        };
         let before = self.model.latest_voters();
         if !self.model.members(index, members)? {
             return Ok(());
@@ -32,7 +32,7 @@ impl World {
         self.trace.fold(index);
         self.trace.fold_all(&members.voters);
         self.note(|| format!("the members are {members:?} with entry {index}"));
-        if members.voters.len() < FACTOR as usize {
+        if members.voters.len() < fewest {
             return Err(format!("fewer voters than copies: {members:?}"));
         }
         for peer in members.voters.iter().filter(|peer| !before.contains(peer)) {

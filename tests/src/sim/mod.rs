@@ -18,6 +18,7 @@ mod members;
 mod message;
 mod model;
 mod net;
+mod person;
 mod planted;
 mod profile;
 mod real_log;

@@ -355,6 +355,7 @@ impl Shared {
             limit,
             used,
             free_segments,
+            reserved: (super::spare::RESERVED as u64 + 1) * self.capacity,
             full: free_segments <= super::spare::RESERVED as u64 || free < reserve,
             percent: (used.saturating_mul(100) / limit.max(1)).min(100) as u8,
         }

@@ -182,6 +182,9 @@ pub struct DiskUse {
     pub used: u64,
     /// Spare segments and those that could still be made.
     pub free_segments: u64,
+    /// Free bytes that mail cannot have: the segments that are reserved for what frees space, and what is lost at the end
+    /// of the last one.
+    pub reserved: u64,
     /// True when no new mail must be taken: fewer than three free segments, or less free space than the reserve.
     pub full: bool,
     /// `used` of `limit`, percent, 0 to 100.

@@ -46,7 +46,10 @@ struct Outgoing {
 /// A snapshot that is received, staged or being installed.
 struct Incoming {
     id: u64,
+    /// That are staged.
     octets: u64,
+    /// Octets of the disk that it takes in all, staged and in the log.
+    needed: u64,
 }
 
 struct Inner {

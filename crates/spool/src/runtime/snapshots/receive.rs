@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tonic::Streaming;
 
 use super::{INCOMING_MAX, Incoming, Snapshots};
+use crate::log::DiskUse;
 use crate::node::{Made, SnapshotInput};
 use crate::snapshot::{Checker, Places, Staged};
 
@@ -80,17 +81,8 @@ impl Snapshots {
     }
 
     fn place(&self, group: u32, made: &Made) -> Result<Place, String> {
-        let disk = self.0.health.disk();
-        let free = disk.limit.saturating_sub(disk.used);
         // Staged, and then in the log.
         let needed = made.body_bytes.saturating_mul(2) + SPARE_BYTES;
-        if disk.limit > 0 && free < needed {
-            return Err(format!(
-                "no room for its snapshot: {} MiB are needed, {} MiB free; make room on this node's disk",
-                needed >> 20,
-                free >> 20
-            ));
-        }
         let mut incoming = self.incoming();
         if let Some(other) = incoming.get(&group) {
             return Err(format!(
@@ -101,8 +93,14 @@ impl Snapshots {
         if incoming.len() >= INCOMING_MAX {
             return Err(format!("{INCOMING_MAX} other snapshots come in already"));
         }
+        let others = incoming
+            .values()
+            .map(|it| it.needed.saturating_sub(it.octets))
+            .sum();
+        has_room(&self.0.health.disk(), needed, others)?;
         let id = made.id;
-        incoming.insert(group, Incoming { id, octets: 0 });
+        let octets = 0;
+        incoming.insert(group, Incoming { id, octets, needed });
         Ok(Place {
             hub: self.clone(),
             group,
@@ -156,6 +154,27 @@ impl Snapshots {
     }
 }
 
+/// Whether a snapshot of `needed` octets can be staged and installed beside others, which will take `others` more.
+fn has_room(disk: &DiskUse, needed: u64, others: u64) -> Result<(), String> {
+    // Nothing was measured yet.
+    if disk.limit == 0 {
+        return Ok(());
+    }
+    let needed = needed.saturating_add(disk.reserved).saturating_add(others);
+    let free = disk.limit.saturating_sub(disk.used);
+    if free >= needed {
+        return Ok(());
+    }
+    Err(format!(
+        "no room for its snapshot: {} MiB are needed ({} MiB of them for what frees space, {} MiB for other snapshots), \
+         {} MiB free; make room on this node's disk",
+        needed >> 20,
+        disk.reserved >> 20,
+        others >> 20,
+        free >> 20
+    ))
+}
+
 /// The group, the message for Raft, and what it says of the snapshot.
 fn announced(frame: v1::PeerFrame) -> Result<(u32, Message, Made), String> {
     let from = frame.from_node;
@@ -175,4 +194,37 @@ fn announced(frame: v1::PeerFrame) -> Result<(u32, Message, Made), String> {
     let made = crate::wire::snapshot::from_raft(message.get_snapshot());
     let made = made.map_err(|e| format!("group {group}: {e}"))?;
     Ok((group, message, made))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DiskUse, has_room};
+
+    const MIB: u64 = 1 << 20;
+
+    /// Without the reserve, a snapshot was staged whole, found no segment when it was installed, and the node closed and opened again
+    /// to try the same.
+    #[test]
+    fn room_for_a_snapshot_is_beside_the_reserved_segments_and_other_snapshots() {
+        let disk = DiskUse {
+            limit: 2048 * MIB,
+            used: 1024 * MIB,
+            reserved: 256 * MIB,
+            ..DiskUse::default()
+        };
+        assert_eq!(has_room(&disk, 768 * MIB, 0), Ok(()));
+        let refused = has_room(&disk, 769 * MIB, 0).unwrap_err();
+        assert!(
+            refused.starts_with("no room for its snapshot: 1025 MiB are needed (256 MiB"),
+            "{refused}"
+        );
+        assert_eq!(has_room(&disk, 468 * MIB, 300 * MIB), Ok(()));
+        assert!(has_room(&disk, 468 * MIB, 301 * MIB).is_err());
+        assert!(has_room(&disk, u64::MAX, u64::MAX).is_err());
+    }
+
+    #[test]
+    fn a_disk_that_was_not_measured_yet_refuses_nothing() {
+        assert_eq!(has_room(&DiskUse::default(), u64::MAX, 0), Ok(()));
+    }
 }
