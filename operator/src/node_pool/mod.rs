@@ -232,10 +232,7 @@ async fn home(
         pool.spec.cluster_ref.name == name.cluster
     })
     .await?;
-    let Some(queue) = queues
-        .first()
-        .and_then(|pool| pool.metadata.name.as_deref())
-    else {
+    let Some(queue) = queues.first() else {
         let text = format!(
             "the RelayCluster {} has no QueuePool: apply one",
             name.cluster
@@ -260,8 +257,8 @@ async fn home(
     conditions.set("Accepted", true, Reason::AsDeclared, "the cluster is there");
     let image = cluster::image(&cluster, &context.node_image);
     Ok(Some(Home {
-        image: turn::turn(context, name, &image).await?,
-        queue: names::queue_service(queue, &name.namespace),
+        image: turn::turn(context, name, queue, &image).await?,
+        queue: names::queue_service(&queue.name_any(), &name.namespace),
         cluster,
     }))
 }

@@ -5,7 +5,9 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
+use resource::{DeliveryPool, QueuePool};
 
+use crate::cluster::of_cluster;
 use crate::context::Context;
 use crate::error::Error;
 use crate::names::{self, Component, PoolName};
@@ -29,25 +31,40 @@ fn ahead_of(component: Component) -> &'static [Component] {
     }
 }
 
-/// The image that the nodes of an edge or delivery pool get now, where `wanted` is declared for the cluster.
-pub async fn turn(context: &Context, name: &PoolName, wanted: &str) -> Result<Turn, Error> {
+/// The image that the nodes of an edge or delivery pool get now, where `wanted` is declared for the cluster, which has this queue.
+pub async fn turn(
+    context: &Context,
+    name: &PoolName,
+    queue: &QueuePool,
+    wanted: &str,
+) -> Result<Turn, Error> {
     let deployments: Api<Deployment> = Api::namespaced(context.client.clone(), &name.namespace);
     let own = ListParams::default().labels(&name.selector_text());
     let own = deployments.list(&own).await?.items;
     let running = own.first().and_then(image_of);
-    let mut ahead = Vec::new();
-    if running.is_some_and(|running| running != wanted) {
-        let pods: Api<Pod> = Api::namespaced(context.client.clone(), &name.namespace);
-        for component in ahead_of(name.component).iter().copied() {
-            let others = PoolName {
-                component,
-                ..name.clone()
-            };
-            let selected = ListParams::default().labels(&others.of_cluster());
-            ahead.extend(pods.list(&selected).await?.items);
-        }
+    if running.is_none_or(|running| running == wanted) {
+        return Ok(decide(wanted, running, 0, &[]));
     }
-    Ok(decide(wanted, running, &ahead))
+    let mut declared = queue.spec.replicas;
+    if ahead_of(name.component).contains(&Component::Delivery) {
+        let pools = of_cluster(context, &name.namespace, |pool: &DeliveryPool| {
+            pool.spec.cluster_ref.name == name.cluster
+        });
+        let pools = pools.await?;
+        declared += pools.iter().map(|pool| pool.spec.replicas).sum::<i32>();
+    }
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &name.namespace);
+    let mut ahead = Vec::new();
+    for component in ahead_of(name.component).iter().copied() {
+        let others = PoolName {
+            component,
+            ..name.clone()
+        };
+        let selected = ListParams::default().labels(&others.of_cluster());
+        ahead.extend(pods.list(&selected).await?.items);
+    }
+    let declared = usize::try_from(declared).unwrap_or_default();
+    Ok(decide(wanted, running, declared, &ahead))
 }
 
 /// What the operator declared for the pods of a Deployment. Not the container's image: clusters rewrite it to that of a mirror.
@@ -57,11 +74,13 @@ fn image_of(deployment: &Deployment) -> Option<&str> {
     Some(image)
 }
 
-/// `running`: what the pool's pods are made with, if it has any. `ahead`: the pods of those whose turn is before.
-fn decide(wanted: &str, running: Option<&str>, ahead: &[Pod]) -> Turn {
+/// `running`: what the pool's pods are made with, if it has any. `ahead`: the pods of those whose turn is before; `declared`: how many
+/// they should be, since one that is made anew is not there for a moment.
+fn decide(wanted: &str, running: Option<&str>, declared: usize, ahead: &[Pod]) -> Turn {
     let old = running.filter(|running| *running != wanted);
-    let ahead = || ahead.iter().filter(|pod| !is_over(pod));
-    let missing = ahead().filter(|pod| !has(pod, wanted)).count();
+    let ahead = ahead.iter().filter(|pod| !is_over(pod));
+    let (having, lacking): (Vec<&Pod>, Vec<&Pod>) = ahead.partition(|pod| has(pod, wanted));
+    let missing = declared.saturating_sub(having.len()).max(lacking.len());
     match old.filter(|_| missing > 0) {
         None => Turn {
             image: wanted.to_owned(),
@@ -70,8 +89,7 @@ fn decide(wanted: &str, running: Option<&str>, ahead: &[Pod]) -> Turn {
         Some(old) => Turn {
             image: old.to_owned(),
             waits: Some(format!(
-                "the nodes keep {old} until those that get {wanted} before them are ready with it: {missing} of {} are not",
-                ahead().count()
+                "the nodes keep {old} until those that get {wanted} before them are ready with it: {missing} of {declared} are not"
             )),
         },
     }
@@ -110,7 +128,7 @@ mod tests {
     }
 
     fn waits(running: Option<&str>, ahead: &[Pod]) -> bool {
-        let turn = decide("new", running, ahead);
+        let turn = decide("new", running, 2, ahead);
         assert_eq!(turn.image, if turn.waits.is_some() { "old" } else { "new" });
         turn.waits.is_some()
     }
@@ -135,18 +153,43 @@ mod tests {
             &[new(), pod("new", false, none.clone())]
         ));
         assert!(!waits(Some("old"), &[new(), new()]));
-        let text = decide("new", Some("old"), &[new(), pod("old", true, none.clone())]).waits;
+        let text = decide(
+            "new",
+            Some("old"),
+            2,
+            &[new(), pod("old", true, none.clone())],
+        )
+        .waits;
         let text = text.expect("it waits");
         assert!(text.ends_with("1 of 2 are not"), "{text}");
     }
 
-    /// Nor is a first image, and one that runs already.
+    /// The last queue pod was deleted and not made yet, and all others had it: delivery nodes went on before it came.
     #[test]
-    fn what_is_gone_or_ended_is_not_waited_for() {
+    fn one_that_is_being_made_anew_is_waited_for() {
+        let new = || pod("new", true, json!({}));
+        let goes = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}});
+        assert!(waits(Some("old"), &[new()]));
+        assert!(waits(Some("old"), &[new(), pod("old", true, goes)]));
+    }
+
+    #[test]
+    fn what_ended_and_what_is_more_than_declared_is_not_counted() {
+        let new = || pod("new", true, json!({}));
         let goes = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}});
         let failed = json!({"status": {"phase": "Failed"}});
         let over = [pod("old", true, goes), pod("old", false, failed)];
-        assert!(!waits(Some("old"), &over));
+        assert!(!waits(Some("old"), &[[new(), new()], over].concat()));
+        assert!(!waits(Some("old"), &[new(), new(), new()]));
+        // One that is to go, and did not yet.
+        assert!(waits(
+            Some("old"),
+            &[new(), new(), pod("old", true, json!({}))]
+        ));
+    }
+
+    #[test]
+    fn a_first_image_and_one_that_runs_already_wait_for_nobody() {
         let old = [pod("old", true, json!({}))];
         assert!(!waits(None, &old));
         assert!(!waits(Some("new"), &old));
